@@ -1,0 +1,1 @@
+//! Everything that needs the whole program, root, or another tool. Run by `scripts/test`.

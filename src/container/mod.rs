@@ -1,0 +1,1 @@
+//! One container: runtime specification, monitor process, process handle, stdio.

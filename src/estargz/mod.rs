@@ -1,0 +1,1 @@
+//! The eStargz format: footer, table of contents, index, verification, writer. Computes only.

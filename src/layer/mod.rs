@@ -1,0 +1,1 @@
+//! One layer of an image made ready: lazy or unpacked, and why.

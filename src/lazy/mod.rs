@@ -1,0 +1,1 @@
+//! The engine of a lazy layer: tree, content cache, single flight, prefetch, background fill.

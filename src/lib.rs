@@ -1,0 +1,61 @@
+//! `supervisor` turns a host with a kernel and a disk into a machine that runs containers.
+//!
+//! It pulls OCI images itself, mounts eStargz layers lazily through FUSE below overlayfs, starts containers
+//! through libcontainer, and keeps them as a `services.yaml` file describes them.
+//!
+//! # Processes
+//!
+//! One binary, four roles; each can be killed and is replaced while containers go on:
+//!
+//! * **control** decides and drives ([`supervise`], [`api`]): one per run directory.
+//! * **keeper** mounts FUSE once for the host and holds its descriptor ([`fuse`]).
+//! * **worker** serves every lazy layer of the host, confined ([`fuse`], [`lazy`]).
+//! * **monitor**, one per container: overlay, libcontainer, stdio to log, exit record ([`container`]).
+//!
+//! # Modules, in reading order
+//!
+//! Data flows down this list and a module imports only from above itself; `integration/tidy.rs` checks it.
+//! [`image`], [`estargz`], [`spec`] and [`reconcile`] compute and do nothing else: no file, socket, clock,
+//! random number, environment or runtime.
+//!
+//! # Glossary
+//!
+//! * *layer*: a tar of file-system changes; *lazy* when it is mounted before its content is here, *full* when
+//!   it is unpacked into a directory.
+//! * *blob*: bytes in a registry or store, named by their digest; *descriptor*: digest, size and media type of one.
+//! * *chunk*: the unit in which the content of an eStargz file is compressed, fetched and verified.
+//! * *TOC*: the table of contents of an eStargz layer; *index*: our mapped form of it.
+//! * *whiteout*: an entry that hides a name of the layers below; *opaque*: a directory that hides all of them.
+//! * *slot*: the place of a layer in the FUSE connection, high half of its inode numbers; never reused.
+//! * *project*: one services file; *service*: one entry of it; *container*: one running instance of a service.
+//! * *pass*: one round of observe, plan, execute; *action*: one step of a plan.
+
+pub mod sys;
+pub mod telemetry;
+
+pub mod estargz;
+pub mod image;
+pub mod reconcile;
+pub mod spec;
+
+pub mod logs;
+pub mod network;
+pub mod registry;
+pub mod store;
+
+pub mod lazy;
+pub mod unpack;
+
+pub mod container;
+pub mod fuse;
+
+pub mod layer;
+pub mod rootfs;
+pub mod tooling;
+
+pub mod api;
+pub mod cli;
+pub mod supervise;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

@@ -1,0 +1,3 @@
+//! Role dispatch, parsing, logging, exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The planner: observed and desired in, ordered actions out. Computes only.

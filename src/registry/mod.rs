@@ -1,0 +1,1 @@
+//! Where images come from: OCI distribution registries and image layout folders.

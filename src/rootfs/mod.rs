@@ -1,0 +1,1 @@
+//! Which layers, in which order, with which writable part: a mount plan.

@@ -1,0 +1,1 @@
+//! `services.yaml`: raw mirror, validation, and the `Desired` model. Computes only.

@@ -1,0 +1,1 @@
+//! The shell around the planner: driver loop, host seam, execution, journal, events.

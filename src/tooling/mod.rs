@@ -1,0 +1,1 @@
+//! Making images: pack, convert, optimize, push.

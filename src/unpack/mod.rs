@@ -1,0 +1,1 @@
+//! A full layer: from a verified stream to a directory.
