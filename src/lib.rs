@@ -57,5 +57,9 @@ pub mod api;
 pub mod cli;
 pub mod supervise;
 
+mod role;
+
+pub use role::{ROLE_ARGUMENT, run_if_role};
+
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -99,7 +99,7 @@ impl FromStr for Digest {
         match text.split_once(':') {
             Some(("sha256", hex)) => Self::from_hex(hex)
                 .map_err(|_| DigestError::Malformed(text.chars().take(80).collect())),
-            Some((algorithm, _)) if matches!(algorithm, "sha512" | "sha384" | "blake3") => {
+            Some(("sha512" | "sha384" | "blake3", _)) => {
                 Err(DigestError::Algorithm(text.chars().take(160).collect()))
             }
             _ => Err(DigestError::Malformed(text.chars().take(80).collect())),

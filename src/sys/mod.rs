@@ -2,3 +2,16 @@
 //!
 //! Nothing here knows a word of the domain. Functions are named for the intent, return `io::Result`, and keep
 //! descriptors rather than paths. Whatever rustix offers safely needs no wrapper here unless it carries a rule of ours.
+#![expect(
+    unsafe_code,
+    reason = "this module is where the unsafe code lives, each block with its SAFETY"
+)]
+
+pub mod cgroup;
+mod mapped;
+pub mod mount;
+pub mod process;
+pub mod signal;
+pub mod socket;
+
+pub use mapped::{MappedFile, MappedMut};

@@ -1,1 +1,7 @@
-//! Logging set-up, the metric table, and the printer of error chains.
+//! Logging set-up and the printer of error chains.
+
+mod chain;
+mod logging;
+
+pub use chain::Chain;
+pub use logging::{LogFormat, LogOptions, LogOptionsError, init_logging};

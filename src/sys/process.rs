@@ -1,0 +1,423 @@
+//! Processes: the sealed executable, starting roles from it, identities that survive pid reuse, forked children.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+use serde::{Deserialize, Serialize};
+
+/// Variables that belong to the process that systemd started, not to its children.
+const SERVICE_MANAGER_VARIABLES: [&str; 7] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "MAINPID",
+];
+
+/// Where descriptors wait in a starting role before they get their numbers; above any number that a role asks for.
+const PARKING: RawFd = 200;
+
+/// A sealed copy of this program in memory. All roles run from one: they share its pages, and replacing or deleting
+/// the file on disk, or a container that writes through `/proc/self/exe`, changes nothing for them.
+#[derive(Debug)]
+pub struct SealedExe(OwnedFd);
+
+impl SealedExe {
+    /// A sealed copy of the running program, or the one that it already runs from.
+    ///
+    /// # Errors
+    /// When the executable cannot be read or there is no memory for the copy.
+    pub fn of_current() -> io::Result<Self> {
+        let mut running = File::open("/proc/self/exe")?;
+        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        if rustix::fs::fcntl_get_seals(&running).is_ok_and(|present| present.contains(seals)) {
+            return Ok(Self(running.into()));
+        }
+        let memory = rustix::fs::memfd_create(
+            "supervisor",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )?;
+        let mut copy = File::from(memory);
+        io::copy(&mut running, &mut copy)?;
+        rustix::fs::fcntl_add_seals(&copy, seals)?;
+        // Reopened read-only: a file that is open for writing cannot be executed (ETXTBSY).
+        let readable = File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?;
+        Ok(Self(readable.into()))
+    }
+
+    /// The descriptor, to hand to another role.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// How a role is started.
+#[derive(Debug)]
+pub struct RoleCommand {
+    /// Arguments after the program's name; the first names the role.
+    pub args: Vec<OsString>,
+    /// Descriptors and the numbers (3 to 99) that they get in the role.
+    pub descriptors: Vec<(OwnedFd, RawFd)>,
+    /// Standard input; `/dev/null` without it.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output; `/dev/null` without it.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error; `/dev/null` without it.
+    pub stderr: Option<OwnedFd>,
+}
+
+impl RoleCommand {
+    /// A role without descriptors whose standard streams are `/dev/null`.
+    #[must_use]
+    pub fn new<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Self {
+        Self {
+            args: args.into_iter().map(Into::into).collect(),
+            descriptors: Vec::new(),
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        }
+    }
+
+    /// Gives `descriptor` the number `number` in the role.
+    #[must_use]
+    pub fn descriptor(mut self, descriptor: OwnedFd, number: RawFd) -> Self {
+        assert!((3..100).contains(&number), "descriptor number {number} is not between 3 and 99");
+        self.descriptors.push((descriptor, number));
+        self
+    }
+
+    /// Sends both output streams to `log`.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be duplicated.
+    pub fn log_to(mut self, log: &File) -> io::Result<Self> {
+        self.stdout = Some(log.try_clone()?.into());
+        self.stderr = Some(log.try_clone()?.into());
+        Ok(self)
+    }
+
+    /// Starts the role: own session, working directory `/`, no variables of a service manager, no blocked signals.
+    ///
+    /// # Errors
+    /// Those of fork and exec.
+    pub fn spawn(self, exe: &SealedExe) -> io::Result<RoleChild> {
+        let program = rustix::io::fcntl_dupfd_cloexec(&exe.0, PARKING)?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.arg0("supervisor").args(&self.args).current_dir("/");
+        for name in SERVICE_MANAGER_VARIABLES {
+            command.env_remove(name);
+        }
+        let stream = |descriptor: Option<OwnedFd>| descriptor.map_or_else(Stdio::null, Stdio::from);
+        command.stdin(stream(self.stdin)).stdout(stream(self.stdout)).stderr(stream(self.stderr));
+        let mut parked = Vec::with_capacity(self.descriptors.len());
+        for (descriptor, number) in &self.descriptors {
+            parked.push((rustix::io::fcntl_dupfd_cloexec(descriptor, PARKING)?, *number));
+        }
+        let moves: Vec<(RawFd, RawFd)> =
+            parked.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
+        let prepare = move || {
+            super::signal::unblock_all();
+            // SAFETY: setsid has no memory effects; it fails only for a group leader, which a new process is not.
+            unsafe { libc::setsid() };
+            for &(from, to) in &moves {
+                // SAFETY: `from` is parked above all targets, so no move overwrites another's source; dup2 clears
+                // close-on-exec on the target.
+                if unsafe { libc::dup2(from, to) } < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: the closure calls only async-signal-safe functions and allocates nothing, as code between fork
+        // and exec of a threaded process must.
+        unsafe { command.pre_exec(prepare) };
+        let child = command.spawn()?;
+        let pid = i32::try_from(child.id()).expect("a pid fits its kernel type");
+        // The child is not reaped before we say so, so the pid is still its own.
+        let pidfd = open_pidfd(pid)?;
+        Ok(RoleChild { pid, pidfd })
+    }
+}
+
+/// A role that this process started and has not reaped.
+#[derive(Debug)]
+pub struct RoleChild {
+    /// Its process id.
+    pub pid: i32,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Signaled(i32),
+}
+
+impl Ended {
+    /// The code that a shell would show: the exit code, or 128 plus the signal.
+    #[must_use]
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128 + signal,
+        }
+    }
+}
+
+impl RoleChild {
+    /// Reaps the child if it has ended.
+    ///
+    /// # Errors
+    /// Those of waitid(2); `ECHILD` when it was reaped already.
+    pub fn try_wait(&self) -> io::Result<Option<Ended>> {
+        wait_pidfd(self.pidfd.as_fd(), WaitIdOptions::NOHANG)
+    }
+
+    /// Waits until the child has ended, and reaps it.
+    ///
+    /// # Errors
+    /// Those of waitid(2).
+    pub fn wait(&self) -> io::Result<Ended> {
+        loop {
+            if let Some(ended) = wait_pidfd(self.pidfd.as_fd(), WaitIdOptions::empty())? {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Sends a signal; a child that has ended already is no error.
+    ///
+    /// # Errors
+    /// Those of pidfd_send_signal(2).
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        send_signal(self.pidfd.as_fd(), signal)
+    }
+}
+
+fn wait_pidfd(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> io::Result<Option<Ended>> {
+    let status = loop {
+        match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | options) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    Ok(status.map(|status| match status.exit_status() {
+        Some(code) => Ended::Exited(code),
+        None => Ended::Signaled(status.terminating_signal().unwrap_or(libc::SIGKILL)),
+    }))
+}
+
+/// Reaps any one child that has ended, also inherited ones: for subreapers that own all children of their process.
+///
+/// # Errors
+/// Those of waitpid(2); `ECHILD` is `None`.
+pub fn reap_any() -> io::Result<Option<(i32, Ended)>> {
+    loop {
+        match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) => {
+                let ended = match status.exit_status() {
+                    Some(code) => Ended::Exited(code),
+                    None => Ended::Signaled(status.terminating_signal().unwrap_or(libc::SIGKILL)),
+                };
+                return Ok(Some((pid.as_raw_nonzero().get(), ended)));
+            }
+            Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(None),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A descriptor that stays with one process, however its pid is used later.
+///
+/// # Errors
+/// `ESRCH` when there is no such process; those of pidfd_open(2).
+pub fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Sends `signal`, also a real-time one, to the process behind `pidfd`; one that has ended is no error.
+///
+/// # Errors
+/// `EINVAL` for a signal that does not exist; those of pidfd_send_signal(2).
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: plain system call on a descriptor that is borrowed for its duration; no siginfo is passed. rustix takes
+    // no real-time signals here, and images stop on SIGRTMIN+3.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Whether the process behind `pidfd` has ended.
+#[must_use]
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(1..))
+}
+
+/// The id of this boot: pids and start times mean nothing across boots.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// A process, told apart from any later one that gets its pid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessIdentity {
+    /// Process id in the initial pid namespace of this host.
+    pub pid: i32,
+    /// Clock ticks between boot and its start (field 22 of `/proc/PID/stat`).
+    pub start_time: u64,
+    /// See [`boot_id`].
+    pub boot_id: String,
+}
+
+impl ProcessIdentity {
+    /// The identity of the process that has `pid` now.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        Ok(Self { pid, start_time: start_time(pid)?, boot_id: boot_id()? })
+    }
+
+    /// The identity of this process.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn current() -> io::Result<Self> {
+        Self::of(i32::try_from(std::process::id()).expect("a pid fits its kernel type"))
+    }
+
+    /// A pidfd of the process if it still exists.
+    #[must_use]
+    pub fn open(&self) -> Option<OwnedFd> {
+        if boot_id().ok()? != self.boot_id {
+            return None;
+        }
+        let pidfd = open_pidfd(self.pid).ok()?;
+        // Compared after opening: the pid cannot change hands behind an open pidfd. A zombie is not alive.
+        (start_time(self.pid).ok()? == self.start_time && !has_ended(pidfd.as_fd()))
+            .then_some(pidfd)
+    }
+}
+
+fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the program's name in parentheses and may hold anything, parentheses too.
+    stat.rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19)?.parse().ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// A child of a single-threaded process, running a function of this program.
+#[derive(Debug)]
+pub struct Forked {
+    /// Its process id.
+    pub pid: i32,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+}
+
+/// Forks and runs `body` in the child, whose exit code is what it returns (101 when it panics). Destructors of the
+/// parent's values do not run in the child.
+///
+/// # Errors
+/// `Unsupported` when this process has more than one thread, because the child of a threaded process may find any
+/// lock taken for ever; those of fork(2).
+pub fn fork_child(body: impl FnOnce() -> u8) -> io::Result<Forked> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "only a single-threaded process may fork",
+        ));
+    }
+    // SAFETY: the process has one thread, so the child sees no lock in the middle of a change.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
+            // SAFETY: ends the child without running the parent's exit handlers, which is what is wanted.
+            unsafe { libc::_exit(i32::from(code)) }
+        }
+        pid => Ok(Forked { pid, pidfd: open_pidfd(pid)? }),
+    }
+}
+
+/// Takes ownership of a descriptor that the parent passed by number.
+///
+/// # Errors
+/// `EBADF` when the parent passed none.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD only asks whether the number is open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is open, and by the contract of our role commands nobody else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_finds_its_process_and_no_other() {
+        let identity = ProcessIdentity::current().unwrap();
+        assert!(identity.open().is_some());
+        assert!(
+            ProcessIdentity { start_time: identity.start_time + 1, ..identity.clone() }
+                .open()
+                .is_none()
+        );
+        assert!(ProcessIdentity { boot_id: "another".to_owned(), ..identity }.open().is_none());
+    }
+
+    #[test]
+    fn a_threaded_process_may_not_fork() {
+        // The test runner has threads.
+        let error = fork_child(|| 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_sealed_copy_cannot_be_written() {
+        let exe = SealedExe::of_current().unwrap();
+        assert!(rustix::fs::fcntl_get_seals(&exe.0).unwrap().contains(SealFlags::WRITE));
+        assert!(rustix::fs::fstat(&exe.0).unwrap().st_size > 0);
+    }
+}
