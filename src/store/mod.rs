@@ -1,1 +1,225 @@
-//! What is kept in the state directory: blobs, layers, file contents, durable records.
+//! What is kept in the state directory: blobs, layers, images, container folders, durable records.
+//!
+//! ```text
+//! <state>/
+//!   lock                    held by the control process that owns the directory
+//!   blobs/sha256/<hex>      manifests, indexes and configurations
+//!   layers/<hex>/           index, source, fs/ (unpacked), of one layer
+//!   files/                  verified file contents; laid out by the lazy engine
+//!   images/<key>            record: what a reference stood for when it was pulled
+//!   containers/<id>/        writable layer and bundle of a container
+//! ```
+//!
+//! A file is whole or not there: it is written beside its place, synced and renamed. What a crash leaves half
+//! done has a temporary name and a lock that died with its writer; [`Store::open`] removes it. Blobs are verified
+//! when they are read. This module parses no format of an image and never talks to a registry.
+
+mod blob;
+mod container;
+mod durable;
+mod image;
+mod layer;
+pub mod record;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+
+pub use image::ImageRecord;
+pub use layer::{LayerDir, LayerSource, Staging};
+pub use record::{Loaded, Record, RecordError};
+
+/// Folders of the state directory that the store makes. What is in them can be a setuid program of an image or
+/// a secret of a container, so they are closed to other users even if the state directory itself is not.
+const FOLDERS: [&str; 6] = ["blobs", "blobs/sha256", "layers", "files", "images", "containers"];
+
+/// The state directory. Cheap to clone; all clones share the lock.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: Arc<Path>,
+    /// Held as long as one clone lives; `None` in roles that share the store.
+    _lock: Option<Arc<OwnedFd>>,
+}
+
+/// An operation of the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another control process owns the state directory.
+    #[error("the state directory `{}` is in use by another supervisor (process {holder})", path.display())]
+    Locked {
+        /// The state directory.
+        path: PathBuf,
+        /// Its process id as it wrote it into the lock file, or `unknown`.
+        holder: String,
+    },
+    /// The file system refused.
+    #[error("could not {action} `{}`", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A container id that cannot be the name of a folder.
+    #[error("`{0}` is not the id of a container")]
+    InvalidId(String),
+    /// A record of the store could not be read or written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+impl StoreError {
+    /// Whether the cause is a full disk or an exhausted quota, which passes when space returns.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        let source = match self {
+            Self::Io { source, .. } => source,
+            Self::Record(error) => error.io(),
+            Self::Locked { .. } | Self::InvalidId(_) => return false,
+        };
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
+/// Adds to an I/O error what was being done to which path.
+fn failed<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> StoreError + use<'a> {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+impl Store {
+    /// Opens the state directory for its one owner, makes what is missing in it, and removes what a crash left.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] while another process owns it; otherwise when the file system refuses.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        make_folder(state_dir, Existing::AsItIs)?;
+        let lock = lock(state_dir)?;
+        for folder in FOLDERS {
+            make_folder(&state_dir.join(folder), Existing::Close)?;
+        }
+        let store = Self { root: state_dir.into(), _lock: Some(Arc::new(lock)) };
+        store.sweep();
+        Ok(store)
+    }
+
+    /// Opens the state directory without owning it: for roles that read and add layers for the owner, and for
+    /// commands that only look.
+    ///
+    /// # Errors
+    /// When there is no such directory.
+    pub fn open_shared(state_dir: &Path) -> Result<Self, StoreError> {
+        std::fs::metadata(state_dir.join("layers"))
+            .map_err(failed("open the state directory", state_dir))?;
+        Ok(Self { root: state_dir.into(), _lock: None })
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of verified file contents; its layout is the lazy engine's.
+    #[must_use]
+    pub fn files_dir(&self) -> PathBuf {
+        self.root.join("files")
+    }
+
+    /// Removes what a crash left: temporary files, abandoned staging directories, layers that were unpacked
+    /// before a power cut and had not reached the disk. Whatever cannot be removed waits for the next time.
+    fn sweep(&self) {
+        durable::sweep(&self.root);
+        durable::sweep(&self.root.join("blobs/sha256"));
+        durable::sweep(&self.root.join("images"));
+        self.sweep_layers();
+        self.sweep_containers();
+    }
+}
+
+/// The names in `folder` that are text, which all of ours are; a folder that is not there has none.
+fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed("list", folder)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(failed("list", folder))?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// What becomes of a folder that is already there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// Its permissions are its owner's choice.
+    AsItIs,
+    /// It is closed to other users.
+    Close,
+}
+
+fn make_folder(path: &Path, existing: Existing) -> Result<(), StoreError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(failed("create the folder", path))?;
+    if existing == Existing::Close {
+        let mode = std::fs::metadata(path).map_err(failed("look at", path))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+                .map_err(failed("close to other users", path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the lock of the state directory; it goes with the last copy of the descriptor, also after a kill.
+fn lock(state_dir: &Path) -> Result<OwnedFd, StoreError> {
+    use std::io::{Seek as _, Write as _};
+    let path = state_dir.join("lock");
+    // Not truncated when opened: the content names the holder as long as it is another process.
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed("open the lock", &path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let holder = std::fs::read_to_string(&path).unwrap_or_default();
+            let holder = match holder.trim() {
+                "" => "unknown".to_owned(),
+                text => text.chars().filter(char::is_ascii_digit).take(20).collect(),
+            };
+            return Err(StoreError::Locked { path: state_dir.to_owned(), holder });
+        }
+        Err(errno) => return Err(failed("lock", &path)(errno.into())),
+    }
+    // Only for the message of whoever comes second; a full disk is no reason to give up.
+    let _ = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file.into())
+}
