@@ -74,7 +74,8 @@ impl Platform {
     }
 
     /// How well an image for `offered` serves this platform: `None` if it cannot run here, and the higher the
-    /// better otherwise. A lower variant of the same architecture runs on a higher one, never the reverse.
+    /// better otherwise. A lower variant of the same architecture runs on a higher one, never the reverse; but an
+    /// `amd64` without variant does not say what the processor can do, so there a higher one is the last resort.
     #[must_use]
     pub fn rank(&self, offered: &Self) -> Option<u32> {
         if self.os != offered.os || self.architecture != offered.architecture {
@@ -89,8 +90,11 @@ impl Platform {
             ("amd64" | "arm64" | "arm", Some(variant)) => variant.strip_prefix('v')?.parse().ok(),
             _ => None,
         };
-        let (wanted, offered): (u32, u32) = (level(self)?, level(offered)?);
-        (offered <= wanted).then_some(offered)
+        let (own, other): (u32, u32) = (level(self)?, level(offered)?);
+        if own < other && self.architecture == "amd64" && self.variant.is_none() {
+            return Some(0);
+        }
+        (other <= own).then_some(other)
     }
 }
 
@@ -168,7 +172,8 @@ mod tests {
         assert_eq!(rank("linux/arm/v7", "linux/arm/v7"), Some(u32::MAX));
         assert!(rank("linux/arm/v7", "linux/arm/v6") > rank("linux/arm/v7", "linux/arm/v5"));
         assert_eq!(rank("linux/arm/v6", "linux/arm/v7"), None);
-        assert_eq!(rank("linux/amd64", "linux/amd64/v3"), None);
+        assert_eq!(rank("linux/amd64", "linux/amd64/v3"), Some(0));
+        assert_eq!(rank("linux/amd64/v2", "linux/amd64/v3"), None);
         assert!(rank("linux/amd64/v3", "linux/amd64").is_some());
         assert_eq!(rank("linux/arm64", "linux/arm64/v9"), None);
         assert_eq!(rank("linux/arm64", "linux/arm/v7"), None);

@@ -1,1 +1,128 @@
 //! Where images come from: OCI distribution registries and image layout folders.
+//!
+//! [`Client::resolve`] turns a reference into a verified manifest and configuration; [`Client::blob`] gives access
+//! to a blob's bytes, in parts or as a stream. Failures are [`FetchError`]s that say what, from where, and what to
+//! do. Retries here are short; whether to wait for a registry that is down is the caller's decision. Nothing is
+//! stored: that is `store`, `lazy` and `unpack`.
+
+mod auth;
+mod blob;
+mod credentials;
+mod error;
+mod exchange;
+mod layout;
+mod resolve;
+mod retry;
+mod transport;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use blob::{Blob, BlobSource, BlobStream};
+pub use error::{FetchError, FetchErrorKind};
+pub use resolve::Resolved;
+pub use retry::RetryPolicy;
+
+use crate::image::{Digest, ImageRef, Platform};
+use exchange::Shared;
+
+/// Settings of a [`Client`]. Serializable, because the worker gets them from control.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientOptions {
+    /// Docker's `config.json` with credentials; read anew whenever they are needed. May be missing.
+    pub docker_config: Option<PathBuf>,
+    /// Hosts (with port) that are spoken to in plain HTTP, besides those of this machine.
+    pub plain_http: Vec<String>,
+    /// Proxies on the way to registries.
+    pub proxy: ProxySettings,
+    /// Retries inside one call.
+    pub retry: RetryPolicy,
+    /// A transfer in which no byte arrives for so long has failed.
+    pub stall_timeout: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            docker_config: None,
+            plain_http: Vec::new(),
+            proxy: ProxySettings::default(),
+            retry: RetryPolicy::default(),
+            stall_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Proxies, as in the usual environment variables. Loopback hosts are always reached directly.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProxySettings {
+    /// For https registries: `http://host:port`, or `socks5h://…`.
+    pub https: Option<String>,
+    /// For plain registries.
+    pub http: Option<String>,
+    /// Hosts that are reached directly, separated by commas; as `NO_PROXY`.
+    pub except: Option<String>,
+}
+
+impl fmt::Debug for ProxySettings {
+    /// Without the addresses, which may hold passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxySettings")
+            .field("https", &self.https.is_some())
+            .field("http", &self.http.is_some())
+            .field("except", &self.except)
+            .finish()
+    }
+}
+
+/// Why no client could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The TLS library refuses its own defaults.
+    #[error("could not set up TLS")]
+    Tls(#[source] rustls::Error),
+    /// A proxy's address is wrong.
+    #[error("a proxy's address is not valid")]
+    Proxy(#[source] reqwest::Error),
+    /// The HTTP library refuses the settings.
+    #[error("could not set up the HTTP client")]
+    Http(#[source] reqwest::Error),
+}
+
+/// Access to registries and layouts. Clones are cheap and share connections and tokens.
+#[derive(Debug, Clone)]
+pub struct Client(Arc<Shared>);
+
+impl Client {
+    /// A client that has not connected to anything.
+    ///
+    /// # Errors
+    /// When the settings are not valid.
+    pub fn new(options: ClientOptions) -> Result<Self, ClientError> {
+        Shared::new(options).map(|shared| Self(Arc::new(shared)))
+    }
+
+    /// Finds the image for `platform` and reads its manifest and configuration, all verified.
+    ///
+    /// # Errors
+    /// When any part cannot be fetched, is not what its digest says, or is no image for this platform.
+    pub async fn resolve(
+        &self,
+        image: &ImageRef,
+        platform: &Platform,
+    ) -> Result<Resolved, FetchError> {
+        Box::pin(resolve::resolve(&self.0, image, platform)).await
+    }
+
+    /// The blob `digest` of `size` bytes; nothing is asked of the source until it is read.
+    #[must_use]
+    pub fn blob(&self, source: &BlobSource, digest: Digest, size: u64) -> Blob {
+        Blob::new(&self.0, source, digest, size)
+    }
+}

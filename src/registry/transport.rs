@@ -1,0 +1,204 @@
+//! HTTP connections: TLS, proxies, time limits, and what a failed exchange means. Knows nothing of registries.
+
+use std::error::Error;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::FetchErrorKind;
+use super::{ClientError, ClientOptions, ProxySettings};
+
+/// DNS, TCP and TLS together. A registry that needs longer is taken for unreachable.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle connections to one host: as many as blobs are read in parallel, with some room.
+const IDLE_PER_HOST: usize = 16;
+/// Shorter than the idle limits of the usual load balancers (60 s), so that we seldom meet a closed connection.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// The connections of one client.
+#[derive(Debug, Clone)]
+pub(super) struct Transport {
+    /// Manifests and tokens: HTTP/2 where it is offered.
+    pub(super) api: reqwest::Client,
+    /// Blobs: HTTP/1.1, because parallel ranges over HTTP/2 share one TCP connection and its window.
+    pub(super) blob: reqwest::Client,
+    /// Loopback hosts: as `blob`, and never through a proxy.
+    pub(super) loopback: reqwest::Client,
+}
+
+impl Transport {
+    pub(super) fn new(options: &ClientOptions) -> Result<Self, ClientError> {
+        let tls = tls_config()?;
+        let build = |alpn: &[&[u8]], proxied: bool| {
+            let mut tls = tls.clone();
+            tls.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+            let mut builder = reqwest::Client::builder()
+                .user_agent(concat!("supervisor/", env!("CARGO_PKG_VERSION")))
+                .tls_backend_preconfigured(tls)
+                // Followed by hand: they are remembered, and credentials must not travel with them.
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .referer(false)
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(options.stall_timeout)
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .tcp_keepalive(Duration::from_secs(30))
+                // Also turns off reqwest's own look at the environment, which is not ours to read here.
+                .no_proxy();
+            if alpn.len() == 1 {
+                builder = builder.http1_only();
+            }
+            if proxied {
+                for proxy in proxies(&options.proxy)? {
+                    builder = builder.proxy(proxy);
+                }
+            }
+            builder.build().map_err(ClientError::Http)
+        };
+        Ok(Self {
+            api: build(&[b"h2", b"http/1.1"], true)?,
+            blob: build(&[b"http/1.1"], true)?,
+            loopback: build(&[b"http/1.1"], false)?,
+        })
+    }
+}
+
+fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
+    let mut roots = rustls::RootCertStore::empty();
+    // A host without certificate store is normal for an edge host; reqwest's default refuses to start there.
+    let native = rustls_native_certs::load_native_certs();
+    let (added, ignored) = roots.add_parsable_certificates(native.certs);
+    if added == 0 {
+        tracing::debug!(ignored, "the host has no certificate store, using the built-in one");
+        roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
+    }
+    // The provider is passed, never installed for the process: a library must not decide that for its user.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(ClientError::Tls)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+fn proxies(settings: &ProxySettings) -> Result<Vec<reqwest::Proxy>, ClientError> {
+    let except = settings.except.as_deref().and_then(reqwest::NoProxy::from_string);
+    let proxy = |made: reqwest::Result<reqwest::Proxy>| {
+        made.map(|proxy| proxy.no_proxy(except.clone())).map_err(ClientError::Proxy)
+    };
+    let mut proxies = Vec::new();
+    if let Some(url) = &settings.https {
+        proxies.push(proxy(reqwest::Proxy::https(url))?);
+    }
+    if let Some(url) = &settings.http {
+        proxies.push(proxy(reqwest::Proxy::http(url))?);
+    }
+    Ok(proxies)
+}
+
+/// Whether `host` (with or without port) is this machine itself.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What a failed exchange means, and one line on it.
+pub(super) fn classify(error: &reqwest::Error) -> (FetchErrorKind, String) {
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    let mut io_kind = None;
+    while let Some(error) = cause {
+        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+            return tls_failure(tls);
+        }
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            // What a custom io::Error carries is not in the chain that `source` walks.
+            if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+            {
+                return tls_failure(tls);
+            }
+            io_kind = io_kind.or(Some(io.kind()));
+        }
+        // The resolver's type is private to the connector; this text is its only mark.
+        if error.to_string().starts_with("dns error") {
+            return (FetchErrorKind::Dns, "the host's name could not be resolved".to_owned());
+        }
+        cause = error.source();
+    }
+    if error.is_timeout() || io_kind == Some(io::ErrorKind::TimedOut) {
+        let text = if error.is_connect() {
+            "no connection within the time limit"
+        } else {
+            "no byte arrived within the time limit"
+        };
+        return (FetchErrorKind::Timeout, text.to_owned());
+    }
+    if error.is_connect() {
+        let text = match io_kind {
+            Some(io::ErrorKind::ConnectionRefused) => "the connection was refused",
+            Some(io::ErrorKind::ConnectionReset) => "the connection was reset",
+            Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
+                "there is no route to the host"
+            }
+            _ => "no connection could be made",
+        };
+        return (FetchErrorKind::Unreachable, text.to_owned());
+    }
+    if error.is_builder() {
+        return (FetchErrorKind::Malformed, "the request could not be made".to_owned());
+    }
+    (FetchErrorKind::Interrupted, "the connection broke before the answer was complete".to_owned())
+}
+
+fn tls_failure(error: &rustls::Error) -> (FetchErrorKind, String) {
+    let text = match error {
+        rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
+            "its certificate is signed by an authority that this host does not trust"
+        }
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. },
+        ) => "its certificate has expired (or this host's clock is wrong)",
+        rustls::Error::InvalidCertificate(
+            rustls::CertificateError::NotValidForName
+            | rustls::CertificateError::NotValidForNameContext { .. },
+        ) => "its certificate is for another name",
+        rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port",
+        _ => "no encrypted connection could be made",
+    };
+    (FetchErrorKind::Tls, text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_hosts_are_recognized_with_and_without_port() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:5"]
+        {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["localhost.example", "10.0.0.1:5000", "[::2]:5", "example.org", "::"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_client_is_built_without_a_process_wide_provider() {
+        assert!(Transport::new(&ClientOptions::default()).is_ok());
+    }
+
+    #[test]
+    fn a_proxy_that_is_no_address_is_refused() {
+        let options = ClientOptions {
+            proxy: ProxySettings { https: Some("::::".to_owned()), ..ProxySettings::default() },
+            ..ClientOptions::default()
+        };
+        assert!(matches!(Transport::new(&options), Err(ClientError::Proxy(_))));
+    }
+}
