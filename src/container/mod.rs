@@ -1,1 +1,32 @@
-//! One container: runtime specification, monitor process, process handle, stdio.
+//! Containers: what one is launched with, the monitor that runs it, and control's handle on that monitor.
+//!
+//! A [`Launch`] is everything that one run needs. [`MonitorHandle::launch`] starts a *monitor* for it: a
+//! single-threaded role whose loop only polls. Whatever could block (mounting the root file system, looking into the
+//! image, creating the container, executing in it, cleaning up) is done by forked children with a deadline, so that
+//! logs, signals and stop are never delayed by content that has yet to come over the network. Creating a container
+//! also clones the caller and changes it, which neither a threaded program nor a loop that must go on survives.
+//!
+//! A monitor can be killed at any time: the container goes on, [`MonitorHandle::attach`] puts another in its place.
+//!
+//! Only this module names libcontainer.
+
+mod connection;
+pub mod exec;
+mod handle;
+mod id;
+mod launch;
+mod record;
+mod signal;
+mod terminal;
+mod user;
+mod wire;
+
+pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
+pub use handle::{Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list};
+pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
+pub use launch::{
+    HostEntry, LAUNCH_VERSION, Launch, LaunchProblem, LogTarget, Mount, MountKind, Network,
+    Process, Rootfs, RunPaths, StopPolicy, Writable,
+};
+pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
+pub use signal::{Signal, SignalError};
