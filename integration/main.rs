@@ -1,1 +1,3 @@
 //! Everything that needs the whole program, root, or another tool. Run by `scripts/test`.
+
+mod support;
