@@ -1,0 +1,227 @@
+//! From a compressed member to verified content.
+
+use std::io::Read;
+
+use super::footer::Flavour;
+use super::limit;
+use crate::image::Digest;
+
+/// Why a chunk could not be taken from its member.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkError {
+    /// The compressed bytes are damaged.
+    #[error("could not inflate the member")]
+    Inflate(#[source] std::io::Error),
+    /// The member is too short for the chunk.
+    #[error("member ends after {found} bytes, the chunk needs {expected}")]
+    Short {
+        /// Inflated bytes up to the end of the chunk.
+        expected: u64,
+        /// Inflated bytes that the member has.
+        found: u64,
+    },
+    /// The content is not what the table of contents promises.
+    #[error("content has digest `{found}`, expected `{expected}`")]
+    Digest {
+        /// From the table of contents.
+        expected: Digest,
+        /// Of the inflated bytes.
+        found: Digest,
+    },
+    /// More than a chunk may have.
+    #[error("chunk of {0} bytes is larger than any chunk may be")]
+    TooLarge(u64),
+}
+
+/// Where a chunk lies in its inflated member, and its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Inflated bytes before it.
+    pub inner_offset: u32,
+    /// Its length in bytes.
+    pub size: u32,
+    /// Of its bytes.
+    pub digest: Digest,
+}
+
+impl From<&super::Chunk> for Piece {
+    fn from(chunk: &super::Chunk) -> Self {
+        Self { inner_offset: chunk.inner_offset, size: chunk.size, digest: chunk.digest }
+    }
+}
+
+/// Inflates one chunk out of `member` and verifies it. Bytes of the member after the chunk are not read.
+///
+/// # Errors
+/// When the member is damaged or too short, or holds other content.
+pub fn decode(
+    flavour: Flavour,
+    member: &[u8],
+    inner_offset: u32,
+    size: u32,
+    digest: Digest,
+) -> Result<Vec<u8>, ChunkError> {
+    Stream::new(flavour, member)?.take(&Piece { inner_offset, size, digest })
+}
+
+/// Inflates several chunks of one member in one pass; the results are in the order of `pieces`.
+///
+/// # Errors
+/// Each chunk has its own result: one that is wrong does not spoil the others.
+pub fn decode_many(
+    flavour: Flavour,
+    member: &[u8],
+    pieces: &[Piece],
+) -> Vec<Result<Vec<u8>, ChunkError>> {
+    let mut order: Vec<usize> = (0..pieces.len()).collect();
+    order.sort_by_key(|n| pieces[*n].inner_offset);
+    let mut results: Vec<_> = pieces.iter().map(|_| None).collect();
+    let mut stream = None;
+    for n in order {
+        let piece = &pieces[n];
+        // A stream that failed, or is already past the beginning of an overlapping piece, begins anew.
+        let passed = |s: &Stream<'_>| s.position > u64::from(piece.inner_offset);
+        if stream.as_ref().is_none_or(passed) {
+            stream = None;
+        }
+        let result = match stream.take().map_or_else(|| Stream::new(flavour, member), Ok) {
+            Err(error) => Err(error),
+            Ok(mut fresh) => {
+                let result = fresh.take(piece);
+                if matches!(result, Ok(_) | Err(ChunkError::Digest { .. })) {
+                    stream = Some(fresh);
+                }
+                result
+            }
+        };
+        results[n] = Some(result);
+    }
+    results.into_iter().flatten().collect()
+}
+
+/// A member that is being inflated.
+struct Stream<'m> {
+    reader: Box<dyn Read + 'm>,
+    position: u64,
+}
+
+impl<'m> Stream<'m> {
+    fn new(flavour: Flavour, member: &'m [u8]) -> Result<Self, ChunkError> {
+        let reader: Box<dyn Read + 'm> = match flavour {
+            // Of one member: what may follow in the range are headers.
+            Flavour::Gzip => Box::new(flate2::bufread::GzDecoder::new(member)),
+            Flavour::Zstd => Box::new(
+                zstd::stream::read::Decoder::with_buffer(member)
+                    .map_err(ChunkError::Inflate)?
+                    .single_frame(),
+            ),
+        };
+        Ok(Self { reader, position: 0 })
+    }
+
+    /// Reads the piece, which begins at or after the position.
+    fn take(&mut self, piece: &Piece) -> Result<Vec<u8>, ChunkError> {
+        let (size, inner) = (u64::from(piece.size), u64::from(piece.inner_offset));
+        if size > limit::CHUNK_SIZE || inner > limit::INNER_OFFSET {
+            return Err(ChunkError::TooLarge(size.max(inner)));
+        }
+        let short = |found| ChunkError::Short { expected: inner + size, found };
+        let skip = inner - self.position;
+        let skipped = std::io::copy(&mut self.reader.by_ref().take(skip), &mut std::io::sink());
+        self.position += skipped.map_err(ChunkError::Inflate)?;
+        if self.position != inner {
+            return Err(short(self.position));
+        }
+        // Memory grows with what is there: the size is only a promise, though a bounded one.
+        let mut content = Vec::with_capacity(piece.size.min(8 << 20) as usize);
+        let read = self.reader.by_ref().take(size).read_to_end(&mut content);
+        self.position += read.map_err(ChunkError::Inflate)? as u64;
+        if content.len() as u64 != size {
+            return Err(short(self.position));
+        }
+        let found = Digest::of(&content);
+        if found == piece.digest {
+            Ok(content)
+        } else {
+            Err(ChunkError::Digest { expected: piece.digest, found })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn member(flavour: Flavour, content: &[u8]) -> Vec<u8> {
+        match flavour {
+            Flavour::Gzip => {
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(content).unwrap();
+                encoder.finish().unwrap()
+            }
+            Flavour::Zstd => zstd::encode_all(content, 1).unwrap(),
+        }
+    }
+
+    fn piece(content: &[u8], inner_offset: u32, size: u32) -> Piece {
+        let start = inner_offset as usize;
+        let digest = Digest::of(&content[start..start + size as usize]);
+        Piece { inner_offset, size, digest }
+    }
+
+    #[test]
+    fn chunks_are_cut_out_of_their_member() {
+        let content: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        for flavour in [Flavour::Gzip, Flavour::Zstd] {
+            let mut member = member(flavour, &content);
+            member.extend(b"a following member that nobody may look at");
+            let pieces = [
+                piece(&content, 300_000, 1000),
+                piece(&content, 0, 10),
+                piece(&content, 5, 20),
+                Piece { digest: Digest::of(b"other"), ..piece(&content, 40, 100) },
+                piece(&content, 1000, 250_000),
+                Piece { inner_offset: 399_999, size: 2, digest: Digest::of(b"") },
+            ];
+            let results = decode_many(flavour, &member, &pieces);
+            for (n, piece) in pieces.iter().enumerate() {
+                let Piece { inner_offset, size, digest } = *piece;
+                let alone = decode(flavour, &member, inner_offset, size, digest);
+                match n {
+                    3 => assert!(matches!(results[n], Err(ChunkError::Digest { .. }))),
+                    5 => {
+                        assert!(matches!(results[n], Err(ChunkError::Short { found: 400_000, .. })))
+                    }
+                    _ => {
+                        let start = inner_offset as usize;
+                        let expected = &content[start..start + size as usize];
+                        assert_eq!(results[n].as_deref().unwrap(), expected);
+                        assert_eq!(alone.unwrap(), expected);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_member_is_an_error() {
+        for flavour in [Flavour::Gzip, Flavour::Zstd] {
+            let content = [7; 5000];
+            let digest = Digest::of(&content);
+            let good = member(flavour, &content);
+            assert!(decode(flavour, b"", 0, 5000, digest).is_err());
+            assert!(decode(flavour, &good[..good.len() / 2], 0, 5000, digest).is_err());
+            for at in 0..good.len() {
+                let mut bad = good.clone();
+                bad[at] ^= 0xff;
+                // Bytes that carry no content may differ; content that differs may not pass.
+                if let Ok(read) = decode(flavour, &bad, 0, 5000, digest) {
+                    assert_eq!(read, content);
+                }
+            }
+        }
+    }
+}

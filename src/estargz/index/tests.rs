@@ -1,0 +1,1 @@
+//! Tests of building, opening and asking an index.
