@@ -1,3 +1,9 @@
 //! Everything that needs the whole program, root, or another tool. Run by `scripts/test`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a panic is how a test fails, also in the functions around the tests"
+)]
 
+mod registry;
 mod support;

@@ -144,7 +144,7 @@ impl Auth {
 }
 
 fn refused(access: &Access<'_>, detail: impl Into<String>) -> FetchError {
-    FetchError::new(FetchErrorKind::Unauthorized, access.subject, detail).build()
+    FetchError::because(FetchErrorKind::Unauthorized, access.subject, detail).build()
 }
 
 /// The challenge that tells most about us without telling too much: a token before a password.
@@ -283,7 +283,7 @@ impl TokenRequest<'_> {
         let bytes = read_limited(access.subject, answer, MAX_TOKEN_ANSWER).await?;
         let malformed = || {
             let detail = format!("its token server `{host}` sent no token");
-            FetchError::new(FetchErrorKind::Malformed, access.subject, detail).build()
+            FetchError::because(FetchErrorKind::Malformed, access.subject, detail).build()
         };
         let answer: TokenAnswer = serde_json::from_slice(&bytes).map_err(|_| malformed())?;
         let token = answer

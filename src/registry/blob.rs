@@ -335,7 +335,7 @@ impl Blob {
     }
 
     fn error(&self, kind: FetchErrorKind, detail: impl Into<String>) -> FetchError {
-        FetchError::new(kind, &self.0.subject, detail).build()
+        FetchError::because(kind, &self.0.subject, detail).build()
     }
 }
 

@@ -71,7 +71,7 @@ struct Details {
 }
 
 impl FetchError {
-    pub(super) fn new(
+    pub(super) fn because(
         kind: FetchErrorKind,
         subject: &Subject,
         detail: impl Into<String>,
@@ -87,7 +87,7 @@ impl FetchError {
     }
 
     pub(super) fn corrupt(subject: &Subject, detail: impl Into<String>) -> Self {
-        Self::new(FetchErrorKind::Corrupt, subject, detail).build()
+        Self::because(FetchErrorKind::Corrupt, subject, detail).build()
     }
 
     pub(super) fn io(subject: &Subject, error: std::io::Error) -> Self {
@@ -99,7 +99,7 @@ impl FetchError {
             FetchErrorKind::NotFound => "there is no such file in the folder",
             _ => "the file cannot be read",
         };
-        Self::new(kind, subject, detail).source(error).build()
+        Self::because(kind, subject, detail).source(error).build()
     }
 
     pub(super) fn document(subject: &Subject, error: DocumentError) -> Self {
@@ -107,7 +107,7 @@ impl FetchError {
             DocumentError::NoPlatform { .. } => FetchErrorKind::NoPlatform,
             _ => FetchErrorKind::Malformed,
         };
-        Self::new(kind, subject, "it cannot be used").source(error).build()
+        Self::because(kind, subject, "it cannot be used").source(error).build()
     }
 
     /// What stands in the way, for decisions.

@@ -144,7 +144,7 @@ impl Shared {
             }
         }
         let detail = format!("it redirects more than {MAX_REDIRECTS} times");
-        Err(FetchError::new(FetchErrorKind::Malformed, request.subject, detail).build())
+        Err(FetchError::because(FetchErrorKind::Malformed, request.subject, detail).build())
     }
 
     async fn send(
@@ -192,7 +192,7 @@ impl Shared {
         if ranged && matches!(status.as_u16(), 400 | 416 | 501) {
             let detail = format!("the server refuses to send a part of it ({status})");
             let kind = FetchErrorKind::RangeNotSatisfiable;
-            return Err(FetchError::new(kind, request.subject, detail)
+            return Err(FetchError::because(kind, request.subject, detail)
                 .status(status.as_u16())
                 .build());
         }
@@ -201,7 +201,7 @@ impl Shared {
             // Our credentials are for the registry; its storage judges the signed address, which is made anew for
             // each try.
             let detail = format!("the storage behind the registry refuses ({status})");
-            return Err(FetchError::new(FetchErrorKind::Server, request.subject, detail)
+            return Err(FetchError::because(FetchErrorKind::Server, request.subject, detail)
                 .status(status.as_u16())
                 .build());
         }
@@ -237,7 +237,7 @@ fn registry_url(request: &Request<'_>, plain: bool) -> Result<Url, FetchError> {
     };
     let text = format!("{scheme}://{host}/v2/{}/{}", request.repository, request.path);
     Url::parse(&text).map_err(|error| {
-        FetchError::new(FetchErrorKind::Malformed, request.subject, "its address is not valid")
+        FetchError::because(FetchErrorKind::Malformed, request.subject, "its address is not valid")
             .source(error)
             .build()
     })
@@ -252,8 +252,9 @@ fn location(
     if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
     }
-    let malformed =
-        |detail: &str| FetchError::new(FetchErrorKind::Malformed, request.subject, detail).build();
+    let malformed = |detail: &str| {
+        FetchError::because(FetchErrorKind::Malformed, request.subject, detail).build()
+    };
     let target = answer
         .headers()
         .get(LOCATION)
@@ -271,7 +272,7 @@ fn location(
 pub(super) fn transport_error(subject: &Subject, whom: &str, error: reqwest::Error) -> FetchError {
     let (kind, text) = classify(&error);
     // The address may hold a signature.
-    FetchError::new(kind, subject, format!("{whom}{text}")).source(error.without_url()).build()
+    FetchError::because(kind, subject, format!("{whom}{text}")).source(error.without_url()).build()
 }
 
 /// The registry's own words in an error answer.
@@ -307,7 +308,7 @@ pub(super) async fn status_error(subject: &Subject, whom: &str, answer: Response
         Some(said) => format!("{whom} answered {status}: {said}"),
         None => format!("{whom} answered {status}"),
     };
-    FetchError::new(kind, subject, detail).status(status.as_u16()).retry_after(after).build()
+    FetchError::because(kind, subject, detail).status(status.as_u16()).retry_after(after).build()
 }
 
 /// Seconds, or a date of the form that mail uses.
@@ -329,7 +330,7 @@ pub(super) async fn read_limited(
 ) -> Result<Bytes, FetchError> {
     let too_long = || {
         let detail = format!("the answer is longer than the {limit} bytes that it may have");
-        FetchError::new(FetchErrorKind::Malformed, subject, detail).build()
+        FetchError::because(FetchErrorKind::Malformed, subject, detail).build()
     };
     if answer.content_length().is_some_and(|length| length > limit) {
         return Err(too_long());

@@ -41,14 +41,14 @@ pub(super) fn choose(
     subject: &Subject,
 ) -> Result<Descriptor, FetchError> {
     let malformed =
-        |detail: String| FetchError::new(FetchErrorKind::Malformed, subject, detail).build();
+        |detail: String| FetchError::because(FetchErrorKind::Malformed, subject, detail).build();
     let index = folder.join("index.json");
     let bytes = read_document(&index).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound if folder.is_dir() => {
             malformed("the folder is not an image layout: it has no `index.json`".to_owned())
         }
         io::ErrorKind::NotFound => {
-            FetchError::new(FetchErrorKind::NotFound, subject, "there is no such folder")
+            FetchError::because(FetchErrorKind::NotFound, subject, "there is no such folder")
                 .source(error)
                 .build()
         }
@@ -79,11 +79,11 @@ pub(super) fn choose(
     match (&candidates[..], tag) {
         ([], Some(tag)) => {
             let detail = format!("the folder has no tag `{tag}`; its tags are: {}", listed());
-            Err(FetchError::new(FetchErrorKind::NotFound, subject, detail).build())
+            Err(FetchError::because(FetchErrorKind::NotFound, subject, detail).build())
         }
         ([], None) => {
             let detail = "the folder holds no image";
-            Err(FetchError::new(FetchErrorKind::NotFound, subject, detail).build())
+            Err(FetchError::because(FetchErrorKind::NotFound, subject, detail).build())
         }
         ([(only, _)], _) => Ok(only.clone()),
         (_, None) if names.len() > 1 => Err(malformed(format!(

@@ -72,7 +72,7 @@ pub(super) async fn resolve(
                 if depth > MAX_INDEX_DEPTH {
                     let detail = "its indexes are nested too deeply";
                     let kind = FetchErrorKind::Malformed;
-                    return Err(FetchError::new(kind, &fetched.subject, detail).build());
+                    return Err(FetchError::because(kind, &fetched.subject, detail).build());
                 }
                 let chosen = list
                     .select(platform)
@@ -123,7 +123,7 @@ fn check(
             config.diff_ids.len(),
             manifest.layers.len()
         );
-        return Err(FetchError::new(FetchErrorKind::Malformed, subject, detail).build());
+        return Err(FetchError::because(FetchErrorKind::Malformed, subject, detail).build());
     }
     Ok(())
 }

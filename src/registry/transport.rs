@@ -117,9 +117,7 @@ pub(super) fn classify(error: &reqwest::Error) -> (FetchErrorKind, String) {
             return tls_failure(tls);
         }
         if let Some(io) = error.downcast_ref::<io::Error>() {
-            // What a custom io::Error carries is not in the chain that `source` walks.
-            if let Some(tls) = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            {
+            if let Some(tls) = inside(io) {
                 return tls_failure(tls);
             }
             io_kind = io_kind.or(Some(io.kind()));
@@ -153,6 +151,16 @@ pub(super) fn classify(error: &reqwest::Error) -> (FetchErrorKind, String) {
         return (FetchErrorKind::Malformed, "the request could not be made".to_owned());
     }
     (FetchErrorKind::Interrupted, "the connection broke before the answer was complete".to_owned())
+}
+
+/// The TLS failure that an `io::Error` carries. `source` does not show what is inside one, and the connector
+/// puts one into another.
+fn inside(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    match inner.downcast_ref::<io::Error>() {
+        Some(nested) => inside(nested),
+        None => inner.downcast_ref(),
+    }
 }
 
 fn tls_failure(error: &rustls::Error) -> (FetchErrorKind, String) {
