@@ -1,0 +1,335 @@
+//! Single values of a services file: each method reads one kind of value, or notes what is wrong and gives `None`.
+//!
+//! A key whose value is nothing (`command:` alone) counts as left out, as in compose.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use super::raw::{Entry, Node, Value};
+use super::{Bind, NetworkMode, ParseInput, Position, Problem, RestartPolicy, Signal};
+use super::{dollar, duration, volume, words};
+use crate::image::ImageRef;
+
+/// Collects problems while values are read.
+pub(super) struct Checker<'a> {
+    pub(super) input: &'a ParseInput<'a>,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl<'a> Checker<'a> {
+    pub(super) fn new(input: &'a ParseInput<'a>) -> Self {
+        Self { input, problems: Vec::new() }
+    }
+
+    pub(super) fn problem(&mut self, at: Option<Position>, path: &str, message: impl ToString) {
+        let file = self.input.file.to_owned();
+        let message = message.to_string();
+        self.problems.push(Problem { file, at, path: path.to_owned(), message });
+    }
+
+    /// Notes `error` at `node`.
+    fn checked<T, E: ToString>(
+        &mut self,
+        path: &str,
+        node: &Node,
+        result: Result<T, E>,
+    ) -> Option<T> {
+        result.map_err(|error| self.problem(Some(node.at), path, error)).ok()
+    }
+
+    fn mismatch(&mut self, path: &str, node: &Node, expected: &str) {
+        let message = format!("expected {expected}, found {}", node.value.kind());
+        self.problem(Some(node.at), path, message);
+    }
+
+    /// The text of a scalar; numbers keep their spelling, booleans are `true` or `false`.
+    fn scalar(&mut self, path: &str, node: &Node, expected: &str) -> Option<String> {
+        match &node.value {
+            Value::Text(text) => self.checked(path, node, dollar::plain(text)),
+            Value::Number(text) => Some(text.clone()),
+            Value::Bool(value) => Some(value.to_string()),
+            Value::Null | Value::List(_) | Value::Map(_) => {
+                self.mismatch(path, node, expected);
+                None
+            }
+        }
+    }
+
+    /// A text that says something.
+    pub(super) fn text(&mut self, path: &str, node: &Node) -> Option<String> {
+        let text = self.scalar(path, node, "a text")?;
+        if text.is_empty() {
+            self.problem(Some(node.at), path, "the text is empty");
+            return None;
+        }
+        if text.contains('\0') {
+            self.problem(Some(node.at), path, "the text holds a NUL character");
+            return None;
+        }
+        Some(text)
+    }
+
+    pub(super) fn image(&mut self, path: &str, node: &Node) -> Option<ImageRef> {
+        let text = self.text(path, node)?;
+        match self.checked(path, node, text.parse())? {
+            ImageRef::Layout { path, tag } => {
+                Some(ImageRef::Layout { path: normalize(&self.input.base_dir.join(path)), tag })
+            }
+            image @ ImageRef::Registry { .. } => Some(image),
+        }
+    }
+
+    /// A command: a text that is split into words, or a list of them.
+    pub(super) fn words(&mut self, path: &str, node: &Node) -> Option<Vec<String>> {
+        match &node.value {
+            Value::Null => None,
+            Value::List(items) => {
+                let word = |(n, item): (usize, &Node)| {
+                    self.scalar(&format!("{path}[{n}]"), item, "a text")
+                };
+                let words: Vec<_> = items.iter().enumerate().map(word).collect();
+                let words: Option<Vec<String>> = words.into_iter().collect();
+                self.without_nul(path, node, words?)
+            }
+            Value::Text(_) | Value::Number(_) | Value::Bool(_) => {
+                let text = self.scalar(path, node, "a text")?;
+                let words = self.checked(path, node, words::split(&text))?;
+                self.without_nul(path, node, words)
+            }
+            Value::Map(_) => {
+                self.mismatch(path, node, "a text or a list of texts");
+                None
+            }
+        }
+    }
+
+    fn without_nul(&mut self, path: &str, node: &Node, words: Vec<String>) -> Option<Vec<String>> {
+        if words.iter().any(|word| word.contains('\0')) {
+            self.problem(Some(node.at), path, "a word holds a NUL character");
+            return None;
+        }
+        Some(words)
+    }
+
+    /// Variables, as a mapping or as a list of `NAME=VALUE`; a name without a value takes it from the environment.
+    pub(super) fn environment(
+        &mut self,
+        path: &str,
+        node: &Node,
+    ) -> BTreeMap<String, Option<String>> {
+        let mut variables = BTreeMap::new();
+        match &node.value {
+            Value::Null => {}
+            Value::Map(entries) => {
+                for Entry { key, at, value } in entries {
+                    let path = format!("{path}.{key}");
+                    let given = match &value.value {
+                        Value::Null => self.input.environment.get(key).cloned(),
+                        _ => match self.scalar(&path, value, "a text, a number or nothing") {
+                            Some(text) => Some(text),
+                            None => continue,
+                        },
+                    };
+                    self.variable(&path, *at, key, given, &mut variables);
+                }
+            }
+            Value::List(items) => {
+                for (n, item) in items.iter().enumerate() {
+                    let path = format!("{path}[{n}]");
+                    let Some(text) = self.scalar(&path, item, "a text `NAME=VALUE`") else {
+                        continue;
+                    };
+                    let (name, given) = match text.split_once('=') {
+                        Some((name, value)) => (name, Some(value.to_owned())),
+                        None => (text.as_str(), self.input.environment.get(&text).cloned()),
+                    };
+                    // As in compose, the last one of a name wins.
+                    self.variable(&path, item.at, name, given, &mut variables);
+                }
+            }
+            Value::Text(_) | Value::Number(_) | Value::Bool(_) => {
+                self.mismatch(path, node, "a mapping or a list of `NAME=VALUE`");
+            }
+        }
+        variables
+    }
+
+    fn variable(
+        &mut self,
+        path: &str,
+        at: Position,
+        name: &str,
+        value: Option<String>,
+        variables: &mut BTreeMap<String, Option<String>>,
+    ) {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let message = format!("`{name}` cannot be the name of a variable");
+            self.problem(Some(at), path, message);
+        } else if value.as_ref().is_some_and(|value| value.contains('\0')) {
+            self.problem(Some(at), path, "the value holds a NUL character");
+        } else {
+            variables.insert(name.to_owned(), value);
+        }
+    }
+
+    pub(super) fn absolute(&mut self, path: &str, node: &Node) -> Option<String> {
+        if node.value == Value::Null {
+            return None;
+        }
+        let text = self.text(path, node)?;
+        if !text.starts_with('/') {
+            let message = format!("`{text}` is not an absolute path in the container");
+            self.problem(Some(node.at), path, message);
+            return None;
+        }
+        Some(text)
+    }
+
+    pub(super) fn user(&mut self, path: &str, node: &Node) -> Option<String> {
+        if node.value == Value::Null {
+            return None;
+        }
+        let text = self.text(path, node)?;
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text.as_str(), None),
+        };
+        let is_part = |part: &str| {
+            !part.is_empty() && !part.contains(|c: char| c == ':' || c.is_whitespace())
+        };
+        if !is_part(user) || !group.is_none_or(is_part) {
+            let message = format!("`{text}` is not of the form `USER[:GROUP]`");
+            self.problem(Some(node.at), path, message);
+            return None;
+        }
+        Some(text)
+    }
+
+    pub(super) fn boolean(&mut self, path: &str, node: &Node) -> Option<bool> {
+        match &node.value {
+            Value::Null => None,
+            Value::Bool(value) => Some(*value),
+            Value::Text(text) if text == "true" || text == "false" => Some(text == "true"),
+            _ => {
+                self.mismatch(path, node, "`true` or `false`");
+                None
+            }
+        }
+    }
+
+    pub(super) fn restart(&mut self, path: &str, node: &Node) -> Option<RestartPolicy> {
+        match &node.value {
+            Value::Null => None,
+            // YAML 1.1 tools write `no` unquoted and readers make a boolean of it.
+            Value::Bool(false) => Some(RestartPolicy::No),
+            _ => {
+                let text = self.scalar(path, node, "a restart policy")?;
+                self.checked(path, node, restart_policy(&text))
+            }
+        }
+    }
+
+    pub(super) fn signal(&mut self, path: &str, node: &Node) -> Option<Signal> {
+        if node.value == Value::Null {
+            return None;
+        }
+        let text = self.text(path, node)?;
+        self.checked(path, node, text.parse())
+    }
+
+    pub(super) fn duration(&mut self, path: &str, node: &Node) -> Option<Duration> {
+        if node.value == Value::Null {
+            return None;
+        }
+        let text = self.text(path, node)?;
+        self.checked(path, node, duration::parse(&text))
+    }
+
+    pub(super) fn network_mode(&mut self, path: &str, node: &Node) -> Option<NetworkMode> {
+        if node.value == Value::Null {
+            return None;
+        }
+        let text = self.text(path, node)?;
+        let mode = match text.as_str() {
+            "host" => Ok(NetworkMode::Host),
+            "none" => Ok(NetworkMode::None),
+            "bridge" => {
+                Err(format!("`{text}` is not supported in this version; use `host` or `none`"))
+            }
+            _ if text.starts_with("service:") || text.starts_with("container:") => {
+                Err(format!("`{text}` is not supported in this version; use `host` or `none`"))
+            }
+            _ => Err(format!("unknown network mode `{text}`; use `host` or `none`")),
+        };
+        self.checked(path, node, mode)
+    }
+
+    pub(super) fn volumes(&mut self, path: &str, node: &Node) -> Vec<Bind> {
+        let items = match &node.value {
+            Value::Null => return Vec::new(),
+            Value::List(items) => items,
+            _ => {
+                self.mismatch(path, node, "a list of `SOURCE:TARGET[:ro]`");
+                return Vec::new();
+            }
+        };
+        let mut volumes: Vec<Bind> = Vec::new();
+        for (n, item) in items.iter().enumerate() {
+            let path = &format!("{path}[{n}]");
+            if matches!(item.value, Value::Map(_)) {
+                let message = "the long form of a volume is not supported in this version; \
+                     write `SOURCE:TARGET[:ro]`";
+                self.problem(Some(item.at), path, message);
+                continue;
+            }
+            let Some(text) = self.text(path, item) else { continue };
+            let Some(bind) = self.checked(path, item, volume::parse(&text, self.input.base_dir))
+            else {
+                continue;
+            };
+            if volumes.iter().any(|other| other.target == bind.target) {
+                let message = format!("something is mounted at `{}` already", bind.target);
+                self.problem(Some(item.at), path, message);
+                continue;
+            }
+            volumes.push(bind);
+        }
+        volumes
+    }
+}
+
+fn restart_policy(text: &str) -> Result<RestartPolicy, String> {
+    match text {
+        "no" => Ok(RestartPolicy::No),
+        "always" => Ok(RestartPolicy::Always),
+        "unless-stopped" => Ok(RestartPolicy::UnlessStopped),
+        "on-failure" => Ok(RestartPolicy::OnFailure { max: None }),
+        _ => match text.strip_prefix("on-failure:").map(str::parse::<u32>) {
+            // As under Docker, 0 means no limit.
+            Some(Ok(0)) => Ok(RestartPolicy::OnFailure { max: None }),
+            Some(Ok(max)) => Ok(RestartPolicy::OnFailure { max: Some(max) }),
+            Some(Err(_)) => Err(format!("`{text}` does not end with a number of restarts")),
+            None => Err(format!(
+                "unknown restart policy `{text}`; use `no`, `always`, `on-failure[:N]` or `unless-stopped`"
+            )),
+        },
+    }
+}
+
+/// `path` without `.`, `..` and doubled slashes, by its text alone; links are the business of who opens it.
+pub(super) fn normalize(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                normal.pop();
+            }
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => {
+                normal.push(component)
+            }
+        }
+    }
+    normal
+}

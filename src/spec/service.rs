@@ -1,0 +1,154 @@
+//! The validated model: what the user wants, with every text understood and no default filled in.
+//!
+//! Fields that the user left out are `None` here; methods give the value that then holds. What a container was made
+//! from is compared through [`Fingerprint`](super::Fingerprint), so a changed default changes no fingerprint.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ProjectName, ServiceName, Signal};
+use crate::image::ImageRef;
+
+/// A services file that was understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// Of the file's `name:`, or what the caller gave.
+    pub project: ProjectName,
+    /// At least one.
+    pub services: BTreeMap<ServiceName, Service>,
+}
+
+/// One service as the user wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its key in the file.
+    pub name: ServiceName,
+    /// What it runs; the path of a layout is absolute.
+    pub image: ImageRef,
+    /// Replaces the image's command; empty: no command. `None`: the image's, or nothing if `entrypoint` is given.
+    pub command: Option<Vec<String>>,
+    /// Replaces the image's entrypoint *and* drops the image's command; empty: no entrypoint.
+    pub entrypoint: Option<Vec<String>>,
+    /// Added to the image's variables. A value of `None` takes the variable away from the image's: it was named
+    /// without a value, and the environment given to the parser has none.
+    pub environment: BTreeMap<String, Option<String>>,
+    /// Absolute path in the container. `None`: the image's, else `/`.
+    pub working_dir: Option<String>,
+    /// `USER[:GROUP]`, names or ids, not looked up yet. `None`: the image's, else root.
+    pub user: Option<String>,
+    /// In the order of the file; targets are unique.
+    pub volumes: Vec<Bind>,
+    /// Whether the root file system is mounted read-only.
+    pub read_only: Option<bool>,
+    /// What happens after an exit; not part of the fingerprint, since it is the planner's and not the container's.
+    pub restart: Option<RestartPolicy>,
+    /// Asks the program to end. `None`: the image's, else SIGTERM.
+    pub stop_signal: Option<Signal>,
+    /// From the stop signal to SIGKILL.
+    pub stop_grace_period: Option<Duration>,
+    /// The network that the container sees.
+    pub network_mode: Option<NetworkMode>,
+}
+
+impl Service {
+    /// Grace period of a service that names none, as in compose.
+    pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
+    /// The restart policy that holds: `no` unless the file says otherwise, as in compose.
+    #[must_use]
+    pub fn restart_policy(&self) -> RestartPolicy {
+        self.restart.unwrap_or_default()
+    }
+
+    /// The grace period that holds.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        self.stop_grace_period.unwrap_or(Self::DEFAULT_GRACE)
+    }
+
+    /// The network mode that holds. Host, until bridges exist; compose's default will then be the default here.
+    #[must_use]
+    pub fn network(&self) -> NetworkMode {
+        self.network_mode.unwrap_or(NetworkMode::Host)
+    }
+
+    /// Whether the root file system is read-only; it is writable unless the file says otherwise.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.unwrap_or(false)
+    }
+}
+
+/// A path of the host that is seen in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Absolute path on the host. As under Docker, a missing one is created as a directory before the start.
+    pub source: PathBuf,
+    /// Absolute, normalized path in the container.
+    pub target: String,
+    /// What the container may do with it.
+    pub access: Access,
+}
+
+/// Whether something can be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Reading only (`:ro`).
+    ReadOnly,
+    /// Reading and writing (`:rw`, the default).
+    ReadWrite,
+}
+
+/// What happens when a container's program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// It stays exited.
+    #[default]
+    No,
+    /// It is started again, however it ended.
+    Always,
+    /// It is started again unless it ended with code 0, at most `max` times after the last request of the user.
+    OnFailure {
+        /// No limit when absent.
+        max: Option<u32>,
+    },
+    /// As `always`; a manual stop holds for both here until the user asks for a start.
+    UnlessStopped,
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::No => f.write_str("no"),
+            Self::Always => f.write_str("always"),
+            Self::OnFailure { max: None } => f.write_str("on-failure"),
+            Self::OnFailure { max: Some(max) } => write!(f, "on-failure:{max}"),
+            Self::UnlessStopped => f.write_str("unless-stopped"),
+        }
+    }
+}
+
+/// The network that a container sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkMode {
+    /// The host's own.
+    Host,
+    /// A namespace with nothing but a loopback.
+    None,
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::None => "none",
+        })
+    }
+}
