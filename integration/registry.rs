@@ -8,12 +8,13 @@ use futures_util::TryStreamExt as _;
 use serde_json::json;
 use supervisor::image::{Digest, ImageRef, Platform, media_type};
 use supervisor::registry::{
-    Blob, BlobSource, Client, ClientOptions, FetchError, FetchErrorKind, RetryPolicy,
+    Blob, BlobSource, Client, ClientOptions, FetchError, FetchErrorKind, ProxySettings, RetryPolicy,
 };
 
 use crate::support::docker_registry::{DockerRegistry, PASSWORD, USER};
 use crate::support::registry::{Access, Fault, FaultRegistry};
 use crate::support::tiny_image::{TinyImage, descriptor, write_index};
+use crate::support::tls_registry::TlsFront;
 
 /// Long enough for several pieces of a body.
 const LAYER: usize = 200_000;
@@ -608,4 +609,97 @@ async fn a_real_registry_with_a_password_opens_for_who_knows_it() {
     assert_eq!(error.kind(), FetchErrorKind::Unauthorized);
     let (_folder, config) = docker_config(registry.host(), password(&format!("{USER}:{PASSWORD}")));
     assert_eq!(resolve(&client_with(&config), &reference).await.unwrap(), image.digest());
+}
+
+#[tokio::test]
+async fn images_of_another_tool_are_the_same_from_folder_and_registry() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs-fixtures/golden");
+    let registry = DockerRegistry::start();
+    for name in ["small-esgz", "small-zstd", "odd-plain", "gnu-esgz"] {
+        let folder = golden.join(name);
+        let local = ImageRef::Layout { path: folder.clone(), tag: None };
+        let local = client().resolve(&local, &"linux/amd64".parse().unwrap()).await.unwrap();
+        let tag = only_tag(&folder);
+        registry.push(&folder, &tag, &format!("golden/{name}:{tag}"));
+        let remote: ImageRef = format!("{}/golden/{name}:{tag}", registry.host()).parse().unwrap();
+        let remote = client().resolve(&remote, &"linux/amd64".parse().unwrap()).await.unwrap();
+        assert_eq!(local.manifest_bytes, remote.manifest_bytes, "{name}");
+        assert_eq!(local.config, remote.config, "{name}");
+        for layer in &local.manifest.layers {
+            let tail = layer.size.saturating_sub(1000)..layer.size;
+            let [here, there] = [&local, &remote]
+                .map(|image| client().blob(&image.source, layer.digest, layer.size));
+            assert_eq!(
+                here.range(tail.clone()).await.unwrap(),
+                there.range(tail).await.unwrap(),
+                "{name}"
+            );
+            assert_eq!(read_all(&here).await.unwrap(), read_all(&there).await.unwrap(), "{name}");
+        }
+    }
+}
+
+fn only_tag(layout: &Path) -> String {
+    let index = std::fs::read(layout.join("index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    let annotations = &index["manifests"][0]["annotations"];
+    annotations["org.opencontainers.image.ref.name"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_registry_behind_tls_is_trusted_by_its_authority_and_name() {
+    let registry = FaultRegistry::start();
+    let image = TinyImage::new(LAYER);
+    image.put(&registry, "app", "v1");
+    let front = TlsFront::start(&registry, "IP:0.0.0.0");
+    let reference: ImageRef = format!("{}/app:v1", front.host()).parse().unwrap();
+    let error = resolve(&client(), &reference).await.unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Tls, "{error:?}");
+    assert!(error.to_string().contains("does not trust"), "{error}");
+    let trusting = |front: &TlsFront| {
+        let certificate_authorities = vec![front.authority()];
+        Client::new(ClientOptions { certificate_authorities, ..options() }).unwrap()
+    };
+    let client = trusting(&front);
+    let resolved = client.resolve(&reference, &Platform::host()).await.unwrap();
+    assert_eq!(resolved.manifest_digest, image.digest());
+    let blob = client.blob(&resolved.source, Digest::of(&image.layer), LAYER as u64);
+    assert_eq!(blob.range(5..99).await.unwrap()[..], image.layer[5..99]);
+    assert_eq!(read_all(&blob).await.unwrap(), image.layer);
+
+    let other = TlsFront::start(&registry, "DNS:elsewhere.example");
+    let reference: ImageRef = format!("{}/app:v1", other.host()).parse().unwrap();
+    let error = resolve(&trusting(&other), &reference).await.unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Tls, "{error:?}");
+    assert!(error.to_string().contains("another name"), "{error}");
+}
+
+#[tokio::test]
+async fn a_proxy_is_used_unless_the_host_is_excepted() {
+    let proxy = FaultRegistry::start();
+    let image = TinyImage::new(10);
+    image.put(&proxy, "app", "v1");
+    let client = |except: Option<&str>| {
+        Client::new(ClientOptions {
+            plain_http: vec!["registry.invalid:5000".to_owned()],
+            proxy: ProxySettings {
+                http: Some(format!("http://{}", proxy.host())),
+                except: except.map(str::to_owned),
+                ..ProxySettings::default()
+            },
+            ..options()
+        })
+        .unwrap()
+    };
+    let reference: ImageRef = "registry.invalid:5000/app:v1".parse().unwrap();
+    assert_eq!(resolve(&client(None), &reference).await.unwrap(), image.digest());
+    let error = resolve(&client(Some("registry.invalid")), &reference).await.unwrap_err();
+    assert!(matches!(error.kind(), FetchErrorKind::Dns | FetchErrorKind::Timeout), "{error:?}");
+
+    // What is on this machine is reached directly.
+    let registry = FaultRegistry::start();
+    let other = TinyImage::new(11);
+    other.put(&registry, "app", "v1");
+    let local: ImageRef = format!("{}/app:v1", registry.host()).parse().unwrap();
+    assert_eq!(resolve(&client(None), &local).await.unwrap(), other.digest());
 }

@@ -4,3 +4,4 @@ pub(crate) mod docker_registry;
 pub(crate) mod link;
 pub(crate) mod registry;
 pub(crate) mod tiny_image;
+pub(crate) mod tls_registry;

@@ -294,7 +294,13 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Option<Head>> {
     let mut lines = text.split("\r\n");
     let mut request = lines.next().unwrap_or_default().split(' ');
     let method = request.next().unwrap_or_default().to_owned();
-    let path = request.next().unwrap_or_default().to_owned();
+    let path = request.next().unwrap_or_default();
+    // What a proxy is asked for begins with the host that is meant.
+    let path =
+        match path.strip_prefix("http://").and_then(|rest| rest.find('/').map(|at| &rest[at..])) {
+            Some(path) => path.to_owned(),
+            None => path.to_owned(),
+        };
     let headers: HashMap<_, _> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))

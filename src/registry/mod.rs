@@ -38,6 +38,8 @@ pub struct ClientOptions {
     pub docker_config: Option<PathBuf>,
     /// Hosts (with port) that are spoken to in plain HTTP, besides those of this machine.
     pub plain_http: Vec<String>,
+    /// PEM files with certificate authorities that are trusted besides the host's own.
+    pub certificate_authorities: Vec<PathBuf>,
     /// Proxies on the way to registries.
     pub proxy: ProxySettings,
     /// Retries inside one call.
@@ -51,6 +53,7 @@ impl Default for ClientOptions {
         Self {
             docker_config: None,
             plain_http: Vec::new(),
+            certificate_authorities: Vec::new(),
             proxy: ProxySettings::default(),
             retry: RetryPolicy::default(),
             stall_timeout: Duration::from_secs(30),
@@ -87,6 +90,15 @@ pub enum ClientError {
     /// The TLS library refuses its own defaults.
     #[error("could not set up TLS")]
     Tls(#[source] rustls::Error),
+    /// A file of certificate authorities cannot be used.
+    #[error("could not read certificate authorities from `{}`", .path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A proxy's address is wrong.
     #[error("a proxy's address is not valid")]
     Proxy(#[source] reqwest::Error),

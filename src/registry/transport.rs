@@ -3,8 +3,12 @@
 use std::error::Error;
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 use super::error::FetchErrorKind;
 use super::{ClientError, ClientOptions, ProxySettings};
@@ -29,7 +33,7 @@ pub(super) struct Transport {
 
 impl Transport {
     pub(super) fn new(options: &ClientOptions) -> Result<Self, ClientError> {
-        let tls = tls_config()?;
+        let tls = tls_config(&options.certificate_authorities)?;
         let build = |alpn: &[&[u8]], proxied: bool| {
             let mut tls = tls.clone();
             tls.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
@@ -65,7 +69,7 @@ impl Transport {
     }
 }
 
-fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
+fn tls_config(authorities: &[PathBuf]) -> Result<rustls::ClientConfig, ClientError> {
     let mut roots = rustls::RootCertStore::empty();
     // A host without certificate store is normal for an edge host; reqwest's default refuses to start there.
     let native = rustls_native_certs::load_native_certs();
@@ -73,6 +77,10 @@ fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
     if added == 0 {
         tracing::debug!(ignored, "the host has no certificate store, using the built-in one");
         roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
+    }
+    for path in authorities {
+        add_authorities(&mut roots, path)
+            .map_err(|source| ClientError::Authority { path: path.clone(), source })?;
     }
     // The provider is passed, never installed for the process: a library must not decide that for its user.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -82,6 +90,20 @@ fn tls_config() -> Result<rustls::ClientConfig, ClientError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
+}
+
+fn add_authorities(
+    roots: &mut rustls::RootCertStore,
+    path: &Path,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let before = roots.len();
+    for certificate in CertificateDer::pem_file_iter(path)? {
+        roots.add(certificate?)?;
+    }
+    if roots.len() == before {
+        return Err("it holds no certificate".into());
+    }
+    Ok(())
 }
 
 fn proxies(settings: &ProxySettings) -> Result<Vec<reqwest::Proxy>, ClientError> {
@@ -199,6 +221,16 @@ mod tests {
     #[test]
     fn a_client_is_built_without_a_process_wide_provider() {
         assert!(Transport::new(&ClientOptions::default()).is_ok());
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_refused() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        for path in [empty.path().to_owned(), PathBuf::from("/nonexistent.pem")] {
+            let options =
+                ClientOptions { certificate_authorities: vec![path], ..ClientOptions::default() };
+            assert!(matches!(Transport::new(&options), Err(ClientError::Authority { .. })));
+        }
     }
 
     #[test]
