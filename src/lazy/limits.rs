@@ -29,8 +29,8 @@ pub struct Limits {
     pub retry_min: Duration,
     /// Longest pause between two tries, also where the source asks for more.
     pub retry_max: Duration,
-    /// How long a chunk stays refused that was corrupt twice, and a layer whose source refused a range: a bound on
-    /// the load that a broken blob causes, and yet a repaired registry is noticed without a restart.
+    /// How long a chunk stays refused that was corrupt twice: a bound on the load that a broken blob causes, and
+    /// yet a repaired registry is noticed without a restart. After a refused range it is `retry_max`.
     pub refusal_memory: Duration,
     /// Background fill begins by itself this long after a layer was opened; `None`: only when told.
     pub background_after: Option<Duration>,

@@ -110,7 +110,14 @@ impl Scheduler {
     /// Waits for leave to fetch. Dropping the future gives up the place in the queue.
     pub(super) async fn acquire(self: &Arc<Self>, ask: Ask) -> Permit {
         let (grant, granted) = oneshot::channel();
-        self.lock().queues[ask.priority as usize].push_back(Waiter { ask, grant });
+        {
+            let queue = &mut self.lock().queues[ask.priority as usize];
+            // Whoever needs no memory holds some already, and may be what the others wait for.
+            match ask.bytes {
+                0 => queue.push_front(Waiter { ask, grant }),
+                _ => queue.push_back(Waiter { ask, grant }),
+            }
+        }
         self.pump();
         granted.await.expect("a waiter leaves the queue only when it is granted or gave up")
     }
@@ -185,9 +192,8 @@ impl Scheduler {
         let total: usize = state.running.iter().sum();
         let room = total < self.connections[0] && state.running[class] < self.connections[class];
         match priority {
-            // Others hold at most three quarters of the connections, so a read finds one.
-            Priority::Foreground => room,
-            Priority::Prefetch => room,
+            // The others hold at most three quarters of the connections together, so a read finds one.
+            Priority::Foreground | Priority::Prefetch => room,
             Priority::Background => {
                 room && state.foreground_reads == 0
                     && state.running[Priority::Foreground as usize] == 0
@@ -199,7 +205,8 @@ impl Scheduler {
 
     fn has_memory(&self, state: &State, ask: Ask) -> bool {
         // One fetch is always allowed, however large; and one of the foreground whatever the others hold.
-        state.memory == 0
+        ask.bytes == 0
+            || state.memory == 0
             || state.memory.saturating_add(ask.bytes) <= self.memory[ask.priority as usize]
             || (ask.priority == Priority::Foreground && state.foreground_memory == 0)
     }

@@ -8,7 +8,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+
+use crate::registry::{Blob, FetchError};
 
 /// A blob that can be read in ranges.
 pub trait RangeSource: Send + Sync + 'static {
@@ -52,5 +55,21 @@ impl SourceError {
     #[must_use]
     pub fn refused(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Refused { source: source.into() }
+    }
+}
+
+impl RangeSource for Blob {
+    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, SourceError>> {
+        self.range(range).map(|fetched| fetched.map_err(SourceError::from)).boxed()
+    }
+}
+
+impl From<FetchError> for SourceError {
+    fn from(error: FetchError) -> Self {
+        if error.is_transient() {
+            Self::Unreachable { retry_after: error.retry_after(), source: Box::new(error) }
+        } else {
+            Self::Refused { source: Box::new(error) }
+        }
     }
 }

@@ -124,7 +124,7 @@ impl FileCache {
         let temporary = rustix::fs::openat(&root, "tmp", flags, Mode::empty())?;
         for entry in rustix::fs::Dir::read_from(&temporary)?.flatten() {
             if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                drop(rustix::fs::unlinkat(&temporary, entry.file_name(), AtFlags::empty()));
+                let _ = rustix::fs::unlinkat(&temporary, entry.file_name(), AtFlags::empty());
             }
         }
         let epoch = Epoch::open(root.as_fd(), boot_id)?;
@@ -155,6 +155,13 @@ impl FileCache {
         })
     }
 
+    /// Whether complete content is here that another boot left and nobody has verified since.
+    pub(super) fn needs_verification(&self, place: &Place) -> bool {
+        place.whole.is_some_and(|whole| {
+            self.open_whole(&whole_name(&whole), place.size).is_some_and(|(_, trusted)| !trusted)
+        })
+    }
+
     /// The content with digest `whole`, if all of it is here and has `size` bytes.
     fn find_whole(&self, whole: Digest, size: u64, verify: Verify) -> Option<File> {
         let name = whole_name(&whole);
@@ -172,16 +179,15 @@ impl FileCache {
         if is_trusted {
             return Some(file);
         }
-        let publishing = self.epoch.begin();
         match hash(&file) {
             Ok(found) if found == whole => {
-                if let Err(error) = publishing.mark(&file) {
+                if let Err(error) = self.epoch.begin().mark(&file) {
                     tracing::debug!(error = %Chain(&error), "could not stamp verified content");
                 }
                 Some(file)
             }
             Ok(_) => {
-                drop(rustix::fs::unlinkat(&self.root, &*name, AtFlags::empty()));
+                let _ = rustix::fs::unlinkat(&self.root, &*name, AtFlags::empty());
                 self.events.send(LazyEvent::CacheRepaired { content: whole });
                 None
             }
@@ -238,7 +244,7 @@ impl FileCache {
 
     /// Keeps one verified chunk of `place`: on disk, or in memory if that fails. False then.
     pub(super) fn keep(&self, place: &Place, piece: &Piece, bytes: &Bytes) -> bool {
-        let kept = if place.chunks == 1 {
+        let kept = if place.chunks <= 1 {
             self.write(&piece.digest, bytes)
         } else {
             self.writable().and_then(|()| {
@@ -276,16 +282,16 @@ impl FileCache {
         if !partial.begin_finishing() {
             return Finished::Unchanged;
         }
-        let publishing = self.epoch.begin();
         let finished = hash(&partial.readable()).and_then(|found| {
             if found != expected {
                 partial.keep_private()?;
                 return Ok(Finished::Mismatch { expected, found });
             }
             let (data, map) = partial::names(&partial.id);
+            let publishing = self.epoch.begin();
             publishing.mark(partial.data())?;
             self.rename_to_whole(&data, &expected)?;
-            drop(rustix::fs::unlinkat(&self.root, &*map, AtFlags::empty()));
+            let _ = rustix::fs::unlinkat(&self.root, &*map, AtFlags::empty());
             Ok(Finished::Published)
         });
         finished.unwrap_or_else(|error| {
@@ -362,7 +368,7 @@ impl FileCache {
             self.rename_into_dir(&temporary, name)
         })();
         if written.is_err() {
-            drop(rustix::fs::unlinkat(&self.root, &*temporary, AtFlags::empty()));
+            let _ = rustix::fs::unlinkat(&self.root, &*temporary, AtFlags::empty());
         }
         written
     }

@@ -31,7 +31,6 @@ const FLAG_PRIVATE: u32 = 1;
 #[derive(Debug)]
 pub(in crate::lazy) struct Partial {
     pub(super) id: Digest,
-    size: u64,
     data: File,
     readable: Arc<File>,
     map: File,
@@ -91,7 +90,6 @@ impl Partial {
         map.read_exact_at(&mut word, FLAGS_AT as u64)?;
         Ok(Some(Self {
             id: place.id,
-            size: place.size,
             data,
             readable: Arc::new(readable.into()),
             map,
@@ -123,19 +121,19 @@ impl Partial {
     }
 
     /// Whether `n` is here and needs no verification.
-    pub(super) fn has(&self, n: u32) -> bool {
+    pub(in crate::lazy) fn has(&self, n: u32) -> bool {
         let bits = self.lock();
         bits.is(&bits.present, n)
     }
 
     /// Whether `n` is here, as far as the map knows.
-    pub(super) fn may_have(&self, n: u32) -> bool {
+    pub(in crate::lazy) fn may_have(&self, n: u32) -> bool {
         let bits = self.lock();
         bits.is(&bits.present, n) || bits.is(&bits.suspect, n)
     }
 
     /// `len` bytes at `offset`, which must lie in chunks that [`Partial::has`].
-    pub(super) fn read(&self, offset: u64, len: u64) -> io::Result<Bytes> {
+    pub(in crate::lazy) fn read(&self, offset: u64, len: u64) -> io::Result<Bytes> {
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let mut bytes = vec![0; len];
         self.readable.read_exact_at(&mut bytes, offset)?;
@@ -164,10 +162,6 @@ impl Partial {
     /// The same content, to be stamped.
     pub(super) fn data(&self) -> &File {
         &self.data
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        self.size
     }
 
     /// True for the one caller that is to hash and publish the complete content.
