@@ -3,7 +3,7 @@
 use supervisor::image::Digest;
 use supervisor::registry::{BlobSource, FetchErrorKind};
 
-use super::{client, one_layer, read_all, reference, status};
+use super::{client, impatient, one_layer, one_layer_for, read_all, reference, status};
 use crate::support::registry::{Fault, FaultRegistry};
 
 #[tokio::test]
@@ -30,7 +30,7 @@ async fn a_broken_range_is_continued_where_it_stopped() {
         Fault::Hangup,
         status(503),
     ] {
-        let (registry, layer, blob) = one_layer();
+        let (registry, layer, blob) = one_layer_for(&impatient());
         registry.fault("/blobs/", 1, fault.clone());
         assert_eq!(blob.range(10..150_000).await.unwrap()[..], layer[10..150_000], "{fault:?}");
         let seen = registry.seen("/blobs/");
@@ -43,7 +43,7 @@ async fn a_broken_range_is_continued_where_it_stopped() {
 
 #[tokio::test]
 async fn a_stall_ends_as_a_timeout() {
-    let (registry, _, blob) = one_layer();
+    let (registry, _, blob) = one_layer_for(&impatient());
     registry.fault("/blobs/", 9, Fault::Stall(0));
     let error = blob.range(0..100).await.unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Timeout, "{error:?}");
@@ -91,7 +91,7 @@ async fn a_stream_survives_resets_and_resumes() {
         Fault::Hangup,
         status(500),
     ] {
-        let (registry, layer, blob) = one_layer();
+        let (registry, layer, blob) = one_layer_for(&impatient());
         registry.fault("/blobs/", 1, fault.clone());
         assert_eq!(read_all(&blob).await.unwrap(), layer, "{fault:?}");
         assert_eq!(registry.seen("/blobs/").len(), 2, "{fault:?}");

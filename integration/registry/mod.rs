@@ -25,7 +25,8 @@ pub(super) fn options() -> ClientOptions {
             first_delay: Duration::from_millis(1),
             longest_delay: Duration::from_secs(2),
         },
-        stall_timeout: Duration::from_millis(400),
+        // Generous: the machine may be busy, and only tests of stalls wait for it.
+        stall_timeout: Duration::from_secs(20),
         ..ClientOptions::default()
     }
 }
@@ -42,12 +43,21 @@ pub(super) async fn resolve(client: &Client, image: &ImageRef) -> Result<Digest,
     client.resolve(image, &Platform::host()).await.map(|resolved| resolved.manifest_digest)
 }
 
+/// A client for tests in which a transfer stalls.
+pub(super) fn impatient() -> Client {
+    Client::new(ClientOptions { stall_timeout: Duration::from_secs(1), ..options() }).unwrap()
+}
+
 /// A registry with one image as `app:v1`, and its layer as a blob of a client.
 pub(super) fn one_layer() -> (FaultRegistry, Vec<u8>, Blob) {
+    one_layer_for(&client())
+}
+
+pub(super) fn one_layer_for(client: &Client) -> (FaultRegistry, Vec<u8>, Blob) {
     let registry = FaultRegistry::start();
     let image = TinyImage::new(LAYER);
     image.put(&registry, "app", "v1");
-    let blob = layer_blob(&client(), &registry, &image);
+    let blob = layer_blob(client, &registry, &image);
     (registry, image.layer, blob)
 }
 
