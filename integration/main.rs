@@ -7,3 +7,4 @@
 
 mod registry;
 mod support;
+mod unpack;

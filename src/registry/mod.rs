@@ -13,7 +13,6 @@ mod exchange;
 mod layout;
 mod resolve;
 mod retry;
-mod stream;
 mod transport;
 
 use std::fmt;
@@ -23,11 +22,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use blob::{Blob, BlobSource};
+pub use blob::{Blob, BlobSource, BlobStream};
 pub use error::{FetchError, FetchErrorKind};
 pub use resolve::Resolved;
 pub use retry::RetryPolicy;
-pub use stream::BlobStream;
 
 use crate::image::{Digest, ImageRef, Platform};
 use exchange::Shared;

@@ -35,6 +35,8 @@ use rustix::fs::FlockOperation;
 
 pub use image::ImageRecord;
 pub use layer::{LayerDir, LayerSource, Staging};
+pub(crate) use tree::remove as remove_tree;
+
 pub use record::{Loaded, Record, RecordError};
 
 /// Folders of the state directory that the store makes. What is in them can be a setuid program of an image or

@@ -11,10 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Removes `name` in `parent`, whatever it is, with all that is below; nothing there is no error.
+/// Removes `name` (one component) in `parent`, whatever it is, with all that is below; nothing there is no error.
 ///
 /// A directory on which something is mounted, and those above it, are left and reported.
-pub(super) fn remove(parent: impl AsFd, name: &str) -> io::Result<()> {
+pub(crate) fn remove(parent: impl AsFd, name: impl rustix::path::Arg + Copy) -> io::Result<()> {
     let parent = parent.as_fd();
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),

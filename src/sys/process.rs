@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -25,6 +26,10 @@ const SERVICE_MANAGER_VARIABLES: [&str; 7] = [
 /// Where descriptors wait in a starting role before they get their numbers; above any number that a role asks for.
 const PARKING: RawFd = 200;
 
+/// What keeps the copy from ever changing.
+const SEALS: SealFlags =
+    SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::SEAL);
+
 /// A sealed copy of this program in memory. All roles run from one: they share its pages, and replacing or deleting
 /// the file on disk, or a container that writes through `/proc/self/exe`, changes nothing for them.
 #[derive(Debug)]
@@ -36,18 +41,30 @@ impl SealedExe {
     /// # Errors
     /// When the executable cannot be read or there is no memory for the copy.
     pub fn of_current() -> io::Result<Self> {
-        let mut running = File::open("/proc/self/exe")?;
-        let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        if rustix::fs::fcntl_get_seals(&running).is_ok_and(|present| present.contains(seals)) {
+        let running = File::open("/proc/self/exe")?;
+        if rustix::fs::fcntl_get_seals(&running).is_ok_and(|present| present.contains(SEALS)) {
             return Ok(Self(running.into()));
         }
+        Self::copy_of(running)
+    }
+
+    /// A sealed copy of the program at `path`, which calls [`crate::run_if_role`] first: for programs, tests among
+    /// them, whose own `main` does not.
+    ///
+    /// # Errors
+    /// As [`SealedExe::of_current`].
+    pub fn of_file(path: &Path) -> io::Result<Self> {
+        Self::copy_of(File::open(path)?)
+    }
+
+    fn copy_of(mut program: File) -> io::Result<Self> {
         let memory = rustix::fs::memfd_create(
             "supervisor",
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
         )?;
         let mut copy = File::from(memory);
-        io::copy(&mut running, &mut copy)?;
-        rustix::fs::fcntl_add_seals(&copy, seals)?;
+        io::copy(&mut program, &mut copy)?;
+        rustix::fs::fcntl_add_seals(&copy, SEALS)?;
         // Reopened read-only: a file that is open for writing cannot be executed (ETXTBSY).
         let readable = File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?;
         Ok(Self(readable.into()))

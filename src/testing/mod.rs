@@ -1,5 +1,1 @@
 //! Fakes and builders for tests.
-
-mod source;
-
-pub use source::{Answer, ScriptedSource};
