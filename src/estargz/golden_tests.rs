@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::index::build;
-use super::{EntryKind, EntryNo, Flavour, Index, Tail, TocBytes, chunk, footer, tail, toc};
+use super::reading::{content, open, toc_of};
+use super::{EntryKind, EntryNo, Flavour, Index, Tail, footer, tail, toc};
 use crate::image::{Descriptor, Digest};
 
 #[derive(Deserialize)]
@@ -72,40 +72,6 @@ fn layers(layout: &str) -> Vec<(Descriptor, Vec<u8>, Vec<Member>)> {
             (layer, blob, members)
         })
         .collect()
-}
-
-fn toc_of(blob: &[u8]) -> TocBytes {
-    let size = blob.len() as u64;
-    let parse = |from: u64| tail::parse(&blob[usize::try_from(from).unwrap()..], size).unwrap();
-    match parse(size - tail::first_tail_len(size)) {
-        Tail::Complete(toc) => toc,
-        Tail::NeedFrom(from) => match parse(from) {
-            Tail::Complete(toc) => toc,
-            other => panic!("{other:?}"),
-        },
-        Tail::NotEstargz => panic!("not recognized"),
-    }
-}
-
-fn open(blob: &[u8], toc: &TocBytes) -> Index<Vec<u8>> {
-    Index::open(build(&toc.json, &toc.index_input(blob.len() as u64)).unwrap()).unwrap()
-}
-
-fn content(index: &Index<Vec<u8>>, blob: &[u8], entry: EntryNo) -> Vec<u8> {
-    let mut content = Vec::new();
-    for n in 0..index.chunk_count(entry) {
-        let part = index.chunk(entry, n).unwrap();
-        let (start, end) = (part.member.start as usize, part.member.end as usize);
-        let bytes = chunk::decode(
-            index.flavour(),
-            &blob[start..end],
-            part.inner_offset,
-            part.size,
-            part.digest,
-        );
-        content.extend(bytes.unwrap());
-    }
-    content
 }
 
 /// Compares everything that the format keeps.

@@ -15,12 +15,14 @@ pub mod index;
 pub mod limit;
 pub mod tail;
 pub mod toc;
+pub mod writer;
 
 pub use chunk::ChunkError;
 pub use footer::Flavour;
 pub use index::{Chunk, ChunkNo, Entry, EntryKind, EntryNo, Index, IndexError, IndexInput};
 pub use tail::{Tail, TocBytes};
 pub use toc::{Problem, TocError};
+pub use writer::{MissingPath, Prefetch, WriteError, WriterOptions, Written, write_layer};
 
 /// Name of the table of contents, the last entry of the tar.
 pub const TOC_NAME: &str = "stargz.index.json";
@@ -37,3 +39,5 @@ pub fn is_format_name(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod golden_tests;
+#[cfg(test)]
+mod reading;

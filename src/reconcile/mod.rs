@@ -1,1 +1,50 @@
-//! The planner: observed and desired in, ordered actions out. Computes only.
+//! The planner: what is wanted and what is observed go in, ordered actions come out. Computes only.
+//!
+//! ```text
+//! Goal per project ─┐
+//! Observed ─────────┼─► plan ─► Plan { steps in order, status per service, wake_at }
+//! Moment ───────────┘
+//! ```
+//!
+//! One planner decides `up`, boot, crash, change and `down`; it is called again after every event and at
+//! [`Plan::wake_at`]. The shell that calls it (`supervise`) reads the host into [`Observed`] each time, carries the
+//! steps out, and decides nothing.
+//!
+//! # Laws (each has a test)
+//!
+//! * Applying plans converges, and then the plan is empty.
+//! * A container that runs what is wanted is never touched; so after a restart of control the first plan is empty.
+//! * A container of another instance, or of a project without a [`Goal`], appears in no plan.
+//! * Stops come before starts. What replaces a container is started only after that one was stopped *and* removed.
+//! * An image is here and verified before the container that it replaces is touched.
+//! * The same input gives the same plan.
+//!
+//! # Words
+//!
+//! A *request* is the user asking for a service to run (`up`, `start`); requests are counted per service, and a
+//! container remembers the one that it was last started for. So a job with `restart: no` runs once for each request,
+//! also when control or the host restarted in between, and a request ends a wait for the next restart.
+
+mod action;
+mod observed;
+mod phase;
+mod plan;
+mod restart;
+mod service;
+
+#[cfg(test)]
+mod simulator;
+#[cfg(test)]
+mod tests;
+
+pub use action::{Action, Cause, Plan, ServiceStatus, StartTarget, Step, StepNo};
+pub use observed::{
+    Container, ContainerKey, ContainerState, CreateFailure, Exit, ExitStatus, Failure, ImageState,
+    Monitor, Observed, Operation, PullFault, Run, ServiceKey, ServiceRecord, WritableLayer,
+};
+pub use phase::Phase;
+pub use plan::{Goal, Moment, plan};
+pub use restart::{HEALTHY_RUN, LONGEST_DELAY, backoff};
+
+/// Milliseconds of a monotonic clock; any origin, the same for all times of one call.
+pub type Millis = u64;

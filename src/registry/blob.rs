@@ -1,17 +1,14 @@
-//! One blob: the bytes behind a digest, read in parts or as a whole, from a registry or a layout folder.
+//! One blob: the bytes behind a digest, in a registry or a layout folder, read in parts. As a whole: `stream`.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
-use futures_util::stream::{self, BoxStream, StreamExt as _};
+use futures_util::StreamExt as _;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
 use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -20,10 +17,7 @@ use super::error::{FetchError, FetchErrorKind, Subject};
 use super::exchange::{Redirect, Request, Shared, transport_error};
 use super::layout;
 use super::retry::Attempts;
-use crate::image::{Digest, Hasher, ImageRef};
-
-/// Read from a file at once: large enough to keep the digest busy, small enough to hold several.
-const FILE_STEP: u64 = 1 << 20;
+use crate::image::{Digest, ImageRef};
 
 /// Where the blobs of an image are. Kept beside a layer, so that it can be fetched after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -70,18 +64,18 @@ impl BlobSource {
 
 /// A blob that can be read. Cheap to clone; clones share what was learnt about redirects.
 #[derive(Debug, Clone)]
-pub struct Blob(Arc<Inner>);
+pub struct Blob(pub(super) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    digest: Digest,
-    size: u64,
-    subject: Subject,
-    origin: Origin,
+pub(super) struct Inner {
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) subject: Subject,
+    pub(super) origin: Origin,
 }
 
 #[derive(Debug)]
-enum Origin {
+pub(super) enum Origin {
     Registry {
         shared: Arc<Shared>,
         host: String,
@@ -229,7 +223,12 @@ impl Blob {
     }
 
     /// That a 206 begins where we asked, ends not later, and is about a blob of the right length.
-    fn check_partial(&self, answer: &Response, first: u64, end: u64) -> Result<(), FetchError> {
+    pub(super) fn check_partial(
+        &self,
+        answer: &Response,
+        first: u64,
+        end: u64,
+    ) -> Result<(), FetchError> {
         let malformed = |detail: String| Err(self.error(FetchErrorKind::Malformed, detail));
         let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
         if header(CONTENT_TYPE).is_some_and(|kind| kind.starts_with("multipart/")) {
@@ -254,7 +253,10 @@ impl Blob {
         Ok(())
     }
 
-    async fn ask(&self, range: Option<(u64, Option<u64>)>) -> Result<Response, FetchError> {
+    pub(super) async fn ask(
+        &self,
+        range: Option<(u64, Option<u64>)>,
+    ) -> Result<Response, FetchError> {
         let Origin::Registry { shared, host, repository, path, redirect } = &self.0.origin else {
             unreachable!("only blobs of registries are asked for")
         };
@@ -263,7 +265,7 @@ impl Blob {
         shared.get(&request, Some(redirect)).await
     }
 
-    async fn read_file(&self, range: Range<u64>) -> Result<Bytes, FetchError> {
+    pub(super) async fn read_file(&self, range: Range<u64>) -> Result<Bytes, FetchError> {
         let blob = self.clone();
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes =
@@ -284,38 +286,6 @@ impl Blob {
         })
     }
 
-    /// The whole blob from its first byte. A transfer that breaks is continued by range requests; the last item is
-    /// an error if length or digest turn out wrong.
-    ///
-    /// # Errors
-    /// When the transfer cannot begin.
-    pub async fn stream(&self) -> Result<BlobStream, FetchError> {
-        let policy = match &self.0.origin {
-            Origin::Registry { shared, .. } => shared.options.retry.clone(),
-            Origin::Layout { .. } | Origin::File(_) => super::RetryPolicy::default(),
-        };
-        let mut transfer = Transfer {
-            blob: self.clone(),
-            offset: 0,
-            skip: 0,
-            answer: None,
-            hasher: Hasher::new(),
-            attempts: Attempts::new(&policy),
-        };
-        if matches!(self.0.origin, Origin::Registry { .. }) && self.0.size > 0 {
-            while let Err(error) = transfer.open().await {
-                transfer.attempts.wait(error).await?;
-            }
-        }
-        let stream = stream::try_unfold(Some(transfer), |transfer| async move {
-            match transfer {
-                None => Ok(None),
-                Some(transfer) => transfer.next().await,
-            }
-        });
-        Ok(BlobStream(stream.boxed()))
-    }
-
     /// The whole blob in memory, verified; for configurations and other small ones.
     ///
     /// # Errors
@@ -334,7 +304,7 @@ impl Blob {
         Ok(bytes.freeze())
     }
 
-    fn error(&self, kind: FetchErrorKind, detail: impl Into<String>) -> FetchError {
+    pub(super) fn error(&self, kind: FetchErrorKind, detail: impl Into<String>) -> FetchError {
         FetchError::because(kind, &self.0.subject, detail).build()
     }
 }
@@ -353,117 +323,6 @@ impl Inner {
             },
             Origin::Registry { .. } => unreachable!("a registry's blob is not a file"),
         }
-    }
-}
-
-/// The bytes of a blob in order; see [`Blob::stream`].
-pub struct BlobStream(BoxStream<'static, Result<Bytes, FetchError>>);
-
-impl std::fmt::Debug for BlobStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("BlobStream")
-    }
-}
-
-impl Stream for BlobStream {
-    type Item = Result<Bytes, FetchError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_next_unpin(cx)
-    }
-}
-
-/// A stream under way.
-struct Transfer {
-    blob: Blob,
-    /// Bytes handed out.
-    offset: u64,
-    /// Bytes of the current answer that were handed out before it began.
-    skip: u64,
-    answer: Option<Response>,
-    hasher: Hasher,
-    attempts: Attempts,
-}
-
-type Step = Option<(Bytes, Option<Transfer>)>;
-
-impl Transfer {
-    async fn next(mut self) -> Result<Step, FetchError> {
-        let inner = Arc::clone(&self.blob.0);
-        if self.offset == inner.size {
-            let found = self.hasher.finish();
-            return if found == inner.digest {
-                Ok(None)
-            } else {
-                let detail = format!("the bytes that came have the digest `{found}`");
-                Err(FetchError::corrupt(&inner.subject, detail))
-            };
-        }
-        let bytes = match inner.origin {
-            Origin::Registry { .. } => loop {
-                match self.receive().await {
-                    Ok(bytes) if bytes.is_empty() => {}
-                    Ok(bytes) => {
-                        self.attempts.progressed();
-                        break bytes;
-                    }
-                    Err(error) => {
-                        self.answer = None;
-                        self.attempts.wait(error).await?;
-                    }
-                }
-            },
-            Origin::Layout { .. } | Origin::File(_) => {
-                let end = inner.size.min(self.offset + FILE_STEP);
-                self.blob.read_file(self.offset..end).await?
-            }
-        };
-        self.hasher.update(&bytes);
-        self.offset += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        Ok(Some((bytes, Some(self))))
-    }
-
-    /// Begins the transfer at the present offset.
-    async fn open(&mut self) -> Result<(), FetchError> {
-        let size = self.blob.0.size;
-        let range = (self.offset > 0).then_some((self.offset, None));
-        let answer = self.blob.ask(range).await?;
-        if answer.status() == StatusCode::OK {
-            if let Some(length) = answer.content_length()
-                && length != size
-            {
-                let detail = format!("it has {length} bytes there, and {size} in the manifest");
-                return Err(FetchError::corrupt(&self.blob.0.subject, detail));
-            }
-            // The server cannot continue; what we have is read over again, at its cost.
-            self.skip = self.offset;
-        } else {
-            self.blob.check_partial(&answer, self.offset, size)?;
-            self.skip = 0;
-        }
-        self.answer = Some(answer);
-        Ok(())
-    }
-
-    async fn receive(&mut self) -> Result<Bytes, FetchError> {
-        if self.answer.is_none() {
-            self.open().await?;
-        }
-        let answer = self.answer.as_mut().expect("opened above");
-        let subject = &self.blob.0.subject;
-        let part = answer.chunk().await.map_err(|error| transport_error(subject, "", error))?;
-        let Some(mut part) = part else {
-            let detail = format!("the transfer ended after {} bytes", self.offset);
-            return Err(self.blob.error(FetchErrorKind::Interrupted, detail));
-        };
-        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(part.len());
-        self.skip -= u64::try_from(skipped).unwrap_or(0);
-        let _ = part.split_to(skipped);
-        if u64::try_from(part.len()).unwrap_or(u64::MAX) > self.blob.0.size - self.offset {
-            let detail = format!("more bytes came than the {} of the manifest", self.blob.0.size);
-            return Err(FetchError::corrupt(subject, detail));
-        }
-        Ok(part)
     }
 }
 

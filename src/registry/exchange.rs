@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::ClientOptions;
 use super::auth::{Access, Auth};
 use super::error::{FetchError, FetchErrorKind, Subject};
-use super::transport::{Transport, classify, is_loopback};
+use super::transport::{Connections, classify, is_loopback};
 
 /// Registries redirect once, to their storage; proxies in between may add one or two.
 const MAX_REDIRECTS: u32 = 5;
@@ -25,7 +25,7 @@ const MAX_ERROR_BODY: u64 = 16 << 10;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) options: ClientOptions,
-    transport: Transport,
+    connections: Connections,
     auth: Auth,
 }
 
@@ -48,9 +48,9 @@ pub(super) type Redirect = Mutex<Option<Url>>;
 
 impl Shared {
     pub(super) fn new(options: ClientOptions) -> Result<Self, super::ClientError> {
-        let transport = Transport::new(&options)?;
+        let connections = Connections::new(&options)?;
         let auth = Auth::new(options.docker_config.clone());
-        Ok(Self { options, transport, auth })
+        Ok(Self { options, connections, auth })
     }
 
     /// Sends the request, answers challenges, follows redirects. The answer is 200 or 206.
@@ -103,7 +103,7 @@ impl Shared {
         let url = registry_url(request, plain)?;
         let Request { host, repository, subject, .. } = *request;
         let access = Access { host, repository, plain, subject };
-        let authorization = self.auth.current(&self.transport, &access).await?;
+        let authorization = self.auth.current(&self.connections.current(), &access).await?;
         let answer = self.send(request, &url, authorization.header.as_ref()).await?;
         let renewable = match answer.status() {
             StatusCode::UNAUTHORIZED => true,
@@ -115,8 +115,10 @@ impl Shared {
             return Ok((answer, url));
         }
         let headers = answer.headers().clone();
-        let authorization =
-            self.auth.answer(&self.transport, &access, &authorization, &headers).await?;
+        let authorization = self
+            .auth
+            .answer(&self.connections.current(), &access, &authorization, &headers)
+            .await?;
         let answer = self.send(request, &url, authorization.header.as_ref()).await?;
         Ok((answer, url))
     }
@@ -133,7 +135,7 @@ impl Shared {
             let header = if same_origin {
                 let Request { host, repository, subject, .. } = *request;
                 let access = Access { host, repository, plain: url.scheme() == "http", subject };
-                self.auth.current(&self.transport, &access).await?.header
+                self.auth.current(&self.connections.current(), &access).await?.header
             } else {
                 None
             };
@@ -154,10 +156,11 @@ impl Shared {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, FetchError> {
         let local = url.host_str().is_some_and(is_loopback);
+        let transport = self.connections.current();
         let client = match (local, request.accept) {
-            (true, _) => &self.transport.loopback,
-            (false, Some(_)) => &self.transport.api,
-            (false, None) => &self.transport.blob,
+            (true, _) => &transport.loopback,
+            (false, Some(_)) => &transport.api,
+            (false, None) => &transport.blob,
         };
         // A transfer that something compresses on the way could not be asked for by byte positions.
         let mut http = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
@@ -175,7 +178,14 @@ impl Shared {
             Some(host) if host != host_name(request.host) => format!("`{host}`: "),
             _ => String::new(),
         };
-        http.send().await.map_err(|error| transport_error(request.subject, &whom, error))
+        http.send().await.map_err(|error| {
+            let error = transport_error(request.subject, &whom, error);
+            // A name server that is out of reach may show as a timeout.
+            if matches!(error.kind(), FetchErrorKind::Dns | FetchErrorKind::Timeout) {
+                self.connections.distrust_resolver(&self.options);
+            }
+            error
+        })
     }
 
     async fn accept(

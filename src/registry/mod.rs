@@ -13,6 +13,7 @@ mod exchange;
 mod layout;
 mod resolve;
 mod retry;
+mod stream;
 mod transport;
 
 use std::fmt;
@@ -22,10 +23,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use blob::{Blob, BlobSource, BlobStream};
+pub use blob::{Blob, BlobSource};
 pub use error::{FetchError, FetchErrorKind};
 pub use resolve::Resolved;
 pub use retry::RetryPolicy;
+pub use stream::BlobStream;
 
 use crate::image::{Digest, ImageRef, Platform};
 use exchange::Shared;

@@ -4,8 +4,8 @@ use std::error::Error;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -20,8 +20,11 @@ const IDLE_PER_HOST: usize = 16;
 /// Shorter than the idle limits of the usual load balancers (60 s), so that we seldom meet a closed connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
+/// A resolver younger than this is not replaced: the name servers have just been read.
+const RESOLVER_LIFETIME: Duration = Duration::from_secs(10);
+
 /// The connections of one client.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Transport {
     /// Manifests and tokens: HTTP/2 where it is offered.
     pub(super) api: reqwest::Client,
@@ -32,41 +35,85 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(options: &ClientOptions) -> Result<Self, ClientError> {
-        let tls = tls_config(&options.certificate_authorities)?;
-        let build = |alpn: &[&[u8]], proxied: bool| {
-            let mut tls = tls.clone();
-            tls.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-            let mut builder = reqwest::Client::builder()
-                .user_agent(concat!("supervisor/", env!("CARGO_PKG_VERSION")))
-                .tls_backend_preconfigured(tls)
-                // Followed by hand: they are remembered, and credentials must not travel with them.
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .referer(false)
-                .connect_timeout(CONNECT_TIMEOUT)
-                .read_timeout(options.stall_timeout)
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .pool_max_idle_per_host(IDLE_PER_HOST)
-                .tcp_keepalive(Duration::from_secs(30))
-                // Also turns off reqwest's own look at the environment, which is not ours to read here.
-                .no_proxy();
-            if alpn.len() == 1 {
-                builder = builder.http1_only();
-            }
-            if proxied {
-                for proxy in proxies(&options.proxy)? {
-                    builder = builder.proxy(proxy);
-                }
-            }
-            builder.build().map_err(ClientError::Http)
-        };
+    fn new(options: &ClientOptions, tls: &rustls::ClientConfig) -> Result<Self, ClientError> {
         Ok(Self {
-            api: build(&[b"h2", b"http/1.1"], true)?,
-            blob: build(&[b"http/1.1"], true)?,
-            loopback: build(&[b"http/1.1"], false)?,
+            api: client(options, tls, &[b"h2", b"http/1.1"], Route::Proxied)?,
+            blob: client(options, tls, &[b"http/1.1"], Route::Proxied)?,
+            loopback: client(options, tls, &[b"http/1.1"], Route::Direct)?,
         })
     }
+}
+
+/// The transport in use. It is replaced when names do not resolve any more: the resolver reads
+/// `/etc/resolv.conf` once in its life, and a host that changes its network gets another one.
+#[derive(Debug)]
+pub(super) struct Connections {
+    /// Kept, because the certificate store may be out of reach later: the worker is confined after its start.
+    tls: rustls::ClientConfig,
+    current: Mutex<(Arc<Transport>, Instant)>,
+}
+
+impl Connections {
+    pub(super) fn new(options: &ClientOptions) -> Result<Self, ClientError> {
+        let tls = tls_config(&options.certificate_authorities)?;
+        let transport = Arc::new(Transport::new(options, &tls)?);
+        Ok(Self { tls, current: Mutex::new((transport, Instant::now())) })
+    }
+
+    pub(super) fn current(&self) -> Arc<Transport> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// A name did not resolve: the next exchange asks the name servers that the host has then.
+    pub(super) fn distrust_resolver(&self, options: &ClientOptions) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.1.elapsed() < RESOLVER_LIFETIME {
+            return;
+        }
+        // The same settings have been accepted before.
+        if let Ok(transport) = Transport::new(options, &self.tls) {
+            *current = (Arc::new(transport), Instant::now());
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Proxied,
+    Direct,
+}
+
+fn client(
+    options: &ClientOptions,
+    tls: &rustls::ClientConfig,
+    protocols: &[&[u8]],
+    route: Route,
+) -> Result<reqwest::Client, ClientError> {
+    let mut tls = tls.clone();
+    tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("supervisor/", env!("CARGO_PKG_VERSION")))
+        .tls_backend_preconfigured(tls)
+        // Followed by hand: they are remembered, and credentials must not travel with them.
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(options.stall_timeout)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_PER_HOST)
+        .tcp_keepalive(Duration::from_secs(30))
+        // Also turns off reqwest's own look at the environment, which is not ours to read here.
+        .no_proxy();
+    if protocols.len() == 1 {
+        builder = builder.http1_only();
+    }
+    if route == Route::Proxied {
+        for proxy in proxies(&options.proxy)? {
+            builder = builder.proxy(proxy);
+        }
+    }
+    builder.build().map_err(ClientError::Http)
 }
 
 fn tls_config(authorities: &[PathBuf]) -> Result<rustls::ClientConfig, ClientError> {
@@ -220,7 +267,19 @@ mod tests {
 
     #[test]
     fn a_client_is_built_without_a_process_wide_provider() {
-        assert!(Transport::new(&ClientOptions::default()).is_ok());
+        assert!(Connections::new(&ClientOptions::default()).is_ok());
+    }
+
+    #[test]
+    fn a_resolver_that_fails_is_replaced_unless_it_is_fresh() {
+        let options = ClientOptions::default();
+        let connections = Connections::new(&options).unwrap();
+        let first = connections.current();
+        connections.distrust_resolver(&options);
+        assert!(Arc::ptr_eq(&first, &connections.current()));
+        connections.current.lock().unwrap().1 -= RESOLVER_LIFETIME;
+        connections.distrust_resolver(&options);
+        assert!(!Arc::ptr_eq(&first, &connections.current()));
     }
 
     #[test]
@@ -229,7 +288,7 @@ mod tests {
         for path in [empty.path().to_owned(), PathBuf::from("/nonexistent.pem")] {
             let options =
                 ClientOptions { certificate_authorities: vec![path], ..ClientOptions::default() };
-            assert!(matches!(Transport::new(&options), Err(ClientError::Authority { .. })));
+            assert!(matches!(Connections::new(&options), Err(ClientError::Authority { .. })));
         }
     }
 
@@ -239,6 +298,6 @@ mod tests {
             proxy: ProxySettings { https: Some("::::".to_owned()), ..ProxySettings::default() },
             ..ClientOptions::default()
         };
-        assert!(matches!(Transport::new(&options), Err(ClientError::Proxy(_))));
+        assert!(matches!(Connections::new(&options), Err(ClientError::Proxy(_))));
     }
 }

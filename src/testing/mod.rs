@@ -1,1 +1,5 @@
 //! Fakes and builders for tests.
+
+mod source;
+
+pub use source::{Answer, ScriptedSource};

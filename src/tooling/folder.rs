@@ -295,6 +295,21 @@ mod tests {
     }
 
     #[test]
+    fn extended_attributes_of_the_file_are_kept_and_those_of_the_host_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("f");
+        fs::write(&file, "x").unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        for (name, value) in [("user.note", b"a\nb\0"), ("user.overlay.x", b"evil")] {
+            rustix::fs::setxattr(&file, name, value, flags).unwrap();
+        }
+        let tar = packed(folder.path(), None);
+        let has = |text: &[u8]| tar.windows(text.len()).any(|window| window == text);
+        assert!(has(b"SCHILY.xattr.user.note=a\nb\0\n"));
+        assert!(!has(b"overlay"));
+    }
+
+    #[test]
     fn the_same_content_in_another_folder_gives_the_same_bytes() {
         let make = || {
             let folder = tempfile::tempdir().unwrap();

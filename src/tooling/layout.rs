@@ -72,6 +72,12 @@ impl Layout {
         Ok(layout)
     }
 
+    /// The folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Where the blob with this digest is or will be.
     #[must_use]
     pub fn blob_path(&self, digest: Digest) -> PathBuf {

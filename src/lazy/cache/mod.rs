@@ -1,0 +1,455 @@
+//! Contents of files on disk, by digest, shared by all layers: complete ones under the digest of their content,
+//! incomplete ones sparse with a map.
+//!
+//! ```text
+//! files/
+//!   epoch               which stamps are trusted (see `epoch`)
+//!   sha256/aa/<hex>     complete; the digest of the content is <hex>
+//!   partial/<id>[.map]  incomplete (see `partial`); <id> is a digest over the sizes and digests of all chunks
+//!   layers/<hex>        which chunks of a layer are local: a hint for `ps`, never the base of a read
+//!   tmp/                being written
+//! ```
+//!
+//! Nothing stands under `sha256/` that was not hashed as a whole by this cache, so a table of contents that lies
+//! about a file's digest cannot put wrong content before other layers. Everything here blocks on the disk, never
+//! on the network. Errors of the disk make content absent and are reported; they never reach a reader.
+//!
+//! A byte budget belongs into `write`, eviction beside `find`: readers hold open descriptors and lose nothing.
+
+mod epoch;
+mod memory;
+mod partial;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use self::epoch::{Epoch, stamp_of};
+use self::memory::MemoryCache;
+use self::partial::Missing;
+pub(super) use self::partial::Partial;
+use super::event::{EventSink, LazyEvent};
+use crate::image::{Digest, Hasher};
+use crate::telemetry::Chain;
+
+/// Which content: where it stands when complete, and where until then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Digest of the whole content, if the table of contents tells it.
+    pub(super) whole: Option<Digest>,
+    /// Digest over the chunk list; only for files of more than one chunk.
+    pub(super) id: Digest,
+    pub(super) size: u64,
+    pub(super) chunks: u32,
+}
+
+/// One chunk of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Number within the file.
+    pub(super) n: u32,
+    /// Where it begins in the file.
+    pub(super) offset: u64,
+    pub(super) size: u64,
+    pub(super) digest: Digest,
+}
+
+/// Content that is at least in part here.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    Complete(Arc<File>),
+    Partial(Arc<Partial>),
+}
+
+/// What may be done about content that another boot left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verify {
+    /// Read all of it and decide.
+    Now,
+    /// Nothing: it counts as absent.
+    Later,
+}
+
+/// What became of complete content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Finished {
+    Published,
+    /// Its digest is another one than the table of contents says.
+    Mismatch {
+        expected: Digest,
+        found: Digest,
+    },
+    /// Someone else does it, or it has no digest to be published under.
+    Unchanged,
+}
+
+const LOCKS: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct FileCache {
+    root: OwnedFd,
+    epoch: Epoch,
+    partials: Mutex<HashMap<Digest, Weak<Partial>>>,
+    memory: MemoryCache,
+    next_temporary: AtomicU64,
+    verifying: [Mutex<()>; LOCKS],
+    is_degraded: AtomicBool,
+    events: EventSink,
+    /// Every write fails as on a full disk.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) is_full_for_tests: AtomicBool,
+}
+
+impl FileCache {
+    /// Opens the cache in `dir`, an existing directory, and removes what a dead process left half written.
+    pub(super) fn open(
+        dir: &Path,
+        boot_id: &str,
+        memory: u64,
+        events: EventSink,
+    ) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(dir, flags, Mode::empty())?;
+        for name in ["sha256", "partial", "layers", "tmp"] {
+            make_dir(&root, name)?;
+        }
+        let temporary = rustix::fs::openat(&root, "tmp", flags, Mode::empty())?;
+        for entry in rustix::fs::Dir::read_from(&temporary)?.flatten() {
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                let _ = rustix::fs::unlinkat(&temporary, entry.file_name(), AtFlags::empty());
+            }
+        }
+        let epoch = Epoch::open(root.as_fd(), boot_id)?;
+        Ok(Self {
+            root,
+            epoch,
+            partials: Mutex::default(),
+            memory: MemoryCache::new(memory),
+            next_temporary: AtomicU64::new(0),
+            verifying: Default::default(),
+            is_degraded: AtomicBool::new(false),
+            events,
+            #[cfg(any(test, feature = "testing"))]
+            is_full_for_tests: AtomicBool::new(false),
+        })
+    }
+
+    /// The content of `place`, as far as it is here.
+    pub(super) fn find(&self, place: &Place, verify: Verify) -> Option<Content> {
+        if let Some(file) = place.whole.and_then(|whole| self.find_whole(whole, place.size, verify))
+        {
+            return Some(Content::Complete(Arc::new(file)));
+        }
+        let partial = (place.chunks > 1).then(|| self.partial(place, Missing::Leave))??;
+        Some(match partial.is_complete() {
+            true => Content::Complete(partial.readable()),
+            false => Content::Partial(partial),
+        })
+    }
+
+    /// Whether complete content is here that another boot left and nobody has verified since.
+    pub(super) fn needs_verification(&self, place: &Place) -> bool {
+        place.whole.is_some_and(|whole| {
+            self.open_whole(&whole_name(&whole), place.size).is_some_and(|(_, trusted)| !trusted)
+        })
+    }
+
+    /// The content with digest `whole`, if all of it is here and has `size` bytes.
+    fn find_whole(&self, whole: Digest, size: u64, verify: Verify) -> Option<File> {
+        let name = whole_name(&whole);
+        let (file, is_trusted) = self.open_whole(&name, size)?;
+        if is_trusted {
+            return Some(file);
+        }
+        if verify == Verify::Later {
+            return None;
+        }
+        let _alone = self.verifying[usize::from(whole.as_bytes()[0]) % LOCKS]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (file, is_trusted) = self.open_whole(&name, size)?;
+        if is_trusted {
+            return Some(file);
+        }
+        match hash(&file) {
+            Ok(found) if found == whole => {
+                if let Err(error) = self.epoch.begin().mark(&file) {
+                    tracing::debug!(error = %Chain(&error), "could not stamp verified content");
+                }
+                Some(file)
+            }
+            Ok(_) => {
+                let _ = rustix::fs::unlinkat(&self.root, &*name, AtFlags::empty());
+                self.events.send(LazyEvent::CacheRepaired { content: whole });
+                None
+            }
+            Err(error) => {
+                self.degrade(&error);
+                None
+            }
+        }
+    }
+
+    fn open_whole(&self, name: &str, size: u64) -> Option<(File, bool)> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOATIME;
+        let opened = rustix::fs::openat(&self.root, name, flags, Mode::empty())
+            .and_then(|file| Ok((rustix::fs::fstat(&file)?, file)));
+        match opened {
+            Ok((stat, file)) if u64::try_from(stat.st_size) == Ok(size) => {
+                Some((file.into(), self.epoch.is_trusted(stamp_of(&stat))))
+            }
+            // A file that was cut short by a power cut is replaced when the content is here again.
+            Ok(_) | Err(Errno::NOENT) => None,
+            Err(error) => {
+                self.degrade(&error.into());
+                None
+            }
+        }
+    }
+
+    /// One chunk, from wherever it is.
+    pub(super) fn read_piece(
+        &self,
+        place: &Place,
+        piece: &Piece,
+        content: &Content,
+    ) -> Option<Bytes> {
+        let read = match content {
+            Content::Complete(file) => read_at(file, piece.offset, piece.size).map(Some),
+            Content::Partial(partial) => partial.read_piece(piece),
+        };
+        match read {
+            Ok(Some(bytes)) => Some(bytes),
+            Ok(None) => self.memory.get(&piece.digest),
+            Err(error) => {
+                tracing::debug!(content = %place.id, error = %Chain(&error), "unreadable content");
+                self.degrade(&error);
+                self.memory.get(&piece.digest)
+            }
+        }
+    }
+
+    /// A chunk that could not be written.
+    pub(super) fn remembered(&self, digest: &Digest) -> Option<Bytes> {
+        self.memory.get(digest)
+    }
+
+    /// Keeps one verified chunk of `place`: on disk, or in memory if that fails. False then.
+    pub(super) fn keep(&self, place: &Place, piece: &Piece, bytes: &Bytes) -> bool {
+        let kept = if place.chunks <= 1 {
+            self.write(&piece.digest, bytes)
+        } else {
+            self.writable().and_then(|()| {
+                let partial = self.open_partial(place, Missing::Create)?;
+                partial.map_or(Ok(()), |partial| partial.write_piece(piece, bytes))
+            })
+        };
+        match kept {
+            Ok(()) => {
+                if self.is_degraded.swap(false, Ordering::AcqRel) {
+                    self.memory.clear();
+                    self.events.send(LazyEvent::CacheRestored);
+                }
+                true
+            }
+            Err(error) => {
+                self.memory.insert(piece.digest, bytes.clone());
+                self.degrade(&error);
+                false
+            }
+        }
+    }
+
+    /// Whether the last attempt to write failed.
+    pub(super) fn is_degraded(&self) -> bool {
+        self.is_degraded.load(Ordering::Acquire)
+    }
+
+    /// Hashes content whose chunks are all here and publishes it under its digest. Reads all of it.
+    pub(super) fn finish(&self, place: &Place) -> Finished {
+        let (Some(expected), Some(partial)) = (place.whole, self.partial(place, Missing::Leave))
+        else {
+            return Finished::Unchanged;
+        };
+        if !partial.begin_finishing() {
+            return Finished::Unchanged;
+        }
+        let finished = hash(&partial.readable()).and_then(|found| {
+            if found != expected {
+                partial.keep_private()?;
+                return Ok(Finished::Mismatch { expected, found });
+            }
+            let (data, map) = partial::names(&partial.id);
+            let publishing = self.epoch.begin();
+            publishing.mark(partial.data())?;
+            self.rename_to_whole(&data, &expected)?;
+            let _ = rustix::fs::unlinkat(&self.root, &*map, AtFlags::empty());
+            Ok(Finished::Published)
+        });
+        finished.unwrap_or_else(|error| {
+            partial.retry_finishing();
+            self.degrade(&error);
+            Finished::Unchanged
+        })
+    }
+
+    /// Makes everything that is here durable. Blocks for as long as the disk needs.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.epoch.sync(self.root.as_fd())
+    }
+
+    /// The hint about `layer`, in the form that [`FileCache::save_hint`] was given.
+    pub(super) fn load_hint(&self, layer: &Digest) -> Option<Vec<u8>> {
+        let name = format!("layers/{}", layer.hex());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.root, &*name, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&file).ok()?;
+        if !self.epoch.is_trusted(stamp_of(&stat)) {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        File::from(file).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    pub(super) fn save_hint(&self, layer: &Digest, hint: &[u8]) {
+        if let Err(error) = self.write_to(&format!("layers/{}", layer.hex()), hint) {
+            tracing::debug!(error = %Chain(&error), "could not note what is local of a layer");
+        }
+    }
+
+    fn partial(&self, place: &Place, missing: Missing) -> Option<Arc<Partial>> {
+        self.open_partial(place, missing).unwrap_or_else(|error| {
+            self.degrade(&error);
+            None
+        })
+    }
+
+    fn open_partial(&self, place: &Place, missing: Missing) -> io::Result<Option<Arc<Partial>>> {
+        // Held while opening: two maps of one file in memory would each lack the bits of the other.
+        let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(partial) = partials.get(&place.id).and_then(Weak::upgrade) {
+            return Ok(Some(partial));
+        }
+        let Some(partial) =
+            Partial::open(self.root.as_fd(), place, self.epoch.nonce(), missing)?.map(Arc::new)
+        else {
+            return Ok(None);
+        };
+        partials.retain(|_, partial| partial.strong_count() > 0);
+        partials.insert(place.id, Arc::downgrade(&partial));
+        Ok(Some(partial))
+    }
+
+    /// Writes complete content under its digest.
+    fn write(&self, whole: &Digest, bytes: &[u8]) -> io::Result<()> {
+        self.write_to(&whole_name(whole), bytes)
+    }
+
+    fn write_to(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.writable()?;
+        let publishing = self.epoch.begin();
+        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!("tmp/{}-{number}", std::process::id());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o400);
+        let written = (|| {
+            let mut file = File::from(rustix::fs::openat(&self.root, &*temporary, flags, mode)?);
+            file.write_all(bytes)?;
+            publishing.mark(&file)?;
+            self.rename_into_dir(&temporary, name)
+        })();
+        if written.is_err() {
+            let _ = rustix::fs::unlinkat(&self.root, &*temporary, AtFlags::empty());
+        }
+        written
+    }
+
+    fn rename_to_whole(&self, from: &str, whole: &Digest) -> io::Result<()> {
+        self.rename_into_dir(from, &whole_name(whole))
+    }
+
+    fn rename_into_dir(&self, from: &str, to: &str) -> io::Result<()> {
+        match rustix::fs::renameat(&self.root, from, &self.root, to) {
+            Err(Errno::NOENT) => {
+                let dir = to.rsplit_once('/').map_or(".", |(dir, _)| dir);
+                make_dir(&self.root, dir)?;
+                Ok(rustix::fs::renameat(&self.root, from, &self.root, to)?)
+            }
+            renamed => Ok(renamed?),
+        }
+    }
+
+    #[cfg_attr(
+        not(any(test, feature = "testing")),
+        expect(
+            clippy::unnecessary_wraps,
+            clippy::unused_self,
+            reason = "the seam of a byte budget"
+        )
+    )]
+    fn writable(&self) -> io::Result<()> {
+        #[cfg(any(test, feature = "testing"))]
+        if self.is_full_for_tests.load(Ordering::Acquire) {
+            return Err(Errno::NOSPC.into());
+        }
+        Ok(())
+    }
+
+    fn degrade(&self, error: &io::Error) {
+        if !self.is_degraded.swap(true, Ordering::AcqRel) {
+            let reason = Chain(error).to_string();
+            self.events.send(LazyEvent::CacheDegraded { reason });
+        }
+    }
+}
+
+/// Reads exactly `len` bytes at `offset`.
+pub(super) fn read_at(file: &File, offset: u64, len: u64) -> io::Result<Bytes> {
+    use std::os::unix::fs::FileExt as _;
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes.into())
+}
+
+fn whole_name(whole: &Digest) -> String {
+    let hex = whole.hex();
+    format!("sha256/{}/{hex}", &hex[..2])
+}
+
+fn make_dir(root: &OwnedFd, name: &str) -> io::Result<()> {
+    match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn hash(file: &File) -> io::Result<Digest> {
+    use std::os::unix::fs::FileExt as _;
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut buffer, offset) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! The cache alone: trust over boots, maps over restarts, publication, a full disk.
+
+use std::os::unix::fs::FileExt as _;
+
+use super::*;
+
+fn open(dir: &Path, boot: &str) -> FileCache {
+    FileCache::open(dir, boot, 1 << 20, EventSink::none()).unwrap()
+}
+
+fn single(content: &[u8]) -> (Place, Piece) {
+    let digest = Digest::of(content);
+    let size = content.len() as u64;
+    (
+        Place { whole: Some(digest), id: digest, size, chunks: 1 },
+        Piece { n: 0, offset: 0, size, digest },
+    )
+}
+
+/// A file of chunks of four bytes.
+fn chunked(content: &[u8]) -> (Place, Vec<Piece>) {
+    let pieces: Vec<_> = content
+        .chunks(4)
+        .zip(0_u32..)
+        .map(|(bytes, n)| Piece {
+            n,
+            offset: u64::from(n) * 4,
+            size: bytes.len() as u64,
+            digest: Digest::of(bytes),
+        })
+        .collect();
+    let place = Place {
+        whole: Some(Digest::of(content)),
+        id: Digest::of(format!("{pieces:?}").as_bytes()),
+        size: content.len() as u64,
+        chunks: u32::try_from(pieces.len()).unwrap(),
+    };
+    (place, pieces)
+}
+
+fn keep(cache: &FileCache, place: &Place, piece: &Piece, content: &[u8]) -> bool {
+    let from = usize::try_from(piece.offset).unwrap();
+    let to = from + usize::try_from(piece.size).unwrap();
+    cache.keep(place, piece, &Bytes::copy_from_slice(&content[from..to]))
+}
+
+fn path(dir: &Path, place: &Place) -> std::path::PathBuf {
+    dir.join(whole_name(&place.whole.unwrap()))
+}
+
+#[test]
+fn what_was_kept_is_found_by_the_next_process_of_the_same_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, piece) = single(b"content");
+    assert!(open(dir.path(), "one").find(&place, Verify::Later).is_none());
+    assert!(keep(&open(dir.path(), "one"), &place, &piece, b"content"));
+    let cache = open(dir.path(), "one");
+    let content = cache.find(&place, Verify::Later).expect("trusted without a look");
+    assert!(matches!(content, Content::Complete(_)));
+    assert_eq!(cache.read_piece(&place, &piece, &content).unwrap(), &b"content"[..]);
+}
+
+#[test]
+fn after_a_boot_content_is_verified_once_before_its_first_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, piece) = single(b"content");
+    keep(&open(dir.path(), "one"), &place, &piece, b"content");
+    let cache = open(dir.path(), "two");
+    assert!(cache.find(&place, Verify::Later).is_none());
+    assert!(cache.find(&place, Verify::Now).is_some());
+    assert!(cache.find(&place, Verify::Later).is_some(), "and is of this boot from then on");
+}
+
+#[test]
+fn content_that_a_power_cut_damaged_is_thrown_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, piece) = single(b"content");
+    keep(&open(dir.path(), "one"), &place, &piece, b"content");
+    let file = path(dir.path(), &place);
+    let stamp = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let damaged = File::options().write(true).open(&file).unwrap();
+    damaged.write_all_at(b"\0\0\0\0\0\0\0", 0).unwrap();
+    damaged.set_modified(stamp).unwrap();
+    let (events, mut told) = EventSink::channel(4);
+    let cache = FileCache::open(dir.path(), "two", 0, events).unwrap();
+    assert!(cache.find(&place, Verify::Now).is_none());
+    assert!(!file.exists());
+    assert!(matches!(told.try_recv(), Ok(LazyEvent::CacheRepaired { .. })));
+    assert!(keep(&cache, &place, &piece, b"content"));
+    assert!(cache.find(&place, Verify::Later).is_some());
+}
+
+#[test]
+fn synced_content_is_trusted_after_a_boot_and_only_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let (lost, lost_piece) = single(b"before an unclean boot");
+    let (synced, synced_piece) = single(b"synced");
+    let (later, later_piece) = single(b"after the sync");
+    keep(&open(dir.path(), "one"), &lost, &lost_piece, b"before an unclean boot");
+    let cache = open(dir.path(), "two");
+    keep(&cache, &synced, &synced_piece, b"synced");
+    cache.sync().unwrap();
+    keep(&cache, &later, &later_piece, b"after the sync");
+    let cache = open(dir.path(), "three");
+    assert!(cache.find(&lost, Verify::Later).is_none());
+    assert!(cache.find(&synced, Verify::Later).is_some());
+    assert!(cache.find(&later, Verify::Later).is_none());
+}
+
+#[test]
+fn a_sync_covers_every_process_of_its_boot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, piece) = single(b"by a worker that was killed");
+    keep(&open(dir.path(), "one"), &place, &piece, b"by a worker that was killed");
+    open(dir.path(), "one").sync().unwrap();
+    assert!(open(dir.path(), "two").find(&place, Verify::Later).is_some());
+}
+
+#[test]
+fn a_damaged_record_means_that_nothing_is_trusted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, piece) = single(b"content");
+    let cache = open(dir.path(), "one");
+    keep(&cache, &place, &piece, b"content");
+    cache.sync().unwrap();
+    std::fs::write(dir.path().join("epoch"), "{").unwrap();
+    let cache = open(dir.path(), "two");
+    assert!(cache.find(&place, Verify::Later).is_none());
+    assert!(cache.find(&place, Verify::Now).is_some());
+}
+
+#[test]
+fn a_file_of_chunks_becomes_complete_and_is_published_under_its_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = b"abcdefghij";
+    let (place, pieces) = chunked(content);
+    let cache = open(dir.path(), "one");
+    keep(&cache, &place, &pieces[1], content);
+    let Some(Content::Partial(partial)) = cache.find(&place, Verify::Later) else { panic!() };
+    assert!(partial.has(1) && !partial.has(0));
+    assert_eq!(cache.finish(&place), Finished::Unchanged);
+    drop((partial, cache));
+
+    let cache = open(dir.path(), "one");
+    let found = cache.find(&place, Verify::Later).unwrap();
+    assert_eq!(cache.read_piece(&place, &pieces[1], &found).unwrap(), &b"efgh"[..]);
+    assert!(cache.read_piece(&place, &pieces[0], &found).is_none());
+    keep(&cache, &place, &pieces[0], content);
+    keep(&cache, &place, &pieces[2], content);
+    assert!(matches!(cache.find(&place, Verify::Later), Some(Content::Complete(_))));
+    assert_eq!(cache.finish(&place), Finished::Published);
+    assert_eq!(cache.finish(&place), Finished::Unchanged);
+    assert_eq!(std::fs::read(path(dir.path(), &place)).unwrap(), content);
+    assert_eq!(std::fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
+    drop(found);
+    assert!(matches!(
+        open(dir.path(), "one").find(&place, Verify::Later),
+        Some(Content::Complete(_))
+    ));
+}
+
+#[test]
+fn chunks_that_another_boot_left_are_verified_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = b"abcdefgh";
+    let (place, pieces) = chunked(content);
+    let cache = open(dir.path(), "one");
+    keep(&cache, &place, &pieces[0], content);
+    keep(&cache, &place, &pieces[1], content);
+    drop(cache);
+    let (data, _) = partial::names(&place.id);
+    let file = File::options().write(true).open(dir.path().join(data)).unwrap();
+    file.write_all_at(b"????", 4).unwrap();
+    for _ in 0..2 {
+        // The second opening is a process that was killed before it verified anything.
+        let cache = open(dir.path(), "two");
+        let found = cache.find(&place, Verify::Now).unwrap();
+        let Content::Partial(partial) = &found else { panic!("nothing is verified yet") };
+        assert!(!partial.has(0) && partial.may_have(0));
+    }
+    let cache = open(dir.path(), "two");
+    let found = cache.find(&place, Verify::Now).unwrap();
+    assert_eq!(cache.read_piece(&place, &pieces[0], &found).unwrap(), &b"abcd"[..]);
+    assert!(cache.read_piece(&place, &pieces[1], &found).is_none());
+    let Content::Partial(partial) = &found else { unreachable!() };
+    assert!(partial.has(0) && !partial.may_have(1));
+    keep(&cache, &place, &pieces[1], content);
+    assert_eq!(cache.finish(&place), Finished::Published);
+}
+
+#[test]
+fn content_with_another_digest_than_promised_is_never_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = b"abcdefgh";
+    let (mut place, pieces) = chunked(content);
+    place.whole = Some(Digest::of(b"of someone else's file"));
+    let cache = open(dir.path(), "one");
+    for piece in &pieces {
+        keep(&cache, &place, piece, content);
+    }
+    assert!(matches!(cache.finish(&place), Finished::Mismatch { .. }));
+    assert!(!path(dir.path(), &place).exists());
+    drop(cache);
+    let cache = open(dir.path(), "one");
+    assert_eq!(cache.finish(&place), Finished::Unchanged, "and is not hashed again");
+    assert!(matches!(cache.find(&place, Verify::Later), Some(Content::Complete(_))));
+}
+
+#[test]
+fn a_full_disk_leaves_content_in_memory_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (events, mut told) = EventSink::channel(4);
+    let cache = FileCache::open(dir.path(), "one", 100, events).unwrap();
+    let (place, piece) = single(b"content");
+    cache.is_full_for_tests.store(true, Ordering::Release);
+    assert!(!keep(&cache, &place, &piece, b"content"));
+    assert!(!keep(&cache, &place, &piece, b"content"));
+    assert!(cache.find(&place, Verify::Now).is_none());
+    assert_eq!(cache.remembered(&piece.digest).unwrap(), &b"content"[..]);
+    cache.is_full_for_tests.store(false, Ordering::Release);
+    assert!(keep(&cache, &place, &piece, b"content"));
+    assert!(cache.find(&place, Verify::Now).is_some());
+    assert!(cache.remembered(&piece.digest).is_none());
+    assert!(matches!(told.try_recv(), Ok(LazyEvent::CacheDegraded { .. })));
+    assert!(matches!(told.try_recv(), Ok(LazyEvent::CacheRestored)));
+    assert!(told.try_recv().is_err(), "one event each");
+}
+
+#[test]
+fn what_a_dead_process_left_half_written_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), "one"));
+    std::fs::write(dir.path().join("tmp/1-0"), "half").unwrap();
+    drop(open(dir.path(), "one"));
+    assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+}

@@ -1,0 +1,144 @@
+//! The engine: what all lazy layers of a process share, and the door to each of them.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::cache::FileCache;
+use super::error::OpenError;
+use super::event::EventSink;
+use super::layer::LazyLayer;
+use super::limits::Limits;
+use super::scheduler::Scheduler;
+use super::source::RangeSource;
+use super::table::OpenTable;
+use crate::estargz::Index;
+use crate::image::Digest;
+use crate::sys::MappedFile;
+
+/// What an engine needs to start.
+#[derive(Debug)]
+pub struct EngineOptions {
+    /// Existing directory of the content cache. One engine of the host writes to it at a time.
+    pub files_dir: PathBuf,
+    /// The id of this boot, which decides what content is trusted without being read.
+    pub boot_id: String,
+    /// Bounds.
+    pub limits: Limits,
+    /// Where events go.
+    pub events: EventSink,
+}
+
+/// What identifies a layer and its content.
+#[derive(Debug)]
+pub struct LayerSpec {
+    /// Digest of the layer's blob.
+    pub digest: Digest,
+    /// Its index. The numbers of its entries are an interface with the kernel for as long as it is mounted.
+    pub index: MappedFile,
+}
+
+/// All lazy layers of a process: content cache, scheduler, events. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine(Arc<Shared>);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) cache: FileCache,
+    pub(super) scheduler: Arc<Scheduler>,
+    pub(super) limits: Limits,
+    pub(super) events: EventSink,
+    pub(super) runtime: Handle,
+    /// Inflating and hashing: as many at a time as there are processors.
+    pub(super) decoders: Semaphore,
+    pub(super) table: OpenTable,
+    layers: Mutex<HashMap<Digest, Weak<LazyLayer>>>,
+    next_lane: AtomicU64,
+}
+
+impl Engine {
+    /// Opens the content cache. Blocks on the disk; fetches run on `runtime`, which must have its timer and its
+    /// drivers enabled and must outlive the engine.
+    ///
+    /// # Errors
+    /// When the cache's directory cannot be used.
+    pub fn open(options: EngineOptions, runtime: Handle) -> Result<Self, OpenError> {
+        let EngineOptions { files_dir, boot_id, limits, events } = options;
+        let cache =
+            FileCache::open(&files_dir, &boot_id, limits.memory_cache_bytes, events.clone())
+                .map_err(|source| OpenError::Cache {
+                    path: files_dir.display().to_string(),
+                    source,
+                })?;
+        let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Ok(Self(Arc::new(Shared {
+            cache,
+            scheduler: Scheduler::new(&limits),
+            events,
+            runtime,
+            decoders: Semaphore::new(processors.max(2)),
+            table: OpenTable::new(limits.open_files),
+            layers: Mutex::default(),
+            next_lane: AtomicU64::new(1),
+            limits,
+        })))
+    }
+
+    /// Opens a layer, or gives the open one with the same digest (its source stays). Blocks on the disk, briefly.
+    /// Nothing is fetched until something is read or told to begin; see [`Limits::background_after`].
+    ///
+    /// # Errors
+    /// When the index is damaged, or is not the one that the layer is already open with.
+    pub fn open_layer(
+        &self,
+        spec: LayerSpec,
+        source: Arc<dyn RangeSource>,
+    ) -> Result<Arc<LazyLayer>, OpenError> {
+        let LayerSpec { digest, index } = spec;
+        // Its last bytes are a checksum over all of it.
+        let bytes = index.as_ref();
+        let fingerprint = Digest::of(&bytes[bytes.len().saturating_sub(256)..]);
+        let mut layers = self.0.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.retain(|_, layer| layer.strong_count() > 0);
+        if let Some(open) =
+            layers.get(&digest).and_then(Weak::upgrade).filter(|open| !open.is_closed())
+        {
+            return if open.fingerprint() == fingerprint {
+                Ok(open)
+            } else {
+                Err(OpenError::OtherIndex(digest))
+            };
+        }
+        let index =
+            Index::open(index).map_err(|source| OpenError::Index { layer: digest, source })?;
+        let lane = self.0.next_lane.fetch_add(1, Ordering::Relaxed);
+        let layer =
+            LazyLayer::start(Arc::clone(&self.0), lane, (digest, fingerprint), index, source);
+        layers.insert(digest, Arc::downgrade(&layer));
+        Ok(layer)
+    }
+
+    /// Closes every layer and makes what is in the cache durable. Blocks on the disk; for an orderly end only, since
+    /// an engine that is killed loses nothing either, except that a power cut later has more to verify.
+    ///
+    /// # Errors
+    /// When the disk reports an error; the content is then verified before its next use.
+    pub fn close(&self) -> std::io::Result<()> {
+        let layers =
+            std::mem::take(&mut *self.0.layers.lock().unwrap_or_else(PoisonError::into_inner));
+        for layer in layers.values().filter_map(Weak::upgrade) {
+            layer.close();
+        }
+        self.0.cache.sync()
+    }
+
+    /// Makes every further write to the cache fail as on a full disk, or succeed again.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn pretend_full_disk(&self, full: bool) {
+        self.0.cache.is_full_for_tests.store(full, Ordering::Release);
+    }
+}

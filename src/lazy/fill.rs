@@ -1,0 +1,320 @@
+//! What is fetched before anyone asks: the prefetch of a layer, and its background fill.
+//!
+//! Both walk the chunks in the order of the blob and ask for large ranges. A flight is claimed only once it may
+//! start, so that a read never waits for one that is queued. The background fill also looks at what earlier
+//! processes left in the cache, and so corrects the count of local bytes.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::cache::{Content, Place, Verify};
+use super::event::LazyEvent;
+use super::flight::{Extent, FlightEnd};
+use super::layer::{LazyLayer, piece};
+use super::scheduler::{Ask, Priority};
+use crate::estargz::EntryNo;
+
+/// Flights of one fill at a time: enough that one is on the wire while another is inflated.
+const FLIGHTS: usize = 3;
+
+/// Content between two notes of what is local: so much is counted late after a crash.
+const HINT_INTERVAL: u64 = 64 << 20;
+
+/// Chunks that are looked at in one go on a blocking thread.
+const LOOK: u32 = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Background {
+    /// Begins by itself, as the limits say.
+    Auto,
+    Started,
+    Paused,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefetch {
+    Idle,
+    Running,
+    Ended,
+}
+
+/// The switches of a layer's fill.
+#[derive(Debug)]
+pub(super) struct Fill {
+    background: watch::Sender<Background>,
+    prefetch: watch::Sender<Prefetch>,
+}
+
+impl Default for Fill {
+    fn default() -> Self {
+        Self {
+            background: watch::Sender::new(Background::Auto),
+            prefetch: watch::Sender::new(Prefetch::Idle),
+        }
+    }
+}
+
+/// What came of a walk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// All is local, or refused.
+    Done,
+    /// Something is in the way: the source, or the disk.
+    Hindered,
+}
+
+impl LazyLayer {
+    /// Begins to fetch what the maker of the layer marked as needed first; once, and again only after it was
+    /// hindered. False if there is nothing of the kind.
+    pub fn start_prefetch(&self) -> bool {
+        let (Some(numbers), Ok(layer)) = (self.prefetch_numbers(), self.strong()) else {
+            return false;
+        };
+        self.prefetch_later(layer, vec![numbers])
+    }
+
+    /// Begins to fetch these files, whatever the maker of the layer marked. False if a prefetch runs already.
+    pub fn start_prefetch_of(&self, entries: &[EntryNo]) -> bool {
+        let Ok(layer) = self.strong() else { return false };
+        let mut numbers: Vec<u32> = entries
+            .iter()
+            .flat_map(|entry| {
+                let chunks = 0..self.index.chunk_count(*entry);
+                chunks.filter_map(|n| self.index.chunk(*entry, n)).map(|chunk| chunk.number.0)
+            })
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        self.prefetch_later(layer, numbers.into_iter().map(|n| n..n + 1).collect())
+    }
+
+    /// Waits until the prefetch that was started has ended, with or without success; returns at once when none was.
+    pub async fn prefetched(&self) {
+        let mut state = self.fill.prefetch.subscribe();
+        tokio::select! {
+            // Both only wait.
+            _ = state.wait_for(|state| *state != Prefetch::Running) => {}
+            () = self.closed.cancelled() => {}
+        }
+    }
+
+    /// Begins the background fill now, or goes on with it.
+    pub fn start_background(&self) {
+        self.fill.background.send_replace(Background::Started);
+    }
+
+    /// Begins no further fetch in the background until told to start.
+    pub fn pause_background(&self) {
+        self.fill.background.send_replace(Background::Paused);
+    }
+
+    fn prefetch_later(&self, layer: Arc<Self>, numbers: Vec<Range<u32>>) -> bool {
+        let is_first = self.fill.prefetch.send_if_modified(|state| {
+            let begins = *state != Prefetch::Running;
+            *state = Prefetch::Running;
+            begins
+        });
+        if is_first {
+            self.shared.runtime.spawn(async move {
+                for numbers in numbers {
+                    if layer.walk(numbers, Priority::Prefetch).await == Walk::Hindered {
+                        break;
+                    }
+                }
+                layer.fill.prefetch.send_replace(Prefetch::Ended);
+                let local_bytes = layer.local_bytes();
+                layer.tell(LazyEvent::PrefetchDone { layer: layer.digest, local_bytes });
+                drop(layer.blocking(Self::save_hint).await);
+            });
+        }
+        is_first
+    }
+
+    /// The chunks in front of the landmark.
+    fn prefetch_numbers(&self) -> Option<Range<u32>> {
+        let range = self.index.prefetch_range()?;
+        let start = |number| self.chunk_of(number).map(|(chunk, _, _)| chunk.member.start);
+        let first_at = |offset: u64| {
+            let (mut low, mut high) = (0, self.index.chunks());
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if start(middle).is_some_and(|at| at < offset) {
+                    low = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+            low
+        };
+        let numbers = first_at(range.start)..first_at(range.end);
+        (!numbers.is_empty()).then_some(numbers)
+    }
+
+    /// Starts the task that runs the background fill when its time has come. It holds the layer only while it works.
+    pub(super) fn start_pilot(self: &Arc<Self>) {
+        if self.is_complete() {
+            return;
+        }
+        let (this, closed) = (Arc::downgrade(self), self.closed.clone());
+        let mut switch = self.fill.background.subscribe();
+        let (limits, shared) = (self.shared.limits.clone(), Arc::clone(&self.shared));
+        let opened = Instant::now();
+        let pilot = async move {
+            loop {
+                let state = *switch.borrow_and_update();
+                match (state, limits.background_after) {
+                    (Background::Started, _) => {}
+                    (Background::Auto, Some(after)) => {
+                        let age = opened.elapsed();
+                        let quiet = shared.scheduler.quiet_for();
+                        let wait = after.saturating_sub(age);
+                        let wait = wait.max(limits.background_quiet.saturating_sub(quiet));
+                        if !wait.is_zero() {
+                            tokio::select! {
+                                // Both only wait.
+                                () = tokio::time::sleep(wait) => {}
+                                changed = switch.changed() => if changed.is_err() { return },
+                            }
+                            continue;
+                        }
+                    }
+                    (Background::Paused, _) | (Background::Auto, None) => {
+                        if switch.changed().await.is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                }
+                let Some(layer) = this.upgrade() else { return };
+                let walked = layer.walk(0..layer.index.chunks(), Priority::Background).await;
+                if layer.is_complete() {
+                    drop(layer.blocking(|layer| layer.settle(&[])).await);
+                    return;
+                }
+                let pause = match walked {
+                    // What is left was refused.
+                    Walk::Done => limits.refusal_memory,
+                    Walk::Hindered => limits.background_pause,
+                };
+                drop(layer);
+                tokio::select! {
+                    // Both only wait.
+                    () = tokio::time::sleep(pause) => {}
+                    changed = switch.changed() => if changed.is_err() { return },
+                }
+            }
+        };
+        self.shared.runtime.spawn(async move { closed.run_until_cancelled(pilot).await });
+    }
+
+    /// Fetches what is missing of the chunks `numbers`.
+    async fn walk(self: &Arc<Self>, numbers: Range<u32>, priority: Priority) -> Walk {
+        let mut flights = JoinSet::new();
+        let (mut at, mut walked) = (numbers.start, Walk::Done);
+        let mut noted = self.local_bytes();
+        loop {
+            let is_paused = || {
+                priority == Priority::Background
+                    && *self.fill.background.borrow() == Background::Paused
+            };
+            if self.is_closed() || self.health.is_lost() || is_paused() {
+                walked = Walk::Hindered;
+            }
+            if walked == Walk::Hindered || at >= numbers.end {
+                break;
+            }
+            let end = numbers.end;
+            let looked = self.blocking(move |layer| layer.next_extent(at..end)).await;
+            let Ok((extent, next)) = looked else { return Walk::Hindered };
+            at = next;
+            if self.local_bytes().saturating_sub(noted) >= HINT_INTERVAL {
+                noted = self.local_bytes();
+                drop(self.blocking(Self::save_hint).await);
+            }
+            let Some(extent) = extent else { continue };
+            if flights.len() >= FLIGHTS {
+                walked = worse(walked, flights.join_next().await);
+            }
+            let bytes = extent.range.end - extent.range.start + extent.content;
+            let ask = Ask { priority, lane: self.lane, bytes };
+            let permit = tokio::select! {
+                // The place in the queue is lost with the layer only.
+                permit = self.shared.scheduler.acquire(ask) => permit,
+                () = self.closed.cancelled() => return Walk::Hindered,
+            };
+            if let Some(mut flight) = self.begin(&extent, priority, permit) {
+                let layer = Arc::clone(self);
+                flights.spawn(async move {
+                    let landed = flight.landing().await;
+                    match landed.as_deref().map(|landed| &landed.end) {
+                        Some(FlightEnd::Arrived) if !layer.shared.cache.is_degraded() => Walk::Done,
+                        // Content that cannot be kept is not worth fetching ahead.
+                        Some(_) | None => Walk::Hindered,
+                    }
+                });
+            }
+        }
+        while let Some(joined) = flights.join_next().await {
+            walked = worse(walked, Some(joined));
+        }
+        walked
+    }
+
+    /// The next extent to fetch of the chunks `numbers`, and where to go on. Blocks.
+    fn next_extent(&self, numbers: Range<u32>) -> (Option<Extent>, u32) {
+        let mut extent: Option<Extent> = None;
+        let mut file: Option<(EntryNo, Place, Option<Content>)> = None;
+        let mut at = numbers.start;
+        let stop = numbers.end.min(at.saturating_add(LOOK));
+        while at < stop {
+            let number = at;
+            at += 1;
+            if self.progress.is_set(number) || self.refusal(number).is_some() {
+                continue;
+            }
+            let Some((chunk, entry, n)) = self.chunk_of(number) else { continue };
+            if file.as_ref().is_none_or(|(of, _, _)| *of != entry) {
+                let Ok(place) = self.place(entry) else { continue };
+                let content = self.shared.cache.find(&place, Verify::Now);
+                file = Some((entry, place, content));
+            }
+            let Some((_, place, content)) = &file else { continue };
+            let is_local = match content {
+                Some(Content::Complete(_)) => true,
+                Some(Content::Partial(partial)) => {
+                    partial.has(n)
+                        || (partial.may_have(n) && {
+                            let content = Content::Partial(Arc::clone(partial));
+                            let piece = piece(&chunk, n);
+                            self.shared.cache.read_piece(place, &piece, &content).is_some()
+                        })
+                }
+                None => false,
+            };
+            if is_local {
+                self.progress.set(number, chunk.size);
+                continue;
+            }
+            let Some(member) = self.member_of(number) else { continue };
+            let past = member.numbers.last().map_or(at, |last| last + 1);
+            match extent.as_mut() {
+                Some(extent) if self.fits(extent, &member) => extent.append(member),
+                Some(_) => return (extent, number),
+                None => extent = Some(member),
+            }
+            at = past.max(at);
+        }
+        (extent, at)
+    }
+}
+
+fn worse(walked: Walk, joined: Option<Result<Walk, tokio::task::JoinError>>) -> Walk {
+    match joined {
+        None | Some(Ok(Walk::Done)) => walked,
+        Some(Ok(Walk::Hindered) | Err(_)) => Walk::Hindered,
+    }
+}

@@ -1,0 +1,62 @@
+//! The bounds of the engine, and what they are good for. All of them can be tuned without touching the mechanism.
+
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+/// Bounds on memory, connections and patience of one engine.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Fetches at a time. Prefetch gets at most half of them and background fill a quarter, so that a read of a
+    /// container never waits for one of those to end.
+    pub connections: usize,
+    /// Fetches at a time of one layer, so that a stalled source leaves connections to the others.
+    pub connections_per_layer: usize,
+    /// Compressed plus inflated bytes that fetches may hold at a time. A single fetch larger than this runs alone.
+    pub in_flight_bytes: u64,
+    /// Content kept in memory because it could not be written to the cache.
+    pub memory_cache_bytes: u64,
+    /// Files of the cache that are kept open between reads, over all layers.
+    pub open_files: usize,
+    /// Compressed bytes that prefetch and background fill ask for in one range.
+    pub extent_bytes: u64,
+    /// Compressed bytes between two wanted members that are fetched along rather than splitting the range.
+    pub extent_gap: u64,
+    /// How long a read waits for a source that cannot be reached; `None`: as long as it takes.
+    pub wait_limit: Option<Duration>,
+    /// First pause after a failed fetch; doubled up to `retry_max`, with jitter.
+    pub retry_min: Duration,
+    /// Longest pause between two tries, also where the source asks for more.
+    pub retry_max: Duration,
+    /// How long a chunk stays refused that was corrupt twice: a bound on the load that a broken blob causes, and
+    /// yet a repaired registry is noticed without a restart. After a refused range it is `retry_max`.
+    pub refusal_memory: Duration,
+    /// Background fill begins by itself this long after a layer was opened; `None`: only when told.
+    pub background_after: Option<Duration>,
+    /// Background fill that begins by itself waits until no read needed the network for this long.
+    pub background_quiet: Duration,
+    /// Pause of background fill when the cache cannot be written or the source does not answer.
+    pub background_pause: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16,
+            connections_per_layer: 8,
+            in_flight_bytes: 96 * MIB,
+            memory_cache_bytes: 32 * MIB,
+            open_files: 512,
+            extent_bytes: 4 * MIB,
+            extent_gap: 16 << 10,
+            wait_limit: None,
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(15),
+            refusal_memory: Duration::from_secs(600),
+            background_after: Some(Duration::from_secs(10)),
+            background_quiet: Duration::from_secs(2),
+            background_pause: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a service is doing, in words that a person understands.
+
+use super::Millis;
+use super::observed::{ExitStatus, Operation};
+
+/// The state of one service after a plan was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// Its image is being fetched; the service starts when that is done.
+    Pulling {
+        /// 0 to 100, when it is known.
+        percent: Option<u8>,
+    },
+    /// The registry does not answer; the pull is tried again at `retry_at`.
+    WaitingForRegistry {
+        /// What the last attempt said.
+        reason: String,
+        /// When the next attempt is due.
+        retry_at: Millis,
+    },
+    /// A container is being created or started.
+    Starting,
+    /// Its program runs.
+    Running {
+        /// When it was started.
+        since: Millis,
+    },
+    /// Its program ended and is started again at `at`.
+    Restarting {
+        /// When.
+        at: Millis,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// Its program ended and the policy leaves it so.
+    Exited {
+        /// How it ended.
+        status: ExitStatus,
+        /// Restarts before that; the policy's limit may have been reached.
+        restarts: u32,
+    },
+    /// It was told to stop.
+    Stopping,
+    /// The user stopped it, by hand or with its project.
+    Stopped,
+    /// Its container is being removed.
+    Removing,
+    /// An operation of ours failed, or the image is refused.
+    Failed {
+        /// What failed and why.
+        reason: String,
+        /// When it is tried again.
+        retry_at: Option<Millis>,
+    },
+}
+
+impl Phase {
+    /// The state as one word, for machines: `running`, `waiting`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Pulling { .. } => "pulling",
+            Self::WaitingForRegistry { .. } => "waiting",
+            Self::Starting => "starting",
+            Self::Running { .. } => "running",
+            Self::Restarting { .. } => "restarting",
+            Self::Exited { .. } => "exited",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Removing => "removing",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    /// The state for people at the time `now`: `restarting in 4 s (exit 1)`.
+    #[must_use]
+    pub fn render(&self, now: Millis) -> String {
+        // Rounded up, so that no wait is shown as over before it is.
+        let seconds = |until: Millis| until.saturating_sub(now).div_ceil(1000);
+        match self {
+            Self::Pulling { percent: Some(percent) } => format!("pulling {percent}%"),
+            Self::WaitingForRegistry { reason, retry_at } => {
+                format!("waiting for registry, retry in {} s: {reason}", seconds(*retry_at))
+            }
+            Self::Restarting { at, status: ExitStatus::NotStarted { reason, .. } } => {
+                format!("restarting in {} s: {reason}", seconds(*at))
+            }
+            Self::Restarting { at, status } => {
+                format!("restarting in {} s (exit {status})", seconds(*at))
+            }
+            Self::Exited { status: ExitStatus::NotStarted { code, reason }, .. } => {
+                format!("failed ({code}): {reason}")
+            }
+            Self::Exited { status, restarts: 0 } => format!("exited ({status})"),
+            Self::Exited { status, restarts } => {
+                format!("exited ({status}) after {restarts} restarts")
+            }
+            Self::Failed { reason, retry_at: Some(at) } => {
+                format!("failed, retry in {} s: {reason}", seconds(*at))
+            }
+            Self::Failed { reason, retry_at: None } => format!("failed: {reason}"),
+            Self::Pulling { percent: None }
+            | Self::Starting
+            | Self::Running { .. }
+            | Self::Stopping
+            | Self::Stopped
+            | Self::Removing => self.word().to_owned(),
+        }
+    }
+
+    /// The phase of a service while `operation` is under way on its container.
+    pub(super) fn of(operation: Operation) -> Self {
+        match operation {
+            Operation::Create | Operation::Start | Operation::Adopt => Self::Starting,
+            Operation::Stop => Self::Stopping,
+            Operation::Remove => Self::Removing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_read_as_sentences_of_people() {
+        let not_started =
+            || ExitStatus::NotStarted { code: 127, reason: "`x` not found in PATH".into() };
+        for (phase, expected) in [
+            (Phase::Pulling { percent: Some(43) }, "pulling 43%"),
+            (Phase::Pulling { percent: None }, "pulling"),
+            (
+                Phase::WaitingForRegistry { reason: "refused".into(), retry_at: 3_001 },
+                "waiting for registry, retry in 2 s: refused",
+            ),
+            (
+                Phase::Restarting { at: 5_000, status: ExitStatus::Signal(9) },
+                "restarting in 4 s (exit 137)",
+            ),
+            (
+                Phase::Restarting { at: 0, status: not_started() },
+                "restarting in 0 s: `x` not found in PATH",
+            ),
+            (Phase::Exited { status: ExitStatus::Code(0), restarts: 0 }, "exited (0)"),
+            (
+                Phase::Exited { status: ExitStatus::Code(3), restarts: 2 },
+                "exited (3) after 2 restarts",
+            ),
+            (Phase::Exited { status: ExitStatus::Unknown, restarts: 0 }, "exited (unknown)"),
+            (
+                Phase::Exited { status: not_started(), restarts: 0 },
+                "failed (127): `x` not found in PATH",
+            ),
+            (Phase::Failed { reason: "disk full".into(), retry_at: None }, "failed: disk full"),
+            (Phase::Stopped, "stopped"),
+        ] {
+            assert_eq!(phase.render(1_001), expected);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! [`plan`]: decides every service on its own, then puts the steps of all in one order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::action::{Action, Cause, Plan, StartTarget, Step, StepNo};
+use super::observed::{Container, ContainerKey, ImageState, Observed, PullFault, ServiceKey};
+use super::restart::{LONGEST_DELAY, backoff, jitter};
+use super::service::{Decider, Decision};
+use super::{Millis, Phase};
+use crate::image::ImageRef;
+use crate::spec::{Desired, ProjectName, ServiceName};
+
+/// What the user wants of a project. A project without a goal is left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// Its services run as described; containers of services that are not described are stopped and removed.
+    Up(Desired),
+    /// Nothing of it runs; containers stay, with their writable layers.
+    Stop,
+    /// It has no containers.
+    Down,
+}
+
+/// When a plan is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The present.
+    pub now: Millis,
+    /// Any number; the same for the life of a process, so that a delay once announced stays as it is.
+    pub jitter_seed: u64,
+}
+
+impl Moment {
+    /// When the attempt after `attempts` failed ones, the last at `at`, is due. `name` tells attempts apart.
+    pub(super) fn retry_at(self, name: &str, attempts: u32, at: Millis) -> Millis {
+        let streak = attempts.saturating_sub(1);
+        let delay = backoff(streak, jitter(self.jitter_seed, name, attempts));
+        self.bounded(at.saturating_add(delay))
+    }
+
+    /// `due`, but no longer away than any delay is: a time from another boot must not block a service for ever.
+    pub(super) fn bounded(self, due: Millis) -> Millis {
+        due.min(self.now.saturating_add(LONGEST_DELAY))
+    }
+}
+
+/// A pull that services wait for.
+pub(super) struct PullStatus {
+    pub(super) phase: Phase,
+    /// Set when the pull is to be started now: attempt and cause.
+    pub(super) start: Option<(u32, Cause)>,
+    pub(super) wake_at: Option<Millis>,
+}
+
+/// What becomes of an image that is not ready.
+pub(super) fn pull_status(
+    image: &ImageRef,
+    state: Option<&ImageState>,
+    moment: Moment,
+) -> PullStatus {
+    let pulling =
+        |percent, start| PullStatus { phase: Phase::Pulling { percent }, start, wake_at: None };
+    match state {
+        None | Some(ImageState::Missing | ImageState::Ready { .. }) => {
+            pulling(None, Some((1, Cause::ImageMissing)))
+        }
+        Some(ImageState::Pulling { percent }) => pulling(*percent, None),
+        Some(ImageState::Failed { failure, fault }) => {
+            let retry_at = match fault {
+                PullFault::Unreachable => {
+                    moment.retry_at(&image.to_string(), failure.attempts, failure.at)
+                }
+                PullFault::Refused => moment.bounded(failure.at.saturating_add(LONGEST_DELAY)),
+            };
+            if moment.now >= retry_at {
+                let attempt = failure.attempts.saturating_add(1);
+                return pulling(None, Some((attempt, Cause::PullRetry(failure.attempts))));
+            }
+            let reason = failure.reason.clone();
+            let phase = match fault {
+                PullFault::Unreachable => Phase::WaitingForRegistry { reason, retry_at },
+                PullFault::Refused => Phase::Failed { reason, retry_at: Some(retry_at) },
+            };
+            PullStatus { phase, start: None, wake_at: Some(retry_at) }
+        }
+    }
+}
+
+/// What to do now, so that the projects with a goal come to it.
+#[must_use]
+pub fn plan(goals: &BTreeMap<ProjectName, Goal>, observed: &Observed, moment: Moment) -> Plan {
+    let mut decisions: Vec<(ServiceKey, Decision)> = Vec::new();
+    for (project, goal) in goals {
+        for service in services(project, goal, observed) {
+            let key = ServiceKey { project: project.clone(), service };
+            let containers: Vec<(&ContainerKey, &Container)> = observed
+                .containers
+                .iter()
+                .filter(|(_, c)| c.instance == observed.instance && c.service == key)
+                .collect();
+            let decider = Decider::new(&key, observed, moment);
+            let decision = match goal {
+                Goal::Up(desired) => match desired.services.get(&key.service) {
+                    Some(wanted) => decider.up(wanted, containers),
+                    None => decider.down(&containers, &Cause::ServiceRemoved),
+                },
+                Goal::Stop => decider.stop(&containers, &Cause::ProjectStop),
+                Goal::Down => decider.down(&containers, &Cause::ProjectDown),
+            };
+            decisions.push((key, decision));
+        }
+    }
+    assemble(decisions)
+}
+
+/// Services that are wanted or have a container of ours.
+fn services(project: &ProjectName, goal: &Goal, observed: &Observed) -> BTreeSet<ServiceName> {
+    let mut services: BTreeSet<ServiceName> = match goal {
+        Goal::Up(desired) => desired.services.keys().cloned().collect(),
+        Goal::Stop | Goal::Down => BTreeSet::new(),
+    };
+    let ours = observed
+        .containers
+        .values()
+        .filter(|c| c.instance == observed.instance && c.service.project == *project);
+    services.extend(ours.map(|c| c.service.service.clone()));
+    services
+}
+
+/// One order for the steps of all services.
+fn assemble(decisions: Vec<(ServiceKey, Decision)>) -> Plan {
+    let mut plan = Plan { steps: Vec::new(), services: BTreeMap::new(), wake_at: None };
+    let mut pulls: BTreeMap<ImageRef, (u32, Cause, Vec<ServiceKey>)> = BTreeMap::new();
+    // Steps with the decision and the place in it that they come from.
+    let mut steps: Vec<((usize, usize), Step)> = Vec::new();
+    for (n, (key, decision)) in decisions.into_iter().enumerate() {
+        plan.wake_at = [plan.wake_at, decision.wake_at].into_iter().flatten().min();
+        if let Some((image, attempt, cause)) = decision.pull {
+            let pull = pulls.entry(image).or_insert_with(|| (attempt, cause, Vec::new()));
+            pull.2.push(key.clone());
+        }
+        steps
+            .extend(decision.steps.into_iter().enumerate().map(|(place, step)| ((n, place), step)));
+        plan.services.insert(key, decision.status);
+    }
+    for (image, (attempt, cause, services)) in pulls {
+        let action = Action::Pull { image, attempt, services };
+        let step = Step { action, cause, requires: Vec::new(), after: Vec::new() };
+        steps.push(((usize::MAX, steps.len()), step));
+    }
+    // Stable: within a rank the order of services, and of the steps of one service, stays.
+    steps.sort_by_key(|(_, step)| step.action.rank());
+    let places: BTreeMap<(usize, usize), StepNo> =
+        steps.iter().enumerate().map(|(number, (place, _))| (*place, number)).collect();
+    let stops: Vec<(StepNo, ProjectName)> = steps
+        .iter()
+        .enumerate()
+        .filter(|(_, (_, step))| {
+            matches!(step.action, Action::Stop { .. }) && step.cause == Cause::ServiceRemoved
+        })
+        .filter_map(|(number, (_, step))| Some((number, step.action.service()?.project.clone())))
+        .collect();
+    for ((n, _), mut step) in steps {
+        let global = |local: &StepNo| places[&(n, *local)];
+        step.requires = step.requires.iter().map(global).collect();
+        if let Action::Start { container: StartTarget::Created(local), .. } = &mut step.action {
+            *local = global(local);
+        }
+        // A renamed service is one removed and one created: the new one needs what the old one holds, its port
+        // above all.
+        if let Action::Create { service, .. } | Action::Start { service, .. } = &step.action {
+            let of_project = stops.iter().filter(|(_, project)| *project == service.project);
+            step.after = of_project.map(|(number, _)| *number).collect();
+        }
+        plan.steps.push(step);
+    }
+    plan
+}

@@ -1,0 +1,167 @@
+//! A whole blob in order: resumed where a transfer broke, checked against length and digest at its end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+use reqwest::{Response, StatusCode};
+
+use super::blob::{Blob, Origin};
+use super::error::{FetchError, FetchErrorKind};
+use super::exchange::transport_error;
+use super::retry::{Attempts, RetryPolicy};
+use crate::image::Hasher;
+
+/// Read from a file at once: large enough to keep the digest busy, small enough to hold several.
+const FILE_STEP: u64 = 1 << 20;
+
+impl Blob {
+    /// The whole blob from its first byte. A transfer that breaks is continued by range requests; the last item is
+    /// an error if length or digest turn out wrong.
+    ///
+    /// # Errors
+    /// When the transfer cannot begin.
+    pub async fn stream(&self) -> Result<BlobStream, FetchError> {
+        let policy = match &self.0.origin {
+            Origin::Registry { shared, .. } => shared.options.retry.clone(),
+            Origin::Layout { .. } | Origin::File(_) => RetryPolicy::default(),
+        };
+        let mut transfer = Transfer {
+            blob: self.clone(),
+            offset: 0,
+            skip: 0,
+            answer: None,
+            hasher: Hasher::new(),
+            attempts: Attempts::new(&policy),
+        };
+        if matches!(self.0.origin, Origin::Registry { .. }) && self.0.size > 0 {
+            while let Err(error) = transfer.open().await {
+                transfer.attempts.wait(error).await?;
+            }
+        }
+        let stream = stream::try_unfold(Some(transfer), |transfer| async move {
+            match transfer {
+                None => Ok(None),
+                Some(transfer) => transfer.next().await,
+            }
+        });
+        Ok(BlobStream(stream.boxed()))
+    }
+}
+
+/// The bytes of a blob in order; see [`Blob::stream`].
+pub struct BlobStream(BoxStream<'static, Result<Bytes, FetchError>>);
+
+impl std::fmt::Debug for BlobStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BlobStream")
+    }
+}
+
+impl Stream for BlobStream {
+    type Item = Result<Bytes, FetchError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+/// A stream under way.
+struct Transfer {
+    blob: Blob,
+    /// Bytes handed out.
+    offset: u64,
+    /// Bytes of the current answer that were handed out before it began.
+    skip: u64,
+    answer: Option<Response>,
+    hasher: Hasher,
+    attempts: Attempts,
+}
+
+type Step = Option<(Bytes, Option<Transfer>)>;
+
+impl Transfer {
+    async fn next(mut self) -> Result<Step, FetchError> {
+        let inner = Arc::clone(&self.blob.0);
+        if self.offset == inner.size {
+            let found = self.hasher.finish();
+            return if found == inner.digest {
+                Ok(None)
+            } else {
+                let detail = format!("the bytes that came have the digest `{found}`");
+                Err(FetchError::corrupt(&inner.subject, detail))
+            };
+        }
+        let bytes = match inner.origin {
+            Origin::Registry { .. } => loop {
+                match self.receive().await {
+                    Ok(bytes) if bytes.is_empty() => {}
+                    Ok(bytes) => {
+                        self.attempts.progressed();
+                        break bytes;
+                    }
+                    Err(error) => {
+                        self.answer = None;
+                        self.attempts.wait(error).await?;
+                    }
+                }
+            },
+            Origin::Layout { .. } | Origin::File(_) => {
+                let end = inner.size.min(self.offset + FILE_STEP);
+                self.blob.read_file(self.offset..end).await?
+            }
+        };
+        self.hasher.update(&bytes);
+        self.offset += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        Ok(Some((bytes, Some(self))))
+    }
+
+    /// Begins the transfer at the present offset.
+    async fn open(&mut self) -> Result<(), FetchError> {
+        let size = self.blob.0.size;
+        let range = (self.offset > 0).then_some((self.offset, None));
+        let answer = match self.blob.ask(range).await {
+            Err(error) if error.is_range_unsupported() => self.blob.ask(None).await?,
+            outcome => outcome?,
+        };
+        if answer.status() == StatusCode::OK {
+            if let Some(length) = answer.content_length()
+                && length != size
+            {
+                let detail = format!("it has {length} bytes there, and {size} in the manifest");
+                return Err(FetchError::corrupt(&self.blob.0.subject, detail));
+            }
+            // The server cannot continue; what we have is read over again, at its cost.
+            self.skip = self.offset;
+        } else {
+            self.blob.check_partial(&answer, self.offset, size)?;
+            self.skip = 0;
+        }
+        self.answer = Some(answer);
+        Ok(())
+    }
+
+    async fn receive(&mut self) -> Result<Bytes, FetchError> {
+        if self.answer.is_none() {
+            self.open().await?;
+        }
+        let answer = self.answer.as_mut().expect("opened above");
+        let subject = &self.blob.0.subject;
+        let part = answer.chunk().await.map_err(|error| transport_error(subject, "", error))?;
+        let Some(mut part) = part else {
+            let detail = format!("the transfer ended after {} bytes", self.offset);
+            return Err(self.blob.error(FetchErrorKind::Interrupted, detail));
+        };
+        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(part.len());
+        self.skip -= u64::try_from(skipped).unwrap_or(0);
+        let _ = part.split_to(skipped);
+        if u64::try_from(part.len()).unwrap_or(u64::MAX) > self.blob.0.size - self.offset {
+            let detail = format!("more bytes came than the {} of the manifest", self.blob.0.size);
+            return Err(FetchError::corrupt(subject, detail));
+        }
+        Ok(part)
+    }
+}
