@@ -9,7 +9,7 @@ use base64::Engine as _;
 use serde_json::json;
 use supervisor::registry::{Client, ClientOptions, FetchErrorKind};
 
-use super::{LAYER, client, layer_blob, one_layer, options, read_all, reference, resolve};
+use super::{LAYER, client, layer_blob, one_layer, options, read_all, reference, resolve, status};
 use crate::support::registry::{Access, FaultRegistry};
 use crate::support::tiny_image::TinyImage;
 
@@ -74,6 +74,24 @@ async fn wrong_or_missing_credentials_say_so() {
         assert_eq!(error.kind(), FetchErrorKind::Unauthorized, "{error}");
         assert!(!error.to_string().contains("wrong"), "a password in a message: {error}");
     }
+}
+
+#[tokio::test]
+async fn a_broken_credential_helper_is_named_when_it_would_have_been_needed() {
+    let registry = FaultRegistry::start();
+    let image = TinyImage::new(10);
+    image.put(&registry, "app", "v1");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.json");
+    std::fs::write(&config, r#"{"credsStore": "of-a-test-that-does-not-exist"}"#).unwrap();
+    let client = client_with(&config);
+    let reference = reference(&registry, "app:v1");
+    registry.require(Access::Bearer { user: None, expires_in: 300 });
+    assert_eq!(resolve(&client, &reference).await.unwrap(), image.digest());
+    registry.fault("/v2/", 9, status(401));
+    let error = resolve(&client, &reference).await.unwrap_err();
+    assert_eq!(error.kind(), FetchErrorKind::Unauthorized);
+    assert!(error.to_string().contains("could not be used"), "{error}");
 }
 
 #[tokio::test]

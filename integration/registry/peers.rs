@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use supervisor::image::{Digest, ImageRef, Platform};
+use supervisor::image::{Compression, Digest, ImageRef, Platform, media_type};
 use supervisor::registry::{Client, ClientOptions, FetchErrorKind, ProxySettings};
 
 use super::access::{client_with, docker_config, password};
@@ -101,6 +101,21 @@ async fn images_of_another_tool_are_the_same_from_folder_and_registry() {
             );
             assert_eq!(read_all(&here).await.unwrap(), read_all(&there).await.unwrap(), "{name}");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_image_with_dockers_media_types_is_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs-fixtures/golden/odd-plain");
+    let registry = DockerRegistry::start();
+    registry.push_as_docker(&folder, &only_tag(&folder), "docker:v2");
+    let image: ImageRef = format!("{}/docker:v2", registry.host()).parse().unwrap();
+    let resolved = client().resolve(&image, &"linux/amd64".parse().unwrap()).await.unwrap();
+    assert_eq!(resolved.manifest.media_type, media_type::DOCKER_MANIFEST);
+    assert_eq!(resolved.manifest.config.media_type, media_type::DOCKER_CONFIG);
+    for layer in &resolved.manifest.layers {
+        assert_eq!(layer.compression(), Some(Compression::Gzip));
+        assert!(read_all(&client().blob(&resolved.source, layer.digest, layer.size)).await.is_ok());
     }
 }
 

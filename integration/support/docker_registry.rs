@@ -73,9 +73,19 @@ impl DockerRegistry {
 
     /// Copies an image from a layout folder, unchanged; `name` is `repository:tag`.
     pub(crate) fn push(&self, layout: &Path, tag: &str, name: &str) {
+        self.copy(layout, tag, name, &["--preserve-digests"]);
+    }
+
+    /// Copies an image and turns it into one of Docker's media types.
+    pub(crate) fn push_as_docker(&self, layout: &Path, tag: &str, name: &str) {
+        self.copy(layout, tag, name, &["--format", "v2s2"]);
+    }
+
+    fn copy(&self, layout: &Path, tag: &str, name: &str, options: &[&str]) {
         let status = Command::new("skopeo")
             // A host without a signature policy of its own is the normal case in tests.
-            .args(["--insecure-policy", "copy", "--quiet", "--preserve-digests"])
+            .args(["--insecure-policy", "copy", "--quiet"])
+            .args(options)
             .arg("--dest-tls-verify=false")
             .arg(format!("--dest-creds={USER}:{PASSWORD}"))
             .arg(format!("oci:{}:{tag}", layout.display()))

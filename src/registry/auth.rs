@@ -35,6 +35,8 @@ enum Challenge {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Authorization {
     pub(super) header: Option<HeaderValue>,
+    /// Why stored credentials were left out of it; told when it is not enough.
+    pub(super) problem: Option<String>,
     number: u64,
 }
 
@@ -134,7 +136,11 @@ impl Auth {
                 (header, Some(lifetime))
             }
         };
-        slot.current = Authorization { header: Some(header), number: slot.current.number + 1 };
+        slot.current = Authorization {
+            header: Some(header),
+            problem: found.problem,
+            number: slot.current.number + 1,
+        };
         slot.expires = lifetime.map(|lifetime| {
             // Half of a short life, so that a token of a few seconds is used at all.
             Instant::now() + lifetime.saturating_sub(EXPIRY_MARGIN).max(lifetime / 2)

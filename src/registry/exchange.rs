@@ -120,6 +120,16 @@ impl Shared {
             .answer(&self.connections.current(), &access, &authorization, &headers)
             .await?;
         let answer = self.send(request, &url, authorization.header.as_ref()).await?;
+        if matches!(answer.status().as_u16(), 401 | 403)
+            && let Some(problem) = authorization.problem
+        {
+            let detail = format!(
+                "it refuses access without credentials, and the stored ones could not be used: {problem}"
+            );
+            return Err(FetchError::because(FetchErrorKind::Unauthorized, subject, detail)
+                .status(answer.status().as_u16())
+                .build());
+        }
         Ok((answer, url))
     }
 
