@@ -26,11 +26,13 @@
 //! also when control or the host restarted in between, and a request ends a wait for the next restart.
 
 mod action;
+mod gate;
 mod observed;
 mod phase;
 mod plan;
 mod restart;
 mod service;
+mod want;
 
 #[cfg(test)]
 mod simulator;

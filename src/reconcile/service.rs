@@ -1,15 +1,16 @@
 //! The decision for one service: which of its containers is kept, what is done with it and with the others.
 
 use super::action::{Action, Cause, ServiceStatus, StartTarget, Step, StepNo};
+use super::gate::Gate;
 use super::observed::{
     Container, ContainerKey, ContainerState, ImageState, Monitor, Observed, Operation, Run,
     ServiceKey, ServiceRecord, WritableLayer,
 };
 use super::plan::{Moment, pull_status};
-use super::restart::{Verdict, jitter, verdict};
-use super::{Millis, Phase, backoff};
+use super::want::Want;
+use super::{Millis, Phase};
 use crate::image::{Digest, ImageRef};
-use crate::spec::{Fingerprint, RestartPolicy, Service};
+use crate::spec::{Fingerprint, Service};
 
 /// What is decided for one service. Numbers in its steps count within it.
 pub(super) struct Decision {
@@ -18,18 +19,6 @@ pub(super) struct Decision {
     /// The image to pull, the attempt, and the cause.
     pub(super) pull: Option<(ImageRef, u32, Cause)>,
     pub(super) wake_at: Option<Millis>,
-}
-
-/// What an existing container needs to be as it should.
-enum Want {
-    /// Nothing now.
-    Nothing(Phase),
-    /// An attempt at this time.
-    Wait(Phase, Millis),
-    /// A monitor.
-    Adopt { since: Millis, cause: Cause },
-    /// A start.
-    Start { cause: Cause, run: Run },
 }
 
 /// Something stands in the way until it is observed to be gone.
@@ -61,13 +50,9 @@ impl<'a> Decider<'a> {
         if self.record.stopped {
             return self.stop(&containers, &Cause::ManualStop);
         }
-        let fingerprint = wanted.fingerprint();
-        let ready = match self.observed.images.get(&wanted.image) {
-            Some(ImageState::Ready { manifest }) => Some(*manifest),
-            _ => None,
-        };
+        let target = Target::new(wanted, self.observed);
         containers.sort_by_key(|(_, c)| {
-            let matches = difference(c, &fingerprint, ready).is_none();
+            let matches = target.difference(c).is_none();
             let runs = matches!(c.state, ContainerState::Running { .. });
             std::cmp::Reverse((matches, runs, c.serial))
         });
@@ -83,13 +68,14 @@ impl<'a> Decider<'a> {
         }
         let mut pending = None;
         let phase = match kept {
-            None => self.create(wanted, &fingerprint, ready, Cause::NoContainer, &mut pending),
+            None => self.create(&target, &mut pending),
             Some((key, container)) => {
-                let want = self.want(key, container, wanted.restart_policy());
+                let want =
+                    Want::of(key, container, &self.record, wanted.restart_policy(), self.moment);
                 let lost =
                     matches!(want, Want::Start { .. }) && container.writable == WritableLayer::Lost;
-                let cause = difference(container, &fingerprint, ready)
-                    .or(lost.then_some(Cause::WritableLayerLost));
+                let cause =
+                    target.difference(container).or(lost.then_some(Cause::WritableLayerLost));
                 match (cause, blocked) {
                     // Two containers of one service never run at once: what they use may be the same.
                     (cause, Some(Blocked(phase))) if matches!(want, Want::Start { .. }) => {
@@ -98,7 +84,7 @@ impl<'a> Decider<'a> {
                     }
                     (Some(cause), None) => {
                         let kept = Kept { key, container, want, lost, before };
-                        self.replace(wanted, &fingerprint, ready, cause, kept, &mut pending)
+                        self.replace(&target, cause, kept, &mut pending)
                     }
                     (cause, _) => {
                         pending = cause;
@@ -155,59 +141,6 @@ impl<'a> Decider<'a> {
         Decision { steps: self.steps, status, pull: self.pull, wake_at: self.wake_at }
     }
 
-    /// What `container` needs while it stays as it was created.
-    fn want(&self, key: &ContainerKey, container: &Container, policy: RestartPolicy) -> Want {
-        let requested = container.run.request < self.record.request;
-        let afresh = Run { request: self.record.request, ..Run::default() };
-        match &container.state {
-            ContainerState::Busy(operation) => Want::Nothing(Phase::of(*operation)),
-            ContainerState::Running { since } => match container.monitor {
-                Monitor::Alive | Monitor::Adopting => {
-                    Want::Nothing(Phase::Running { since: *since })
-                }
-                Monitor::Lost => match self.gate(key, container, &[Operation::Adopt]) {
-                    Gate::Open => Want::Adopt { since: *since, cause: Cause::MonitorLost },
-                    Gate::Retry(cause) => Want::Adopt { since: *since, cause },
-                    // It runs; that nobody can reach it for a moment is an event, not its state.
-                    Gate::Shut(_, at) => Want::Wait(Phase::Running { since: *since }, at),
-                },
-            },
-            ContainerState::Created if requested => {
-                Want::Start { cause: Cause::NeverStarted, run: afresh }
-            }
-            ContainerState::Exited(_) if requested => {
-                Want::Start { cause: Cause::Requested, run: afresh }
-            }
-            ContainerState::Created => match self.gate(key, container, &[Operation::Start]) {
-                Gate::Open => Want::Start { cause: Cause::NeverStarted, run: container.run },
-                Gate::Retry(cause) => Want::Start { cause, run: container.run },
-                Gate::Shut(phase, at) => Want::Wait(phase, at),
-            },
-            ContainerState::Exited(exit) => match self.gate(key, container, &[Operation::Start]) {
-                // A start that failed was counted when it was tried, and is wanted whatever the policy says.
-                Gate::Retry(cause) => Want::Start { cause, run: container.run },
-                Gate::Shut(phase, at) => Want::Wait(phase, at),
-                Gate::Open => match verdict(policy, exit, container.run) {
-                    Verdict::Stay => Want::Nothing(Phase::Exited {
-                        status: exit.status.clone(),
-                        restarts: container.run.restarts,
-                    }),
-                    Verdict::Restart { run, streak } => {
-                        let jitter = jitter(self.moment.jitter_seed, key.as_str(), run.restarts);
-                        let due = exit.at.saturating_add(backoff(streak, jitter));
-                        let at = self.moment.bounded(due);
-                        let status = exit.status.clone();
-                        if self.moment.now >= at {
-                            Want::Start { cause: Cause::Exited(status), run }
-                        } else {
-                            Want::Wait(Phase::Restarting { at, status }, at)
-                        }
-                    }
-                },
-            },
-        }
-    }
-
     /// Gives the kept container what it wants, after the steps `before`.
     fn keep(&mut self, key: &ContainerKey, want: Want, before: Vec<StepNo>) -> Phase {
         match want {
@@ -234,20 +167,18 @@ impl<'a> Decider<'a> {
     /// Puts a new container in the place of the kept one, or keeps that one until this is possible.
     fn replace(
         &mut self,
-        wanted: &Service,
-        fingerprint: &Fingerprint,
-        ready: Option<Digest>,
+        target: &Target<'_>,
         cause: Cause,
         kept: Kept<'_>,
         pending: &mut Option<Cause>,
     ) -> Phase {
         let Kept { key, container, want, lost, mut before } = kept;
-        let Some(manifest) = ready else {
-            let waiting = self.wait_for_image(wanted);
+        let Some(manifest) = target.ready else {
+            let waiting = self.wait_for_image(target);
             *pending = Some(cause);
             return if lost { waiting } else { self.keep(key, want, before) };
         };
-        if let Gate::Shut(phase, at) = self.create_gate(fingerprint, manifest) {
+        if let Gate::Shut(phase, at) = self.create_gate(target, manifest) {
             self.wake(at);
             *pending = Some(cause);
             return if lost { phase } else { self.keep(key, want, before) };
@@ -264,25 +195,18 @@ impl<'a> Decider<'a> {
                 return phase;
             }
         }
-        self.create_and_start(wanted, fingerprint, manifest, &cause, run, before);
+        self.create_and_start(target, manifest, &cause, run, before);
         Phase::Starting
     }
 
     /// Makes the first container, as soon as its image is here.
-    fn create(
-        &mut self,
-        wanted: &Service,
-        fingerprint: &Fingerprint,
-        ready: Option<Digest>,
-        cause: Cause,
-        pending: &mut Option<Cause>,
-    ) -> Phase {
-        let Some(manifest) = ready else {
-            *pending = Some(cause);
-            return self.wait_for_image(wanted);
+    fn create(&mut self, target: &Target<'_>, pending: &mut Option<Cause>) -> Phase {
+        let Some(manifest) = target.ready else {
+            *pending = Some(Cause::NoContainer);
+            return self.wait_for_image(target);
         };
-        let cause = match self.create_gate(fingerprint, manifest) {
-            Gate::Open => cause,
+        let cause = match self.create_gate(target, manifest) {
+            Gate::Open => Cause::NoContainer,
             Gate::Retry(cause) => cause,
             Gate::Shut(phase, at) => {
                 self.wake(at);
@@ -290,14 +214,13 @@ impl<'a> Decider<'a> {
             }
         };
         let run = Run { request: self.record.request, ..Run::default() };
-        self.create_and_start(wanted, fingerprint, manifest, &cause, run, Vec::new());
+        self.create_and_start(target, manifest, &cause, run, Vec::new());
         Phase::Starting
     }
 
     fn create_and_start(
         &mut self,
-        wanted: &Service,
-        fingerprint: &Fingerprint,
+        target: &Target<'_>,
         manifest: Digest,
         cause: &Cause,
         run: Run,
@@ -305,8 +228,8 @@ impl<'a> Decider<'a> {
     ) {
         let create = Action::Create {
             service: self.key.clone(),
-            settings: Box::new(wanted.clone()),
-            fingerprint: fingerprint.clone(),
+            settings: Box::new(target.wanted.clone()),
+            fingerprint: target.fingerprint.clone(),
             manifest,
             request: run.request,
         };
@@ -316,8 +239,8 @@ impl<'a> Decider<'a> {
         self.step(start, cause.clone(), vec![created]);
     }
 
-    fn wait_for_image(&mut self, wanted: &Service) -> Phase {
-        let image = &wanted.image;
+    fn wait_for_image(&mut self, target: &Target<'_>) -> Phase {
+        let image = &target.wanted.image;
         let status = pull_status(image, self.observed.images.get(image), self.moment);
         self.pull = status.start.map(|(attempt, cause)| (image.clone(), attempt, cause));
         if let Some(at) = status.wake_at {
@@ -374,7 +297,7 @@ impl<'a> Decider<'a> {
         if container.monitor == Monitor::Adopting {
             return Err(Blocked(Phase::Stopping));
         }
-        match self.gate(key, container, operations) {
+        match Gate::of(self.moment, key, container, operations) {
             Gate::Shut(phase, at) => {
                 self.wake(at);
                 Err(Blocked(phase))
@@ -383,35 +306,14 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// Whether one of `operations` failed on the container, and may be tried again.
-    fn gate(&self, key: &ContainerKey, container: &Container, operations: &[Operation]) -> Gate {
-        match &container.failed {
-            Some((operation, failure)) if operations.contains(operation) => {
-                let at = self.moment.retry_at(key.as_str(), failure.attempts, failure.at);
-                if self.moment.now >= at {
-                    return Gate::Retry(Cause::Retry(*operation, failure.attempts));
-                }
-                let reason = format!("{operation}: {}", failure.reason);
-                Gate::Shut(Phase::Failed { reason, retry_at: Some(at) }, at)
-            }
-            _ => Gate::Open,
-        }
-    }
-
-    /// The same for the creation of a container like this; another one is tried at once.
-    fn create_gate(&self, fingerprint: &Fingerprint, manifest: Digest) -> Gate {
+    /// Whether a container like this may be created; only another one, or a new request, is tried at once.
+    fn create_gate(&self, target: &Target<'_>, manifest: Digest) -> Gate {
         let failed = self.record.create_failure.as_ref().filter(|failed| {
-            failed.config == fingerprint.hash()
+            failed.config == target.fingerprint.hash()
                 && failed.manifest == manifest
                 && failed.request == self.record.request
         });
-        let Some(failure) = failed.map(|failed| &failed.failure) else { return Gate::Open };
-        let at = self.moment.retry_at(&self.key.to_string(), failure.attempts, failure.at);
-        if self.moment.now >= at {
-            return Gate::Retry(Cause::Retry(Operation::Create, failure.attempts));
-        }
-        let reason = format!("{}: {}", Operation::Create, failure.reason);
-        Gate::Shut(Phase::Failed { reason, retry_at: Some(at) }, at)
+        Gate::of_creation(self.moment, self.key, failed)
     }
 
     fn step(&mut self, action: Action, cause: Cause, requires: Vec<StepNo>) -> StepNo {
@@ -435,22 +337,30 @@ struct Kept<'a> {
     before: Vec<StepNo>,
 }
 
-/// Whether an operation that may have failed can be begun.
-enum Gate {
-    /// It did not fail.
-    Open,
-    /// It failed and may be tried again.
-    Retry(Cause),
-    /// It failed and must wait until this time.
-    Shut(Phase, Millis),
+/// What a container of the service should be.
+struct Target<'a> {
+    wanted: &'a Service,
+    fingerprint: Fingerprint,
+    /// The manifest to create it from, when that is here.
+    ready: Option<Digest>,
 }
 
-/// Why the container is not what is wanted, if so.
-fn difference(container: &Container, wanted: &Fingerprint, ready: Option<Digest>) -> Option<Cause> {
-    let fields = container.fingerprint.changed_fields(wanted);
-    if !fields.is_empty() {
-        return Some(Cause::FieldsChanged(fields));
+impl<'a> Target<'a> {
+    fn new(wanted: &'a Service, observed: &Observed) -> Self {
+        let ready = match observed.images.get(&wanted.image) {
+            Some(ImageState::Ready { manifest }) => Some(*manifest),
+            _ => None,
+        };
+        Self { wanted, fingerprint: wanted.fingerprint(), ready }
     }
-    let to = ready.filter(|manifest| *manifest != container.manifest)?;
-    Some(Cause::ImageChanged { from: container.manifest, to })
+
+    /// Why `container` is not what it should be, if so.
+    fn difference(&self, container: &Container) -> Option<Cause> {
+        let fields = container.fingerprint.changed_fields(&self.fingerprint);
+        if !fields.is_empty() {
+            return Some(Cause::FieldsChanged(fields));
+        }
+        let to = self.ready.filter(|manifest| *manifest != container.manifest)?;
+        Some(Cause::ImageChanged { from: container.manifest, to })
+    }
 }

@@ -29,10 +29,8 @@ fn words(words: &[&str]) -> Option<Vec<String>> {
     Some(words.iter().map(|word| (*word).to_owned()).collect())
 }
 
-#[test]
-fn every_key_in_every_form_is_read() {
-    let desired = parsed(
-        r#"
+/// Every key of this version in every form.
+const EVERY_KEY: &str = r#"
 version: "3.8"
 name: shop
 x-note: {anything: [goes]}
@@ -72,9 +70,11 @@ services:
     user: 1000
     stop_signal: 9
     restart: no
-"#,
-    )
-    .unwrap_or_else(|problems| panic!("{problems}"));
+"#;
+
+#[test]
+fn every_key_in_every_form_is_read() {
+    let desired = parsed(EVERY_KEY).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(desired.project.as_str(), "shop");
     let web = &desired.services["web"];
     assert_eq!(web.image.to_string(), "registry.example:5000/team/web:1.2");
