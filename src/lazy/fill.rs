@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::cache::{Content, Place, Verify};
+use super::cache::{Content, Verify};
 use super::event::LazyEvent;
 use super::flight::{Extent, FlightEnd};
 use super::layer::{LazyLayer, piece};
@@ -221,7 +221,7 @@ impl LazyLayer {
                 priority == Priority::Background
                     && *self.fill.background.borrow() == Background::Paused
             };
-            if self.is_closed() || self.health.is_lost() || is_paused() {
+            if self.is_closed() || is_paused() {
                 walked = Walk::Hindered;
             }
             if walked == Walk::Hindered || at >= numbers.end {
@@ -267,7 +267,7 @@ impl LazyLayer {
     /// The next extent to fetch of the chunks `numbers`, and where to go on. Blocks.
     fn next_extent(&self, numbers: Range<u32>) -> (Option<Extent>, u32) {
         let mut extent: Option<Extent> = None;
-        let mut file: Option<(EntryNo, Place, Option<Content>)> = None;
+        let mut file: Option<(EntryNo, Option<Content>)> = None;
         let mut at = numbers.start;
         let stop = numbers.end.min(at.saturating_add(LOOK));
         while at < stop {
@@ -277,12 +277,12 @@ impl LazyLayer {
                 continue;
             }
             let Some((chunk, entry, n)) = self.chunk_of(number) else { continue };
-            if file.as_ref().is_none_or(|(of, _, _)| *of != entry) {
+            if file.as_ref().is_none_or(|(of, _)| *of != entry) {
                 let Ok(place) = self.place(entry) else { continue };
                 let content = self.shared.cache.find(&place, Verify::Now);
-                file = Some((entry, place, content));
+                file = Some((entry, content));
             }
-            let Some((_, place, content)) = &file else { continue };
+            let Some((_, content)) = &file else { continue };
             let is_local = match content {
                 Some(Content::Complete(_)) => true,
                 Some(Content::Partial(partial)) => {
@@ -290,13 +290,18 @@ impl LazyLayer {
                         || (partial.may_have(n) && {
                             let content = Content::Partial(Arc::clone(partial));
                             let piece = piece(&chunk, n);
-                            self.shared.cache.read_piece(place, &piece, &content).is_some()
+                            self.shared.cache.read_piece(&piece, &content).is_some()
                         })
                 }
                 None => false,
             };
             if is_local {
                 self.progress.set(number, chunk.size);
+                let count = self.index.chunk_count(entry);
+                if count > 1 && n + 1 == count {
+                    // A process that was killed may have left it whole and unpublished.
+                    self.settle(&[number]);
+                }
                 continue;
             }
             let Some(member) = self.member_of(number) else { continue };

@@ -357,11 +357,9 @@ impl LazyLayer {
         let mut priority = priority;
         loop {
             if self.health.is_lost() {
+                // Readers that wait for the end of the outage keep background from its turn, and this may become
+                // the probe that they wait for.
                 drop(permit.take());
-                if claim.flight.interested.load(Ordering::Acquire) == 0 {
-                    return Err(FlightEnd::Abandoned);
-                }
-                // Somebody waits, and background's turn never comes while a reader does.
                 priority = Priority::Foreground;
             }
             let admission = tokio::select! {
@@ -397,6 +395,9 @@ impl LazyLayer {
                 SourceError::Unreachable { retry_after, .. } => {
                     if admission.failed(retry_after) {
                         self.tell(LazyEvent::SourceLost { layer: self.digest, reason });
+                    }
+                    if claim.flight.interested.load(Ordering::Acquire) == 0 {
+                        return Err(FlightEnd::Abandoned);
                     }
                 }
                 SourceError::Refused { .. } => {
@@ -464,11 +465,20 @@ impl LazyLayer {
     fn local_chunks(&self, numbers: &[u32]) -> Vec<(u32, Bytes)> {
         let local = numbers.iter().filter_map(|number| {
             let (chunk, entry, n) = self.chunk_of(*number)?;
-            let place = self.place(entry).ok()?;
-            let bytes = match self.shared.cache.find(&place, Verify::Now) {
-                Some(content) => self.shared.cache.read_piece(&place, &piece(&chunk, n), &content),
-                None => self.shared.cache.remembered(&chunk.digest),
-            };
+            let (place, piece) = (self.place(entry).ok()?, piece(&chunk, n));
+            let cache = &self.shared.cache;
+            let on_disk = cache
+                .find(&place, Verify::Now)
+                .and_then(|content| cache.read_piece(&piece, &content));
+            let bytes = on_disk.or_else(|| {
+                // There may be room for it now.
+                let bytes = cache.remembered(&chunk.digest)?;
+                match cache.keep(&place, &piece, &bytes) {
+                    true => self.progress.set(*number, chunk.size),
+                    false => self.forget(*number, chunk.size),
+                }
+                Some(bytes)
+            });
             if bytes.is_none() {
                 self.forget(*number, chunk.size);
             }

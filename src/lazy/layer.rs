@@ -256,7 +256,7 @@ impl LazyLayer {
         if end <= offset {
             return Ok(Some(Bytes::new()));
         }
-        let Some((place, content)) = self.content(entry, verify)? else { return Ok(None) };
+        let Some(content) = self.content(entry, verify)? else { return Ok(None) };
         let read = match &content {
             Content::Complete(file) => cache::read_at(file, offset, end - offset),
             Content::Partial(partial) => {
@@ -269,11 +269,7 @@ impl LazyLayer {
                     let Some(chunk) = self.index.chunk(entry, n) else { return Ok(None) };
                     if !partial.has(n)
                         && !(partial.may_have(n)
-                            && self
-                                .shared
-                                .cache
-                                .read_piece(&place, &piece(&chunk, n), &content)
-                                .is_some())
+                            && self.shared.cache.read_piece(&piece(&chunk, n), &content).is_some())
                     {
                         return Ok(None);
                     }
@@ -286,19 +282,15 @@ impl LazyLayer {
     }
 
     /// The content of `entry` as far as it is in the cache.
-    pub(super) fn content(
-        &self,
-        entry: EntryNo,
-        verify: Verify,
-    ) -> Result<Option<(Place, Content)>, ReadError> {
-        let place = self.place(entry)?;
+    fn content(&self, entry: EntryNo, verify: Verify) -> Result<Option<Content>, ReadError> {
         let key = (self.lane, entry.0);
         if let Some(content) = self.shared.table.get(key) {
-            return Ok(Some((place, content)));
+            return Ok(Some(content));
         }
+        let place = self.place(entry)?;
         let Some(content) = self.shared.cache.find(&place, verify) else { return Ok(None) };
         self.shared.table.insert(key, content.clone());
-        Ok(Some((place, content)))
+        Ok(Some(content))
     }
 
     /// Where the content of `entry` is kept.

@@ -7,17 +7,23 @@
 //! the nanoseconds come from the id of the boot that wrote it. A stamp is trusted when it is of this boot, or when
 //! its counter is one that a `syncfs` of the same boot made durable. The counter moves on before each `syncfs`, and the record
 //! is durable before anything is stamped with it.
+//!
+//! One process at a time owns the record, by a lock. Another one that opens the cache meanwhile (its predecessor is
+//! still dying, say) is a *guest*: it stamps with the counter 0, which is never synced, and so trusts and is trusted
+//! within this boot only.
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Digest;
 
+const LOCK: &str = "lock";
 const RECORD: &str = "epoch";
 const RECORD_NEXT: &str = "epoch.next";
 
@@ -39,7 +45,8 @@ pub(super) struct Epoch {
     current: RwLock<Stamp>,
     nonce: u64,
     synced: RwLock<Vec<(u64, u64)>>,
-    record: Mutex<Record>,
+    /// The record and the lock on it; of a guest nothing.
+    owned: Option<(Mutex<Record>, OwnedFd)>,
 }
 
 /// What is on disk. Counters of one boot are consecutive: `boot_start` to `counter`.
@@ -59,7 +66,14 @@ const MAX_SYNCED: usize = 64;
 
 impl Epoch {
     /// Reads the record below `dir` and begins a counter of its own.
-    pub(super) fn open(dir: BorrowedFd<'_>, boot_id: &str) -> io::Result<Self> {
+    pub(super) fn open(dir: &OwnedFd, boot_id: &str) -> io::Result<Self> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let lock = rustix::fs::openat(dir, LOCK, flags, Mode::from_raw_mode(0o600))?;
+        let is_owner = match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => true,
+            Err(Errno::WOULDBLOCK) => false,
+            Err(error) => return Err(error.into()),
+        };
         // Without a readable record nothing is known to be synced, and everything from other boots is verified.
         let mut record = read_record(dir).unwrap_or_else(|| Record {
             version: 1,
@@ -68,23 +82,35 @@ impl Epoch {
             counter: 0,
             synced: Vec::new(),
         });
-        record.counter += 1;
-        if record.boot_id != boot_id {
-            boot_id.clone_into(&mut record.boot_id);
-            record.boot_start = record.counter;
+        if is_owner {
+            record.counter += 1;
+            if record.boot_id != boot_id {
+                boot_id.clone_into(&mut record.boot_id);
+                record.boot_start = record.counter;
+            }
+            write_record(dir, &record)?;
+        } else {
+            tracing::debug!("the content cache is in use by another process");
         }
-        write_record(dir, &record)?;
         let hash = Digest::of(boot_id.as_bytes());
         let mut word = [0; 8];
         word.copy_from_slice(&hash.as_bytes()[..8]);
         // Never 0, which is what a file system without fractions of a second gives back.
         let nonce = 1 + u64::from_le_bytes(word) % 999_999_999;
         Ok(Self {
-            current: RwLock::new(Stamp { counter: record.counter, nonce }),
+            current: RwLock::new(Stamp {
+                counter: if is_owner { record.counter } else { 0 },
+                nonce,
+            }),
             nonce,
             synced: RwLock::new(record.synced.clone()),
-            record: Mutex::new(record),
+            owned: is_owner.then(|| (Mutex::new(record), lock)),
         })
+    }
+
+    /// Whether no other process uses the cache.
+    pub(super) fn is_owner(&self) -> bool {
+        self.owned.is_some()
     }
 
     /// Marks this boot: differs between any two.
@@ -106,9 +132,10 @@ impl Epoch {
 
     /// Makes everything published before this call durable, and trusted after any later boot. Takes as long as the
     /// disk needs.
-    pub(super) fn sync(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
+    pub(super) fn sync(&self, dir: &OwnedFd) -> io::Result<()> {
+        let Some((record, _)) = &self.owned else { return Ok(()) };
         // Held throughout: sync points follow each other.
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
         let closing = record.counter;
         // The next counter is durable before it is used, or a later boot could use it again.
         let next = Record { counter: closing + 1, ..record.clone() };
@@ -139,7 +166,7 @@ impl Publishing<'_> {
     }
 }
 
-fn read_record(dir: BorrowedFd<'_>) -> Option<Record> {
+fn read_record(dir: &OwnedFd) -> Option<Record> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(dir, RECORD, flags, Mode::empty()).ok()?;
     let text = io::read_to_string(File::from(file)).ok()?;
@@ -152,7 +179,7 @@ fn read_record(dir: BorrowedFd<'_>) -> Option<Record> {
     .then_some(record)
 }
 
-fn write_record(dir: BorrowedFd<'_>, record: &Record) -> io::Result<()> {
+fn write_record(dir: &OwnedFd, record: &Record) -> io::Result<()> {
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(dir, RECORD_NEXT, flags, Mode::from_raw_mode(0o600))?;

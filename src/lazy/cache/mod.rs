@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! files/
-//!   epoch               which stamps are trusted (see `epoch`)
+//!   epoch, lock         which stamps are trusted, and who may say so (see `epoch`)
 //!   sha256/aa/<hex>     complete; the digest of the content is <hex>
 //!   partial/<id>[.map]  incomplete (see `partial`); <id> is a digest over the sizes and digests of all chunks
 //!   layers/<hex>        which chunks of a layer are local: a hint for `ps`, never the base of a read
@@ -93,13 +93,15 @@ pub(super) enum Finished {
 
 const LOCKS: usize = 16;
 
+/// Numbers of temporary files: of the process, not of the cache, whose directory two of them may share.
+static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
+
 #[derive(Debug)]
 pub(super) struct FileCache {
     root: OwnedFd,
     epoch: Epoch,
     partials: Mutex<HashMap<Digest, Weak<Partial>>>,
     memory: MemoryCache,
-    next_temporary: AtomicU64,
     verifying: [Mutex<()>; LOCKS],
     is_degraded: AtomicBool,
     events: EventSink,
@@ -122,18 +124,20 @@ impl FileCache {
             make_dir(&root, name)?;
         }
         let temporary = rustix::fs::openat(&root, "tmp", flags, Mode::empty())?;
-        for entry in rustix::fs::Dir::read_from(&temporary)?.flatten() {
+        let epoch = Epoch::open(&root, boot_id)?;
+        // What another living process writes is not rubbish.
+        let entries =
+            epoch.is_owner().then(|| rustix::fs::Dir::read_from(&temporary)).transpose()?;
+        for entry in entries.into_iter().flatten().flatten() {
             if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 let _ = rustix::fs::unlinkat(&temporary, entry.file_name(), AtFlags::empty());
             }
         }
-        let epoch = Epoch::open(root.as_fd(), boot_id)?;
         Ok(Self {
             root,
             epoch,
             partials: Mutex::default(),
             memory: MemoryCache::new(memory),
-            next_temporary: AtomicU64::new(0),
             verifying: Default::default(),
             is_degraded: AtomicBool::new(false),
             events,
@@ -215,26 +219,16 @@ impl FileCache {
         }
     }
 
-    /// One chunk, from wherever it is.
-    pub(super) fn read_piece(
-        &self,
-        place: &Place,
-        piece: &Piece,
-        content: &Content,
-    ) -> Option<Bytes> {
+    /// One chunk, if it is on disk.
+    pub(super) fn read_piece(&self, piece: &Piece, content: &Content) -> Option<Bytes> {
         let read = match content {
             Content::Complete(file) => read_at(file, piece.offset, piece.size).map(Some),
             Content::Partial(partial) => partial.read_piece(piece),
         };
-        match read {
-            Ok(Some(bytes)) => Some(bytes),
-            Ok(None) => self.memory.get(&piece.digest),
-            Err(error) => {
-                tracing::debug!(content = %place.id, error = %Chain(&error), "unreadable content");
-                self.degrade(&error);
-                self.memory.get(&piece.digest)
-            }
-        }
+        read.unwrap_or_else(|error| {
+            self.degrade(&error);
+            None
+        })
     }
 
     /// A chunk that could not be written.
@@ -296,14 +290,17 @@ impl FileCache {
         });
         finished.unwrap_or_else(|error| {
             partial.retry_finishing();
-            self.degrade(&error);
+            // Gone: published by another process.
+            if error.kind() != io::ErrorKind::NotFound {
+                self.degrade(&error);
+            }
             Finished::Unchanged
         })
     }
 
     /// Makes everything that is here durable. Blocks for as long as the disk needs.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.epoch.sync(self.root.as_fd())
+        self.epoch.sync(&self.root)
     }
 
     /// The hint about `layer`, in the form that [`FileCache::save_hint`] was given.
@@ -357,7 +354,7 @@ impl FileCache {
     fn write_to(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.writable()?;
         let publishing = self.epoch.begin();
-        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let temporary = format!("tmp/{}-{number}", std::process::id());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o400);

@@ -57,7 +57,7 @@ fn what_was_kept_is_found_by_the_next_process_of_the_same_boot() {
     let cache = open(dir.path(), "one");
     let content = cache.find(&place, Verify::Later).expect("trusted without a look");
     assert!(matches!(content, Content::Complete(_)));
-    assert_eq!(cache.read_piece(&place, &piece, &content).unwrap(), &b"content"[..]);
+    assert_eq!(cache.read_piece(&piece, &content).unwrap(), &b"content"[..]);
 }
 
 #[test]
@@ -101,6 +101,7 @@ fn synced_content_is_trusted_after_a_boot_and_only_that() {
     keep(&cache, &synced, &synced_piece, b"synced");
     cache.sync().unwrap();
     keep(&cache, &later, &later_piece, b"after the sync");
+    drop(cache);
     let cache = open(dir.path(), "three");
     assert!(cache.find(&lost, Verify::Later).is_none());
     assert!(cache.find(&synced, Verify::Later).is_some());
@@ -123,6 +124,7 @@ fn a_damaged_record_means_that_nothing_is_trusted() {
     let cache = open(dir.path(), "one");
     keep(&cache, &place, &piece, b"content");
     cache.sync().unwrap();
+    drop(cache);
     std::fs::write(dir.path().join("epoch"), "{").unwrap();
     let cache = open(dir.path(), "two");
     assert!(cache.find(&place, Verify::Later).is_none());
@@ -143,8 +145,8 @@ fn a_file_of_chunks_becomes_complete_and_is_published_under_its_digest() {
 
     let cache = open(dir.path(), "one");
     let found = cache.find(&place, Verify::Later).unwrap();
-    assert_eq!(cache.read_piece(&place, &pieces[1], &found).unwrap(), &b"efgh"[..]);
-    assert!(cache.read_piece(&place, &pieces[0], &found).is_none());
+    assert_eq!(cache.read_piece(&pieces[1], &found).unwrap(), &b"efgh"[..]);
+    assert!(cache.read_piece(&pieces[0], &found).is_none());
     keep(&cache, &place, &pieces[0], content);
     keep(&cache, &place, &pieces[2], content);
     assert!(matches!(cache.find(&place, Verify::Later), Some(Content::Complete(_))));
@@ -180,8 +182,8 @@ fn chunks_that_another_boot_left_are_verified_one_by_one() {
     }
     let cache = open(dir.path(), "two");
     let found = cache.find(&place, Verify::Now).unwrap();
-    assert_eq!(cache.read_piece(&place, &pieces[0], &found).unwrap(), &b"abcd"[..]);
-    assert!(cache.read_piece(&place, &pieces[1], &found).is_none());
+    assert_eq!(cache.read_piece(&pieces[0], &found).unwrap(), &b"abcd"[..]);
+    assert!(cache.read_piece(&pieces[1], &found).is_none());
     let Content::Partial(partial) = &found else { unreachable!() };
     assert!(partial.has(0) && !partial.may_have(1));
     keep(&cache, &place, &pieces[1], content);
@@ -233,4 +235,23 @@ fn what_a_dead_process_left_half_written_goes() {
     std::fs::write(dir.path().join("tmp/1-0"), "half").unwrap();
     drop(open(dir.path(), "one"));
     assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_guest_is_trusted_in_this_boot_and_spoils_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, piece) = single(b"of the guest");
+    let (owners, owners_piece) = single(b"of the owner");
+    let owner = open(dir.path(), "one");
+    let guest = open(dir.path(), "one");
+    keep(&owner, &owners, &owners_piece, b"of the owner");
+    owner.sync().unwrap();
+    keep(&guest, &place, &piece, b"of the guest");
+    guest.sync().unwrap();
+    assert!(owner.find(&place, Verify::Later).is_some());
+    drop((owner, guest));
+    let cache = open(dir.path(), "two");
+    assert!(cache.find(&owners, Verify::Later).is_some());
+    assert!(cache.find(&place, Verify::Later).is_none());
+    assert!(cache.find(&place, Verify::Now).is_some());
 }
