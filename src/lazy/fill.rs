@@ -283,18 +283,10 @@ impl LazyLayer {
                 file = Some((entry, content));
             }
             let Some((_, content)) = &file else { continue };
-            let is_local = match content {
-                Some(Content::Complete(_)) => true,
-                Some(Content::Partial(partial)) => {
-                    partial.has(n)
-                        || (partial.may_have(n) && {
-                            let content = Content::Partial(Arc::clone(partial));
-                            let piece = piece(&chunk, n);
-                            self.shared.cache.read_piece(&piece, &content).is_some()
-                        })
-                }
-                None => false,
-            };
+            let piece = piece(&chunk, n);
+            let is_local = content
+                .as_ref()
+                .is_some_and(|content| self.shared.cache.has_piece(&piece, content));
             if is_local {
                 self.progress.set(number, chunk.size);
                 let count = self.index.chunk_count(entry);

@@ -267,10 +267,7 @@ impl LazyLayer {
                 };
                 for n in first..=last {
                     let Some(chunk) = self.index.chunk(entry, n) else { return Ok(None) };
-                    if !partial.has(n)
-                        && !(partial.may_have(n)
-                            && self.shared.cache.read_piece(&piece(&chunk, n), &content).is_some())
-                    {
+                    if !self.shared.cache.has_piece(&piece(&chunk, n), &content) {
                         return Ok(None);
                     }
                 }

@@ -16,6 +16,7 @@ mod cache;
 mod engine;
 mod error;
 mod event;
+mod fetch;
 mod fill;
 mod flight;
 mod health;

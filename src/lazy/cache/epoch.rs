@@ -193,8 +193,5 @@ fn write_record(dir: &OwnedFd, record: &Record) -> io::Result<()> {
 
 /// The stamp that `stat` carries.
 pub(super) fn stamp_of(stat: &rustix::fs::Stat) -> Stamp {
-    Stamp {
-        counter: u64::try_from(stat.st_mtime).unwrap_or(u64::MAX),
-        nonce: u64::try_from(stat.st_mtime_nsec).unwrap_or(0),
-    }
+    Stamp { counter: u64::try_from(stat.st_mtime).unwrap_or(u64::MAX), nonce: stat.st_mtime_nsec }
 }

@@ -231,6 +231,17 @@ impl FileCache {
         })
     }
 
+    /// Whether a chunk is on disk; one that another boot left is verified for that.
+    pub(super) fn has_piece(&self, piece: &Piece, content: &Content) -> bool {
+        match content {
+            Content::Complete(_) => true,
+            Content::Partial(partial) => {
+                partial.has(piece.n)
+                    || (partial.may_have(piece.n) && self.read_piece(piece, content).is_some())
+            }
+        }
+    }
+
     /// A chunk that could not be written.
     pub(super) fn remembered(&self, digest: &Digest) -> Option<Bytes> {
         self.memory.get(digest)

@@ -121,13 +121,13 @@ impl Partial {
     }
 
     /// Whether `n` is here and needs no verification.
-    pub(in crate::lazy) fn has(&self, n: u32) -> bool {
+    pub(super) fn has(&self, n: u32) -> bool {
         let bits = self.lock();
         bits.is(&bits.present, n)
     }
 
     /// Whether `n` is here, as far as the map knows.
-    pub(in crate::lazy) fn may_have(&self, n: u32) -> bool {
+    pub(super) fn may_have(&self, n: u32) -> bool {
         let bits = self.lock();
         bits.is(&bits.present, n) || bits.is(&bits.suspect, n)
     }
