@@ -2,7 +2,8 @@
 
 use super::content::{Content, RawChunk};
 use super::format::{self, HEADER, Header, NONE};
-use super::tree::{Kind, Node, NodeNo, ROOT, Tree};
+use super::node::{Kind, Node};
+use super::tree::{NodeNo, ROOT, Tree};
 use super::{EntryKind, IndexInput};
 use crate::estargz::footer::Flavour;
 use crate::estargz::toc::{self, TocError};

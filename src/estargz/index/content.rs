@@ -1,6 +1,6 @@
 //! Where the content of each file lies in the blob: chunks, and the compressed members that hold them.
 
-use super::tree::digest;
+use super::node::digest;
 use crate::estargz::limit;
 use crate::estargz::toc::{Problem, RawEntry, TocError};
 use crate::image::Digest;

@@ -7,124 +7,20 @@
 mod build;
 mod check;
 mod content;
+mod entry;
 mod format;
+mod node;
 mod tree;
 
 use std::ops::Range;
 
 pub use build::build;
 pub use check::IndexError;
+pub use entry::{Chunk, ChunkNo, Entry, EntryKind, EntryNo, IndexInput};
 use format::{CHILD, CHUNK, DIGEST, ENTRY, Header, NONE, ORDER, XATTR, u32_at, u64_at};
 
 use super::footer::Flavour;
 use crate::image::Digest;
-
-/// What [`build`] must know besides the table of contents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IndexInput {
-    /// Size of the layer's blob in bytes.
-    pub blob_size: u64,
-    /// Where the compressed content ends, [`super::TocBytes::toc_offset`].
-    pub toc_offset: u64,
-    /// Compression of the members.
-    pub flavour: Flavour,
-}
-
-/// Number of a file or directory in its layer; the low half of an inode number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EntryNo(pub u32);
-
-impl EntryNo {
-    /// The root directory of the layer.
-    pub const ROOT: Self = Self(0);
-}
-
-/// Number of a chunk in its layer, by place in the blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ChunkNo(pub u32);
-
-/// What an entry is. Hard links are no kind: all names of a file share one entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum EntryKind {
-    /// Has children.
-    Directory,
-    /// Has chunks.
-    Regular,
-    /// Has a target.
-    Symlink,
-    /// A character device; a whiteout when both device numbers are zero.
-    CharDevice,
-    /// A block device.
-    BlockDevice,
-    /// A named pipe.
-    Fifo,
-}
-
-impl EntryKind {
-    fn code(self) -> u8 {
-        match self {
-            Self::Directory => 0,
-            Self::Regular => 1,
-            Self::Symlink => 2,
-            Self::CharDevice => 3,
-            Self::BlockDevice => 4,
-            Self::Fifo => 5,
-        }
-    }
-
-    fn from_code(code: u8) -> Option<Self> {
-        [
-            Self::Directory,
-            Self::Regular,
-            Self::Symlink,
-            Self::CharDevice,
-            Self::BlockDevice,
-            Self::Fifo,
-        ]
-        .get(usize::from(code))
-        .copied()
-    }
-}
-
-/// Attributes of an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
-    /// What it is.
-    pub kind: EntryKind,
-    /// Permissions, setuid, setgid and sticky bits: `0o7777` at most.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Bytes of a file, length of a symlink's target, else zero.
-    pub size: u64,
-    /// Whole seconds since the epoch.
-    pub mtime: i64,
-    /// Major and minor number of a device, else zero.
-    pub rdev: (u32, u32),
-    /// Names of a file; two and the number of sub-directories of a directory.
-    pub nlink: u32,
-    /// The directory hides what lower layers have at its path.
-    pub opaque: bool,
-}
-
-/// A piece of a file that is compressed, fetched and verified as a whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chunk {
-    /// Its number in the layer.
-    pub number: ChunkNo,
-    /// Where it begins in the file.
-    pub file_offset: u64,
-    /// Its length when inflated.
-    pub size: u32,
-    /// Range of the blob that holds its member; a little more than the member at times, never the TOC.
-    pub member: Range<u64>,
-    /// Bytes of the inflated member before it.
-    pub inner_offset: u32,
-    /// Of the inflated bytes.
-    pub digest: Digest,
-}
 
 /// The opened index of one layer.
 #[derive(Debug)]
@@ -183,10 +79,16 @@ impl<B: AsRef<[u8]>> Index<B> {
         })
     }
 
+    /// First number and count of what a directory or file has, or place and length of a link target. Bounded
+    /// again although it was checked: a mapping that changes must not make a caller loop for ages.
     fn range(&self, entry: EntryNo, kind: EntryKind) -> (u32, u32) {
-        self.record(entry)
-            .filter(|record| record.kind == kind)
-            .map_or((0, 0), |r| (r.first, r.second))
+        let all = match kind {
+            EntryKind::Directory => self.header.children,
+            EntryKind::Regular => self.header.chunks,
+            _ => self.header.strings,
+        };
+        let record = self.record(entry).filter(|record| record.kind == kind);
+        record.map_or((0, 0), |record| bounded(record.first, record.second, all))
     }
 
     fn string(&self, at: u32, len: u32) -> &[u8] {
@@ -295,7 +197,9 @@ impl<B: AsRef<[u8]>> Index<B> {
     /// Names and values of the extended attributes of `entry`, in the order of names. Those that overlayfs
     /// would obey are not among them; whether a directory is opaque is said by [`Entry::opaque`].
     pub fn xattrs(&self, entry: EntryNo) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let (first, count) = self.record(entry).map_or((0, 0), |r| (r.first_xattr, r.xattrs));
+        let record = self.record(entry);
+        let (first, count) =
+            record.map_or((0, 0), |r| bounded(r.first_xattr, r.xattrs, self.header.xattrs));
         (first..first + count).map(|number| {
             let (bytes, at) = (self.bytes(), self.sections.xattrs + number as usize * XATTR);
             let field = |n: usize| u32_at(bytes, at + 4 * n);
@@ -422,6 +326,11 @@ impl<B: AsRef<[u8]>> Index<B> {
     pub fn flavour(&self) -> Flavour {
         if self.header.flavour == 0 { Flavour::Gzip } else { Flavour::Zstd }
     }
+}
+
+/// As much of `count` things from `first` on as there are among `all`.
+fn bounded(first: u32, count: u32, all: u32) -> (u32, u32) {
+    (first, count.min(all.saturating_sub(first)))
 }
 
 #[cfg(test)]
