@@ -7,4 +7,5 @@
 
 mod registry;
 mod support;
+mod tidy;
 mod unpack;
