@@ -1,10 +1,8 @@
-//! Role dispatch, parsing, logging, exit code.
+//! Role dispatch, then the command line.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if let Some(code) = supervisor::run_if_role() {
-        return code;
-    }
-    ExitCode::from(2)
+    // Roles fork and confine themselves, so they begin before any thread exists.
+    supervisor::run_if_role().unwrap_or_else(supervisor::cli::main)
 }

@@ -1,1 +1,80 @@
 //! The command line: one file per subcommand; the only place that prints.
+//!
+//! Commands speak to control over its socket and start one in the background when none runs; `up` becomes control
+//! itself when none runs.
+
+mod args;
+mod connect;
+mod down;
+mod exec;
+mod image;
+mod images;
+mod logs;
+mod output;
+mod project;
+mod ps;
+mod pull;
+mod run;
+mod settings;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Arguments, Command};
+use settings::Settings;
+
+use crate::telemetry;
+
+/// Exit code of a command that was used wrongly.
+const WRONG_USE: u8 = 2;
+/// Exit code of `exec` for a failure of ours.
+const EXEC_FAILED: u8 = 125;
+
+/// Runs the command line of this process and returns its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let code = if error.use_stderr() { WRONG_USE } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    // People read what a command prints; the log of what happens inside is for those who ask.
+    let default_level =
+        if matches!(arguments.command, Command::Daemon(_)) { "info" } else { "warn" };
+    let failed = if matches!(arguments.command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
+    let settings = match Settings::new(&arguments.global, default_level) {
+        Ok(settings) => settings,
+        Err(error) => {
+            output::error(&error);
+            return ExitCode::from(WRONG_USE);
+        }
+    };
+    if let Err(error) = telemetry::init_logging(&settings.log) {
+        output::error(&error.into());
+        return ExitCode::from(WRONG_USE);
+    }
+    let result = match arguments.command {
+        Command::Up(arguments) => up::run(&settings, arguments),
+        Command::Down(arguments) => down::run(&settings, &arguments),
+        Command::Ps(arguments) => ps::run(&settings, &arguments),
+        Command::Logs(arguments) => logs::run(&settings, &arguments),
+        Command::Exec(arguments) => exec::run(&settings, arguments),
+        Command::Pull(arguments) => pull::run(&settings, &arguments),
+        Command::Images(arguments) => images::run(&settings, &arguments),
+        Command::Image(command) => image::main(&settings, command),
+        Command::Daemon(arguments) => run::daemon(&settings, &arguments),
+        Command::Version => {
+            output::line(&format!("supervisor {}", env!("CARGO_PKG_VERSION")));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        output::error(&error);
+        ExitCode::from(failed)
+    })
+}

@@ -1,1 +1,216 @@
 //! One layer of an image made ready: lazy or unpacked, and why.
+//!
+//! A layer is made ready once, however many services ask at the same time. It is lazy when everything that laziness
+//! needs is there; each thing that is missing is a reason, and the layer is fully pulled instead. Whoever starts a
+//! container therefore always gets directories.
+
+mod full;
+mod index;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::estargz::TocError;
+use crate::image::{Descriptor, Digest};
+use crate::registry::{BlobSource, Client, FetchError};
+use crate::store::{LayerDir, LayerSource, Store, StoreError};
+use crate::sys::process::SealedExe;
+use crate::unpack::ChildError;
+
+pub use index::NotLazy;
+
+/// A layer that is asked for.
+#[derive(Debug, Clone)]
+pub struct WantedLayer {
+    /// As the manifest has it.
+    pub descriptor: Descriptor,
+    /// Digest of the inflated layer, as the configuration has it.
+    pub diff_id: Option<Digest>,
+    /// Where its bytes are.
+    pub source: BlobSource,
+}
+
+/// How a layer is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// By its index; the content comes when it is read.
+    Indexed,
+    /// Unpacked, in this directory, and why not lazily.
+    Full(PathBuf, Option<String>),
+}
+
+/// Which way a layer should be made ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Manner {
+    /// Lazily where that is possible.
+    Lazy,
+    /// Unpacked, for this reason if it is not the user's wish.
+    Full(Option<String>),
+}
+
+/// What arrives while a layer is made ready: bytes so far, of how many.
+pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// Why a layer could not be made ready in any way.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LayerError {
+    /// Its media type is none of a layer.
+    #[error("layer `{digest}` has the unknown media type `{media_type}`")]
+    MediaType {
+        /// Which layer.
+        digest: Digest,
+        /// As the manifest has it.
+        media_type: String,
+    },
+    /// Its bytes could not be had.
+    #[error("could not fetch layer `{digest}`")]
+    Fetch {
+        /// Which layer.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// Its bytes could not be unpacked.
+    #[error("could not unpack layer `{digest}`")]
+    Unpack {
+        /// Which layer.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: Arc<ChildError>,
+    },
+    /// The store could not take it.
+    #[error("could not store layer `{digest}`")]
+    Store {
+        /// Which layer.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: Arc<StoreError>,
+    },
+}
+
+impl LayerError {
+    /// Whether another try may help without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Fetch { source, .. } if source.is_transient())
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Fetch { source, .. } => source.hint(),
+            Self::Store { source, .. } if source.is_disk_full() => {
+                Some("free some space in the state directory".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Makes layers ready; one for a host.
+#[derive(Debug)]
+pub struct Layers {
+    store: Store,
+    client: Client,
+    exe: Arc<SealedExe>,
+    /// One lock per layer that is being made ready, so that it is fetched once.
+    flights: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Layers {
+    /// Layers of `store`, fetched with `client` and unpacked by children from `exe`.
+    #[must_use]
+    pub fn new(store: Store, client: Client, exe: Arc<SealedExe>) -> Self {
+        Self { store, client, exe, flights: Mutex::default() }
+    }
+
+    /// The store that they are in.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Makes `wanted` ready. What is here already is left as it is, whichever way was asked for; a full layer also
+    /// answers a wish for a lazy one.
+    ///
+    /// # Errors
+    /// When the layer can be had in no way.
+    pub async fn prepare(
+        &self,
+        wanted: &WantedLayer,
+        manner: Manner,
+        progress: &Progress,
+    ) -> Result<Kept, LayerError> {
+        let digest = wanted.descriptor.digest;
+        let flight = Arc::clone(
+            self.flights.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default(),
+        );
+        let kept = {
+            let _alone = flight.lock().await;
+            self.prepare_alone(wanted, manner, progress).await
+        };
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        // Two: this one and the map's. Whoever waits holds a third.
+        if Arc::strong_count(&flight) == 2 {
+            flights.remove(&digest);
+        }
+        kept
+    }
+
+    async fn prepare_alone(
+        &self,
+        wanted: &WantedLayer,
+        manner: Manner,
+        progress: &Progress,
+    ) -> Result<Kept, LayerError> {
+        let layer = self.store.layer(wanted.descriptor.digest);
+        if layer.is_full() {
+            let why = match manner {
+                Manner::Lazy => None,
+                Manner::Full(why) => why,
+            };
+            return Ok(Kept::Full(layer.full_path(), why));
+        }
+        let why = match manner {
+            Manner::Full(why) => why,
+            Manner::Lazy => match self.index(&layer, wanted, progress).await? {
+                Ok(()) => return Ok(Kept::Indexed),
+                Err(reason) => Some(reason.to_string()),
+            },
+        };
+        self.unpack(&layer, wanted, progress).await?;
+        Ok(Kept::Full(layer.full_path(), why))
+    }
+
+    fn source_of(wanted: &WantedLayer) -> Result<LayerSource, LayerError> {
+        let Some(compression) = wanted.descriptor.compression() else {
+            return Err(LayerError::MediaType {
+                digest: wanted.descriptor.digest,
+                media_type: wanted.descriptor.media_type.clone(),
+            });
+        };
+        Ok(LayerSource {
+            blob: serde_json::to_value(&wanted.source).expect("a blob source is plain data"),
+            size: wanted.descriptor.size,
+            compression,
+            toc_digest: wanted.descriptor.toc_digest(),
+            diff_id: wanted.diff_id,
+        })
+    }
+}
+
+/// The layer's error for what the store said.
+fn store_failed(layer: &LayerDir) -> impl Fn(StoreError) -> LayerError + use<> {
+    let digest = layer.digest();
+    move |source| LayerError::Store { digest, source: Arc::new(source) }
+}
+
+/// A table of contents that cannot be used is a reason, not a failure: the layer itself may be sound.
+fn not_lazy(error: &TocError) -> NotLazy {
+    NotLazy::Toc(crate::telemetry::Chain(error).to_string())
+}

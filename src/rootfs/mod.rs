@@ -1,1 +1,70 @@
-//! Which layers, in which order, with which writable part: a mount plan.
+//! Which layers, in which order, with which writable part.
+//!
+//! A container's root is mounted by its monitor from plain paths (`container::Rootfs`); an image that somebody wants
+//! to look into is mounted here, read-only and without a writable part.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::sys::mount::{self, OverlayCall};
+
+/// The source of our mounts in the mount table, which is how they are told from other people's.
+const SOURCE: &str = "supervisor";
+
+/// An image could not be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The kernel refused.
+    #[error("could not mount {layers} layers at `{}`", target.display())]
+    Overlay {
+        /// How many layers.
+        layers: usize,
+        /// Where.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory below the layers could not be made.
+    #[error("could not make an empty directory below the layers")]
+    Empty(#[source] io::Error),
+}
+
+/// Mounts `layers` (lowest first) read-only at `target`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn mount_read_only(layers: &[PathBuf], target: &Path) -> Result<(), MountError> {
+    // An overlay without a writable part has at least two layers, and an image may have fewer. The directory may go
+    // right after the mount: the overlay holds it.
+    let empty = tempfile::tempdir().map_err(MountError::Empty)?;
+    let mut lower = vec![empty.path().to_path_buf()];
+    if layers.is_empty() {
+        let second = empty.path().join("second");
+        std::fs::create_dir(&second).map_err(MountError::Empty)?;
+        lower = vec![second.clone(), second];
+    }
+    lower.extend_from_slice(layers);
+    mount::overlay(&lower, None, target, OverlayCall::Best).map_err(|source| MountError::Overlay {
+        layers: layers.len(),
+        target: target.to_path_buf(),
+        source,
+    })
+}
+
+/// Where images are mounted in this mount namespace.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn image_mounts() -> io::Result<Vec<PathBuf>> {
+    let ours = |mount: &mount::Mount| mount.fs_type == "overlay" && mount.source == SOURCE;
+    Ok(mount::mounts()?.into_iter().filter(ours).map(|mount| mount.mount_point).collect())
+}
+
+/// Whether an image of ours is mounted at `target`.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn is_image_mount(target: &Path) -> io::Result<bool> {
+    Ok(image_mounts()?.iter().any(|mounted| mounted == target))
+}

@@ -1,1 +1,33 @@
-//! The shell around the planner: driver loop, host seam, execution, journal, events.
+//! The shell around the planner: driver loop, execution, events, and the handle that others hold.
+//!
+//! ```text
+//! requests ─┐                       ┌─► monitors, layers, store
+//! outcomes ─┼─► driver: observe ─► plan ─► begin steps ─► outcomes
+//! timers  ──┘      (one task)
+//! ```
+//!
+//! [`Control::start`] is control for one run directory. It holds the run directory's lock for as long as it lives;
+//! ending it, in whichever way, ends nothing else. The next one finds what runs.
+
+mod answer;
+mod clock;
+mod control;
+mod driver;
+mod events;
+mod execute;
+mod find;
+mod handle;
+mod held;
+mod images;
+mod launch;
+mod lazy_mounts;
+mod log_stream;
+mod outcome;
+mod project;
+pub mod report;
+mod watch;
+
+pub use control::{Control, ControlError, ControlOptions, instance_of};
+pub use handle::{ControlHandle, RequestError, RequestErrorKind, StopManner};
+pub use images::{Extent, PullError};
+pub use log_stream::{LogTail, StreamedLine, read_logs};

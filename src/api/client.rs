@@ -1,0 +1,220 @@
+//! The client of the API socket.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, body::Incoming};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::wire::{API_VERSION, Hello, SOCKET_NAME, WireError};
+
+/// Why a call did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens: no control runs for this run directory.
+    #[error("no supervisor runs with the run directory `{}`", run_dir.display())]
+    NotRunning {
+        /// Which directory.
+        run_dir: PathBuf,
+        /// What connecting said.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket is not ours to use.
+    #[error("could not connect to `{}`", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Control speaks another version of the API.
+    #[error(
+        "the running supervisor is version {version} and speaks API {api}, this one speaks API {API_VERSION}; \
+         use its own program, or restart it with this one"
+    )]
+    Version {
+        /// Of its program.
+        version: String,
+        /// Of its API.
+        api: u32,
+    },
+    /// The connection broke.
+    #[error("lost the connection to the running supervisor")]
+    Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Control refused or failed.
+    #[error("{}", error.message)]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// What it said.
+        error: WireError,
+    },
+}
+
+impl ClientError {
+    /// What to do about it, if control said.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Refused { error, .. } => error.hint.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Whether no control runs.
+    #[must_use]
+    pub fn is_not_running(&self) -> bool {
+        matches!(self, Self::NotRunning { .. })
+    }
+
+    fn lost(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Lost(error.into())
+    }
+}
+
+/// A way to call one control; each call is a connection of its own, so that a stream blocks no other call.
+#[derive(Debug, Clone)]
+pub struct ApiClient {
+    run_dir: PathBuf,
+}
+
+impl ApiClient {
+    /// A client of the control of `run_dir`, after a first exchange of versions.
+    ///
+    /// # Errors
+    /// When no control runs there, or one that speaks another version.
+    pub async fn connect(run_dir: &Path) -> Result<(Self, Hello), ClientError> {
+        let client = Self { run_dir: run_dir.to_path_buf() };
+        let hello: Hello = client.call(Method::GET, "/hello", &()).await?;
+        if hello.api != API_VERSION {
+            return Err(ClientError::Version { version: hello.version, api: hello.api });
+        }
+        Ok((client, hello))
+    }
+
+    async fn stream_to(&self) -> Result<UnixStream, ClientError> {
+        let not_running =
+            |source| ClientError::NotRunning { run_dir: self.run_dir.clone(), source };
+        let directory = File::open(&self.run_dir).map_err(not_running)?;
+        // Through the descriptor, because socket paths are short.
+        let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd());
+        UnixStream::connect(path).await.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => not_running(source),
+            _ => ClientError::Connect { path: self.run_dir.join(SOCKET_NAME), source },
+        })
+    }
+
+    async fn send<B: Serialize + Sync>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+    ) -> Result<Incoming, ClientError> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(self.stream_to().await?))
+            .await
+            .map_err(ClientError::lost)?;
+        tokio::spawn(connection);
+        let body = serde_json::to_vec(body).map_err(ClientError::lost)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "supervisor")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(ClientError::lost)?;
+        let response = sender.send_request(request).await.map_err(ClientError::lost)?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response.into_body());
+        }
+        let bytes = response.into_body().collect().await.map_err(ClientError::lost)?.to_bytes();
+        let error = serde_json::from_slice(&bytes).unwrap_or_else(|_| WireError {
+            message: format!(
+                "the running supervisor answered {status}: {}",
+                String::from_utf8_lossy(&bytes)
+            ),
+            hint: None,
+        });
+        Err(ClientError::Refused { status: status.as_u16(), error })
+    }
+
+    /// Sends `body` and reads one JSON answer.
+    ///
+    /// # Errors
+    /// When control cannot be reached, refuses or fails.
+    pub async fn call<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClientError> {
+        let bytes = self
+            .send(method, path, body)
+            .await?
+            .collect()
+            .await
+            .map_err(ClientError::lost)?
+            .to_bytes();
+        let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+        serde_json::from_slice(text).map_err(ClientError::lost)
+    }
+
+    /// Sends `body` and reads an answer of one JSON object a line.
+    ///
+    /// # Errors
+    /// As [`ApiClient::call`].
+    pub async fn lines<B: Serialize + Sync>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &B,
+    ) -> Result<Lines, ClientError> {
+        Ok(Lines { body: self.send(method, path, body).await?, buffer: Vec::new() })
+    }
+
+    /// The status of a refusal, to tell `not found` from the others.
+    #[must_use]
+    pub fn is_not_found(error: &ClientError) -> bool {
+        matches!(error, ClientError::Refused { status, .. } if *status == StatusCode::NOT_FOUND.as_u16())
+    }
+}
+
+/// An answer that arrives line by line.
+#[derive(Debug)]
+pub struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next object, or `None` at the end.
+    ///
+    /// # Errors
+    /// When the connection breaks or a line is not what is expected.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line).map(Some).map_err(ClientError::lost);
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(data) = frame.map_err(ClientError::lost)?.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}

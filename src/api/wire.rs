@@ -1,0 +1,117 @@
+//! What travels over the API socket besides the reports of [`crate::supervise::report`]. Fields are only added.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the API, raised when something is removed or changes its meaning.
+pub const API_VERSION: u32 = 1;
+
+/// Name of the socket in the run directory.
+pub const SOCKET_NAME: &str = "api.sock";
+
+/// The answer to `GET /hello`, the one path without a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`API_VERSION`] of control.
+    pub api: u32,
+    /// Version of its program.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Its instance.
+    pub instance: String,
+    /// Its state directory.
+    pub state_dir: PathBuf,
+}
+
+/// An answer that is no success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireError {
+    /// What failed, the whole chain.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// `?project=`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectQuery {
+    /// Only this project.
+    pub project: Option<String>,
+}
+
+/// `POST …/stop` and `…/down`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// At once instead of with the grace period.
+    #[serde(default)]
+    pub kill: bool,
+}
+
+/// `POST /v1/pull`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullRequest {
+    /// Which image.
+    pub image: String,
+    /// All content, not only index and prefetch.
+    #[serde(default)]
+    pub full: bool,
+}
+
+/// `POST /v1/mounts` and `DELETE /v1/mounts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// Which image; unused when a mount is undone.
+    #[serde(default)]
+    pub image: String,
+    /// Unpack all content first.
+    #[serde(default)]
+    pub full: bool,
+    /// Where the caller mounts it.
+    pub target: PathBuf,
+}
+
+/// `GET /v1/logs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogsQuery {
+    /// Which project.
+    pub project: String,
+    /// Which services, separated by commas; all when empty.
+    #[serde(default)]
+    pub services: String,
+    /// Go on as lines arrive, also of services that start later.
+    #[serde(default)]
+    pub follow: bool,
+    /// Lines from the end of each; all when absent.
+    #[serde(default)]
+    pub tail: Option<usize>,
+    /// Only lines of this moment or later.
+    #[serde(default)]
+    pub since: Option<jiff::Timestamp>,
+}
+
+/// One line of output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Container that wrote it.
+    pub container: String,
+    /// Its service.
+    pub service: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// When it was read.
+    pub time: jiff::Timestamp,
+    /// Without its newline.
+    pub text: String,
+}
+
+/// `POST /v1/exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// Which project.
+    pub project: String,
+    /// Which service.
+    pub service: String,
+}

@@ -1,0 +1,275 @@
+//! What can be typed: commands, flags, and their help. What was typed is turned into what is meant in `settings`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Examples:
+  supervisor up                          start what services.yaml describes, and follow its logs
+  supervisor up web worker               only these services
+  supervisor ps                          what runs, and how much of its image is here
+  supervisor logs -f -n 20 web           follow one service
+  supervisor exec web -- sh              a shell in a running service
+  supervisor pull oci:./image            read an image without running it
+  supervisor down                        stop and remove; images stay
+
+Exit codes: 0 ok, 1 failed, 2 wrong use. `exec` passes the command's own code through
+(125 supervisor failed, 126 not executable, 127 not found).";
+
+/// Runs containers from lazily mounted images, as a services file describes them.
+#[derive(Debug, Parser)]
+#[command(name = "supervisor", version, about, after_help = EXAMPLES, max_term_width = 100)]
+#[command(propagate_version = false, disable_version_flag = true, disable_help_subcommand = true)]
+pub(super) struct Arguments {
+    /// Global flags.
+    #[command(flatten)]
+    pub(super) global: GlobalArguments,
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+pub(super) struct GlobalArguments {
+    /// Where images, layers and writable data are kept
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SUPERVISOR_STATE_DIR",
+        default_value = "/var/lib/supervisor"
+    )]
+    pub(super) state_dir: PathBuf,
+    /// Where sockets and mounts are; emptied by a reboot
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SUPERVISOR_RUN_DIR",
+        default_value = "/run/supervisor"
+    )]
+    pub(super) run_dir: PathBuf,
+    /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
+    #[arg(long, global = true, value_name = "LEVEL", env = "SUPERVISOR_LOG_LEVEL")]
+    pub(super) log_level: Option<String>,
+    /// Form of log lines on standard error
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "SUPERVISOR_LOG_FORMAT",
+        default_value = "text"
+    )]
+    pub(super) log_format: LogFormatArgument,
+}
+
+/// `--log-format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormatArgument {
+    /// One readable line.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `--format` of commands that print a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ListFormat {
+    /// Columns for people.
+    Table,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Start the services of a file, keep them as it says, and follow their logs
+    Up(UpArguments),
+    /// Stop the project's services; remove their containers and mounts; keep images
+    Down(ProjectArguments),
+    /// List services: state, pid, uptime, restarts, and how much of the image is here
+    Ps(PsArguments),
+    /// Show the output of services
+    Logs(LogsArguments),
+    /// Run a command in a running service
+    Exec(ExecArguments),
+    /// Bring images here: index and prefetch only, or everything with --full
+    Pull(PullArguments),
+    /// List the images that are here
+    Images(ImagesArguments),
+    /// Work with one image
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Serve the command line from the background
+    #[command(hide = true)]
+    Daemon(DaemonArguments),
+    /// Print the version
+    Version,
+}
+
+/// Which project is meant.
+#[derive(Debug, Args)]
+pub(super) struct ProjectArguments {
+    /// Services file (default: services.yaml in this directory)
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Project name (default: the name in the file, else its directory's)
+    #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
+    pub(super) project_name: Option<String>,
+}
+
+/// `up`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ctrl-C stops the services in order; a second Ctrl-C kills them. Edit the file while it runs: \
+changed services are recreated, unchanged ones are not touched.\n\nExamples:\n  supervisor up\n  supervisor up \
+./services.yaml\n  supervisor up -f site.yaml web"
+)]
+pub(super) struct UpArguments {
+    /// Services file if it contains a slash or ends in .yml or .yaml; else services to start (default: all)
+    #[arg(value_name = "FILE|SERVICE")]
+    pub(super) targets: Vec<String>,
+    /// Which project.
+    #[command(flatten)]
+    pub(super) project: ProjectArguments,
+}
+
+/// `ps`.
+#[derive(Debug, Args)]
+pub(super) struct PsArguments {
+    /// Services to list (default: all)
+    #[arg(value_name = "SERVICE")]
+    pub(super) services: Vec<String>,
+    /// Which project; all projects when neither is given and no services file is here.
+    #[command(flatten)]
+    pub(super) project: ProjectArguments,
+    /// Form of the list; json is one object a line
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(super) format: ListFormat,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub(super) struct LogsArguments {
+    /// Services to show (default: all)
+    #[arg(value_name = "SERVICE")]
+    pub(super) services: Vec<String>,
+    /// Go on as lines arrive
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Lines to show from the end of each service, or `all`
+    #[arg(short = 'n', long, value_name = "N", default_value = "all")]
+    pub(super) tail: String,
+    /// Services file (default: services.yaml in this directory)
+    #[arg(long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Project name (default: the name in the file, else its directory's)
+    #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
+    pub(super) project_name: Option<String>,
+}
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub(super) struct ExecArguments {
+    /// The service
+    pub(super) service: String,
+    /// Which project.
+    #[command(flatten)]
+    pub(super) project: ProjectArguments,
+    /// No terminal, even when standard input is one
+    #[arg(short = 'T', long)]
+    pub(super) no_tty: bool,
+    /// User, by name or id, optionally with :GROUP
+    #[arg(short, long, value_name = "USER")]
+    pub(super) user: Option<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) workdir: Option<String>,
+    /// Environment, K=V
+    #[arg(short, long, value_name = "K=V")]
+    pub(super) env: Vec<String>,
+    /// The command and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub(super) command: Vec<String>,
+}
+
+/// `pull`.
+#[derive(Debug, Args)]
+pub(super) struct PullArguments {
+    /// References: NAME[:TAG][@DIGEST], HOST/NAME…, oci:PATH[:TAG]
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(super) images: Vec<String>,
+    /// All content, not only index and prefetch
+    #[arg(long)]
+    pub(super) full: bool,
+    /// Print only the manifest digest
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+}
+
+/// `images`.
+#[derive(Debug, Args)]
+pub(super) struct ImagesArguments {
+    /// Form of the list; json is one object a line
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub(super) format: ListFormat,
+}
+
+/// `image …`.
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageCommand {
+    /// Look into an image without running it
+    Mount(ImageMountArguments),
+    /// Undo `image mount`
+    Umount {
+        /// Where it is mounted
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Rewrite an image so that its layers can be mounted lazily
+    Convert(ImageConvertArguments),
+}
+
+/// `image mount`.
+#[derive(Debug, Args)]
+pub(super) struct ImageMountArguments {
+    /// The image
+    #[arg(value_name = "REF")]
+    pub(super) image: String,
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    pub(super) directory: PathBuf,
+    /// Bring all content first, and unpack it
+    #[arg(long)]
+    pub(super) full: bool,
+}
+
+/// `image convert`.
+#[derive(Debug, Args)]
+pub(super) struct ImageConvertArguments {
+    /// oci:DIR[:TAG]
+    #[arg(value_name = "SRC")]
+    pub(super) source: String,
+    /// oci:DIR[:TAG]
+    #[arg(value_name = "DST")]
+    pub(super) target: String,
+    /// File with one path a line: content to fetch before anything else, in this order
+    #[arg(long, value_name = "LIST")]
+    pub(super) prefetch: Option<PathBuf>,
+}
+
+/// `daemon`.
+#[derive(Debug, Args)]
+pub(super) struct DaemonArguments {
+    /// Exit when nothing is left to supervise
+    #[arg(long)]
+    pub(super) on_demand: bool,
+}

@@ -1,0 +1,119 @@
+//! `supervisor ps`.
+
+use std::process::ExitCode;
+
+use hyper::Method;
+use serde_json::json;
+
+use super::args::{ListFormat, PsArguments};
+use super::settings::Settings;
+use super::{connect, output, project};
+use crate::supervise::report::{ContentReport, ServiceReport};
+
+pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Result<ExitCode> {
+    let selected = &arguments.project;
+    let project =
+        project::name(settings, selected.file.as_deref(), selected.project_name.as_deref())?;
+    let mut reports = connect::runtime()?.block_on(async {
+        let client = connect::connect_or_start(settings).await?;
+        let path = project
+            .as_ref()
+            .map_or("/v1/services".to_owned(), |name| format!("/v1/services?project={name}"));
+        match client.call(Method::GET, &path, &()).await {
+            // A services file whose project never ran has nothing to list, which is no failure.
+            Err(error) if crate::api::ApiClient::is_not_found(&error) => Ok(Vec::new()),
+            other => other.map_err(anyhow::Error::from),
+        }
+    })?;
+    for name in &arguments.services {
+        anyhow::ensure!(
+            reports.iter().any(|report: &ServiceReport| report.service == *name),
+            "no such service: `{name}`"
+        );
+    }
+    reports.retain(|report| {
+        arguments.services.is_empty() || arguments.services.contains(&report.service)
+    });
+    match arguments.format {
+        ListFormat::Json => {
+            reports.iter().for_each(|report| output::line(&json_line(report).to_string()))
+        }
+        ListFormat::Table => {
+            let heading =
+                ["SERVICE", "IMAGE", "STATE", "PID", "UPTIME", "RESTARTS", "LOCAL", "LAZY"];
+            output::table(&heading, reports.iter().map(row));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(report: &ServiceReport) -> Vec<String> {
+    let dash = || "-".to_owned();
+    vec![
+        report.service.clone(),
+        report.image.clone(),
+        report.status.clone(),
+        report.pid.map_or_else(dash, |pid| pid.to_string()),
+        uptime(report).unwrap_or_else(dash),
+        report.restarts.to_string(),
+        report.content.as_ref().map_or_else(dash, |content| output::percent(content.local)),
+        report.content.as_ref().map_or_else(dash, lazy),
+    ]
+}
+
+fn uptime(report: &ServiceReport) -> Option<String> {
+    report.pid?;
+    Some(output::span(output::since(report.started_at?)).to_lowercase())
+}
+
+/// `yes`, or how many layers are not and why.
+pub(super) fn lazy(content: &ContentReport) -> String {
+    let full = content.layers - content.lazy_layers;
+    let why = content.full_because.join("; ");
+    match (full, content.lazy_layers, why.is_empty()) {
+        (0, _, _) => "yes".to_owned(),
+        (_, 0, true) => "no".to_owned(),
+        (_, 0, false) => format!("no: {why}"),
+        (_, lazy, true) => format!("{lazy} of {} layers", content.layers),
+        (_, lazy, false) => format!("{lazy} of {} layers: {why}", content.layers),
+    }
+}
+
+/// Compose's field names, plus ours.
+fn json_line(report: &ServiceReport) -> serde_json::Value {
+    let created = report.created_at.map(|time| time.to_string()).unwrap_or_default();
+    let running_for = report
+        .created_at
+        .map(|time| format!("{} ago", output::span(output::since(time))))
+        .unwrap_or_default();
+    let name = report.container.clone().unwrap_or_default();
+    let content = report.content.as_ref();
+    json!({
+        "ID": name,
+        "Name": name,
+        "Names": name,
+        "Project": report.project,
+        "Service": report.service,
+        "Image": report.image,
+        "Command": report.command,
+        "State": report.state,
+        "Status": report.status,
+        "Health": "",
+        "ExitCode": report.exit_code.unwrap_or(0),
+        "CreatedAt": created,
+        "StartedAt": report.started_at.map(|time| time.to_string()).unwrap_or_default(),
+        "RunningFor": running_for,
+        "Publishers": [],
+        "Ports": "",
+        "Labels": "",
+        "Mounts": "",
+        "Networks": "",
+        "Pid": report.pid.unwrap_or(0),
+        "Restarts": report.restarts,
+        "ImageLocal": content.map_or(0.0, |content| content.local),
+        "Lazy": content.is_some_and(|content| content.lazy_layers > 0),
+        "LazyLayers": content.map_or(0, |content| content.lazy_layers),
+        "Layers": content.map_or(0, |content| content.layers),
+        "NotLazyBecause": content.map(|content| content.full_because.clone()).unwrap_or_default(),
+    })
+}

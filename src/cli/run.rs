@@ -1,0 +1,96 @@
+//! Control in this process: for `daemon`, and for `up` when none runs.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+
+use super::args::DaemonArguments;
+use super::settings::Settings;
+use crate::api;
+use crate::registry::{ClientOptions, ProxySettings};
+use crate::supervise::{Control, ControlError, ControlOptions};
+
+/// A control that was started for one command ends when it has had nothing to do for so long.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A control that is served on its socket.
+pub(super) struct Served {
+    pub(super) control: Control,
+    serving: JoinHandle<()>,
+}
+
+impl Served {
+    /// Starts control and its API.
+    pub(super) fn start(settings: &Settings, idle_limit: Option<Duration>) -> anyhow::Result<Self> {
+        let options = ControlOptions {
+            state_dir: settings.state_dir.clone(),
+            run_dir: settings.run_dir.clone(),
+            registry: registry(settings),
+            log_level: settings.log.level.clone(),
+            idle_limit,
+        };
+        let control = Control::start(options)?;
+        let serving =
+            api::serve(control.handle(), &settings.run_dir, &settings.state_dir, control.ended())?;
+        Ok(Self { control, serving: tokio::spawn(serving) })
+    }
+
+    /// Ends control and leaves everything running.
+    pub(super) async fn stop(self) {
+        self.control.stop().await;
+        let _ = self.serving.await;
+    }
+
+    async fn wait(self) {
+        self.control.wait().await;
+        let _ = self.serving.await;
+    }
+}
+
+/// A runtime for control: two threads, so that a slow answer holds nothing up.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("could not start the runtime")
+}
+
+/// Whether control could not start because another one has the run directory.
+pub(super) fn is_running(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<ControlError>(), Some(ControlError::Running(_)))
+}
+
+/// `supervisor daemon`: until a signal, or until there is nothing to do if it was started on demand.
+pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow::Result<ExitCode> {
+    runtime()?.block_on(async {
+        let served = Served::start(settings, arguments.on_demand.then_some(IDLE_LIMIT))?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let ended = served.control.ended();
+        tokio::select! {
+            // Cancel-safe: each arm only waits.
+            () = ended.cancelled() => served.wait().await,
+            _ = terminate.recv() => served.stop().await,
+            _ = interrupt.recv() => served.stop().await,
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+pub(super) fn registry(settings: &Settings) -> ClientOptions {
+    let variable =
+        |names: [&str; 2]| names.iter().find_map(|name| settings.environment.get(*name)).cloned();
+    ClientOptions {
+        docker_config: settings.docker_config.clone(),
+        proxy: ProxySettings {
+            https: variable(["HTTPS_PROXY", "https_proxy"]),
+            http: variable(["HTTP_PROXY", "http_proxy"]),
+            except: variable(["NO_PROXY", "no_proxy"]),
+        },
+        ..ClientOptions::default()
+    }
+}

@@ -1,0 +1,93 @@
+//! What is meant by what was typed, and the only place that reads the environment and the working directory.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use crate::telemetry::{LogFormat, LogOptions};
+
+use super::args::{GlobalArguments, LogFormatArgument};
+
+/// Names that a services file may have when none is given.
+const DEFAULT_FILES: [&str; 2] = ["services.yaml", "services.yml"];
+
+/// Settings of one run of the program.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// Absolute; exists only after control has run.
+    pub(super) state_dir: PathBuf,
+    /// Absolute.
+    pub(super) run_dir: PathBuf,
+    /// As typed, to hand to a background control.
+    pub(super) log: LogOptions,
+    /// docker's `config.json`, where registry credentials are.
+    pub(super) docker_config: Option<PathBuf>,
+    /// Environment of the caller.
+    pub(super) environment: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// Completes the global flags from the environment and the working directory.
+    pub(super) fn new(global: &GlobalArguments, default_level: &str) -> anyhow::Result<Self> {
+        let environment: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        let docker_config = environment
+            .get("DOCKER_CONFIG")
+            .map(PathBuf::from)
+            .or_else(|| Some(Path::new(environment.get("HOME")?).join(".docker")))
+            .map(|folder| folder.join("config.json"));
+        Ok(Self {
+            state_dir: absolute(&global.state_dir)?,
+            run_dir: absolute(&global.run_dir)?,
+            log: LogOptions {
+                level: global.log_level.clone().unwrap_or_else(|| default_level.to_owned()),
+                format: match global.log_format {
+                    LogFormatArgument::Text => LogFormat::Text,
+                    LogFormatArgument::Json => LogFormat::Json,
+                },
+            },
+            docker_config,
+            environment,
+        })
+    }
+}
+
+/// `path` below the working directory, without touching the file system: it may not exist yet.
+pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("`{}` is not a usable path", path.display()))
+}
+
+/// A services file that was read.
+#[derive(Debug, Clone)]
+pub(super) struct ServicesFile {
+    /// Absolute.
+    pub(super) path: PathBuf,
+    /// As typed, for messages.
+    pub(super) display: String,
+    /// Its text.
+    pub(super) text: String,
+}
+
+impl ServicesFile {
+    /// Reads the file that was named, or the default one of the working directory.
+    pub(super) fn read(named: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(file) = named.map(Path::to_path_buf).or_else(Self::default_path) else {
+            bail!("there is no services.yaml in this directory; name a file with `-f FILE`");
+        };
+        let text = std::fs::read_to_string(&file)
+            .with_context(|| format!("could not read `{}`", file.display()))?;
+        Ok(Self { path: absolute(&file)?, display: file.display().to_string(), text })
+    }
+
+    /// The default file of the working directory, if there is one.
+    pub(super) fn default_path() -> Option<PathBuf> {
+        DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.exists())
+    }
+
+    /// The folder that relative paths in the file start from.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("/")).to_path_buf()
+    }
+}

@@ -1,0 +1,92 @@
+//! The full way: the blob streams into a confined child that unpacks it.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::mpsc;
+
+use super::index::fetch_failed;
+use super::{LayerError, Layers, Progress, WantedLayer, store_failed};
+use crate::registry::{Blob, FetchError};
+use crate::store::LayerDir;
+use crate::unpack::{self, ChildError, UnpackInput};
+
+/// Pieces of the network that wait for the unpacking child; each is at most a few hundred KiB.
+const PIECES: usize = 32;
+
+impl Layers {
+    /// Fetches, verifies and unpacks a layer, and publishes it.
+    pub(super) async fn unpack(
+        &self,
+        layer: &LayerDir,
+        wanted: &WantedLayer,
+        progress: &Progress,
+    ) -> Result<(), LayerError> {
+        let source = Self::source_of(wanted)?;
+        let digest = wanted.descriptor.digest;
+        let blob = self.client.blob(&wanted.source, digest, wanted.descriptor.size);
+        let input = UnpackInput {
+            compression: source.compression,
+            digest,
+            size: source.size,
+            diff_id: source.diff_id,
+        };
+        let failed = move |source| LayerError::Unpack { digest, source: Arc::new(source) };
+        let staging = layer.staging().map_err(store_failed(layer))?;
+        let (reader, writer) =
+            unpack::blob_pipe().map_err(|source| failed(ChildError::Start(source)))?;
+        let child = unpack::run_child(&self.exe, &input, staging, reader).map_err(failed)?;
+        let unpacking = tokio::task::spawn_blocking(move || child.wait());
+        let fed = feed(&blob, writer, progress).await;
+        let unpacked =
+            unpacking.await.map_err(|error| failed(ChildError::Report(error.to_string())))?;
+        // The child sees only a stream that ended early when the fetch fails, so the fetch's error comes first.
+        fed.map_err(|source| fetch_failed(&blob, source))?;
+        let finished = unpacked.map_err(failed)?;
+        for gap in &finished.unconfined {
+            tracing::debug!(gap, "layers are unpacked with less confinement than wanted");
+        }
+        let staging = finished.staging;
+        layer.write_source(&source).map_err(store_failed(layer))?;
+        let layer = layer.clone();
+        let error = store_failed(&layer);
+        tokio::task::spawn_blocking(move || layer.publish_full(staging))
+            .await
+            .map_err(|join| failed(ChildError::Report(join.to_string())))?
+            .map_err(error)
+    }
+}
+
+/// Writes the blob into the pipe. A child that has gone away ends it without an error: its report says why.
+async fn feed(blob: &Blob, writer: OwnedFd, progress: &Progress) -> Result<(), FetchError> {
+    let (pieces, mut waiting) = mpsc::channel::<Bytes>(PIECES);
+    let mut pipe = File::from(writer);
+    let writing = tokio::task::spawn_blocking(move || {
+        while let Some(piece) = waiting.blocking_recv() {
+            if pipe.write_all(&piece).is_err() {
+                break;
+            }
+        }
+    });
+    let mut done = 0;
+    let result = async {
+        let mut stream = blob.stream().await?;
+        while let Some(piece) = stream.next().await {
+            let piece = piece?;
+            done += piece.len() as u64;
+            progress(done, blob.size());
+            if pieces.send(piece).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+    .await;
+    drop(pieces);
+    let _ = writing.await;
+    result
+}

@@ -1,0 +1,240 @@
+//! How the driver answers requests.
+
+use super::driver::Driver;
+use super::events::Subject;
+use super::handle::{Reply, Request, RequestError, RequestErrorKind};
+use super::project::{Project, ProjectRecord, Waiter, Wish};
+use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, UpRequest};
+use crate::container::Phase as RunPhase;
+use crate::reconcile::{ContainerKey, Phase};
+use crate::spec::{ProjectName, ServiceName};
+
+/// A report whose content share is still to be asked for, which takes a round trip to the worker.
+pub(super) struct Draft {
+    pub(super) report: ServiceReport,
+    pub(super) image: Option<super::images::LocalImage>,
+}
+
+impl Driver {
+    pub(super) fn answer(&mut self, request: Request) {
+        match request {
+            Request::Up(request, reply) => drop(reply.send(self.up(*request))),
+            Request::Services { project, reply } => self.services(project, reply),
+            Request::Projects { reply } => {
+                drop(reply.send(Ok(self.projects.keys().map(ToString::to_string).collect())));
+            }
+            Request::Stop { project, manner, reply } => match self.known(&project) {
+                Err(error) => drop(reply.send(Err(error))),
+                Ok(name) => self.wind_down(&name, Wish::Stop, manner, Waiter::Stopped(reply)),
+            },
+            Request::Down { project, manner, reply } => match self.known(&project) {
+                Err(error) => drop(reply.send(Err(error))),
+                Ok(name) => {
+                    let names = self.containers_of(&name).map(|(key, _)| key.to_string()).collect();
+                    self.wind_down(&name, Wish::Down, manner, Waiter::Gone(reply, names));
+                }
+            },
+            Request::Logs { project, services, reply } => {
+                drop(reply.send(self.logs(&project, &services)))
+            }
+            Request::Exec { project, service, reply } => {
+                drop(reply.send(self.exec(&project, &service)))
+            }
+            Request::ImagesChanged => {
+                for name in self.projects.keys().cloned().collect::<Vec<_>>() {
+                    self.look_up_images(&name);
+                }
+            }
+            Request::Shutdown { reply } => {
+                self.shutdown.cancel();
+                drop(reply.send(Ok(())));
+            }
+        }
+    }
+
+    fn known(&self, name: &str) -> Result<ProjectName, RequestError> {
+        let missing =
+            || RequestError::new(RequestErrorKind::NotFound, format!("no such project: `{name}`"));
+        let name: ProjectName = name.parse().map_err(|_| missing())?;
+        if self.projects.contains_key(&name) { Ok(name) } else { Err(missing()) }
+    }
+
+    fn up(&mut self, request: UpRequest) -> Result<(), RequestError> {
+        let mut request = request;
+        let desired = super::project::parse(&request)?;
+        let name = desired.project.clone();
+        match self.projects.get_mut(&name) {
+            Some(project) => {
+                // Services named now join those that run by an earlier request.
+                let earlier = &project.record.request.services;
+                let goes_on =
+                    project.record.wish == Wish::Up && project.record.request.file == request.file;
+                if goes_on && !request.services.is_empty() {
+                    let asked = desired;
+                    let union = if earlier.is_empty() {
+                        Vec::new()
+                    } else {
+                        earlier.iter().chain(&request.services).cloned().collect()
+                    };
+                    request.services = union;
+                    let all = super::project::parse(&request)?;
+                    project.ask(request, asked);
+                    project.desired = all;
+                } else {
+                    project.ask(request, desired);
+                }
+            }
+            None => {
+                let record = ProjectRecord {
+                    request: request.clone(),
+                    wish: Wish::Up,
+                    requests: std::collections::BTreeMap::new(),
+                };
+                let mut project = Project::new(record, desired.clone());
+                project.ask(request, desired);
+                self.projects.insert(name.clone(), project);
+            }
+        }
+        self.save_project(&name);
+        self.look_up_images(&name);
+        self.watch_file(&name);
+        self.events.emit(
+            Subject::Project(name.as_str()),
+            EventLevel::Info,
+            "project-up",
+            format!("{name} is wanted"),
+            [],
+        );
+        Ok(())
+    }
+
+    fn services(&self, project: Option<String>, reply: Reply<Vec<ServiceReport>>) {
+        let project = match project.map(|name| self.known(&name)).transpose() {
+            Ok(project) => project,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let keys = self
+            .plan
+            .services
+            .keys()
+            .filter(|key| project.as_ref().is_none_or(|name| key.project == *name));
+        let drafts: Vec<Draft> = keys.map(|key| self.draft(&key.project, &key.service)).collect();
+        let images = std::sync::Arc::clone(&self.host.images);
+        tokio::spawn(async move {
+            let mut reports = Vec::with_capacity(drafts.len());
+            for Draft { mut report, image } in drafts {
+                if let Some(image) = image {
+                    report.content = Some(images.content(&image.manifest).await);
+                }
+                reports.push(report);
+            }
+            let _ = reply.send(Ok(reports));
+        });
+    }
+
+    fn draft(&self, project: &ProjectName, service: &ServiceName) -> Draft {
+        let key = Self::service_key(project, service);
+        let status = &self.plan.services[&key];
+        let wanted =
+            self.projects.get(project).and_then(|project| project.desired.services.get(service));
+        let held = status.container.as_ref().and_then(|container| self.containers.get(container));
+        let reference =
+            wanted.map(|wanted| &wanted.image).or_else(|| held.map(|held| &held.record.image));
+        let image = reference.and_then(|reference| match held {
+            Some(held) => self.host.images.local_manifest(reference, held.record.manifest).ok()?,
+            None => self.host.images.local(reference).ok()?,
+        });
+        let mut state = status.phase.word().to_owned();
+        let mut text = status.phase.render(self.clock.now());
+        if let (Phase::Running { .. }, Some(pending)) = (&status.phase, &status.pending) {
+            text = format!("{text}, to be recreated: {pending}");
+        }
+        if let (Phase::Starting, Some(held)) = (&status.phase, held)
+            && held.record.started_in_boot.is_none()
+        {
+            "created".clone_into(&mut state);
+        }
+        let report = ServiceReport {
+            project: project.to_string(),
+            service: service.to_string(),
+            container: held.map(|held| held.id.to_string()),
+            image: reference.map(ToString::to_string).unwrap_or_default(),
+            command: held.map(|held| held.record.command.join(" ")).unwrap_or_default(),
+            state,
+            status: text,
+            exit_code: held.and_then(|held| held.record.exit.as_ref()?.outcome.code()),
+            pid: held.and_then(super::held::Held::pid),
+            created_at: held.map(|held| held.record.created_at),
+            started_at: held.and_then(super::held::Held::started_at),
+            restarts: held.map_or(0, |held| held.record.restarts),
+            content: None,
+        };
+        Draft { report, image }
+    }
+
+    /// Checks a service's name against what the project has and what still runs of it.
+    fn service(&self, project: &ProjectName, name: &str) -> Result<ServiceName, RequestError> {
+        let known = self.plan.services.keys().filter(|key| key.project == *project);
+        let desired = self
+            .projects
+            .get(project)
+            .into_iter()
+            .flat_map(|project| project.desired.services.keys());
+        known
+            .map(|key| &key.service)
+            .chain(desired)
+            .find(|service| service.as_str() == name)
+            .cloned()
+            .ok_or_else(|| {
+                RequestError::new(
+                    RequestErrorKind::NotFound,
+                    format!("no such service: `{name}` in project `{project}`"),
+                )
+            })
+    }
+
+    fn logs(&self, project: &str, services: &[String]) -> Result<Vec<LogSource>, RequestError> {
+        let project = self.known(project)?;
+        let mut chosen = Vec::new();
+        for name in services {
+            chosen.push(self.service(&project, name)?);
+        }
+        if services.is_empty() {
+            let wanted = &self.projects[&project].desired.services;
+            chosen.extend(wanted.keys().cloned());
+        }
+        let source = |service: ServiceName| LogSource {
+            container: format!("{service}-1"),
+            path: self.host.log_path(project.as_str(), service.as_str()),
+            service: service.to_string(),
+        };
+        Ok(chosen.into_iter().map(source).collect())
+    }
+
+    fn exec(&self, project: &str, service: &str) -> Result<ExecTarget, RequestError> {
+        let project = self.known(project)?;
+        let service = self.service(&project, service)?;
+        let status = self.plan.services.get(&Self::service_key(&project, &service));
+        let container: Option<&ContainerKey> = status.and_then(|status| status.container.as_ref());
+        let held = container.and_then(|container| self.containers.get(container));
+        let runs = held.and_then(|held| held.status.as_ref()).is_some_and(|status| {
+            matches!(
+                status.phase,
+                RunPhase::Running { .. } | RunPhase::Stopping { process: Some(_), .. }
+            )
+        });
+        match held {
+            Some(held) if runs => Ok(ExecTarget { container: held.id.to_string() }),
+            _ => {
+                let now = status.map_or_else(
+                    || "not created".to_owned(),
+                    |status| status.phase.render(self.clock.now()),
+                );
+                Err(RequestError::new(
+                    RequestErrorKind::Conflict,
+                    format!("service `{service}` does not run: {now}"),
+                ))
+            }
+        }
+    }
+}

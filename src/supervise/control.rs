@@ -1,0 +1,169 @@
+//! Control for one run directory: what it needs, its lock, its start and its end.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::driver::Driver;
+use super::events::EventLog;
+use super::execute::Host;
+use super::handle::{ControlHandle, REQUEST_QUEUE};
+use super::images::Images;
+use super::lazy_mounts::LazyMounts;
+use crate::image::Digest;
+use crate::layer::Layers;
+use crate::registry::{Client, ClientError, ClientOptions};
+use crate::store::{Store, StoreError};
+use crate::sys::process::SealedExe;
+
+/// Settings of control.
+#[derive(Debug, Clone)]
+pub struct ControlOptions {
+    /// Where images, layers and writable data are kept.
+    pub state_dir: PathBuf,
+    /// Where sockets and mounts are.
+    pub run_dir: PathBuf,
+    /// How registries are reached.
+    pub registry: ClientOptions,
+    /// Log directives of the other roles.
+    pub log_level: String,
+    /// End after so long without anything to supervise; never when `None`.
+    pub idle_limit: Option<Duration>,
+}
+
+/// Control could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The run directory cannot be made or locked.
+    #[error("could not use the run directory `{}`", path.display())]
+    RunDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another control has this run directory.
+    #[error("another supervisor runs with the run directory `{}`", .0.display())]
+    Running(PathBuf),
+    /// The state directory cannot be used.
+    #[error("could not use the state directory")]
+    Store(#[from] StoreError),
+    /// The registry settings are not valid.
+    #[error("could not set up the registry client")]
+    Registry(#[from] ClientError),
+    /// The executable could not be copied into memory.
+    #[error("could not copy the executable into memory")]
+    Executable(#[source] io::Error),
+}
+
+/// A running control.
+#[derive(Debug)]
+pub struct Control {
+    handle: ControlHandle,
+    driver: JoinHandle<()>,
+    shutdown: CancellationToken,
+    /// Held until the end.
+    _lock: File,
+}
+
+impl Control {
+    /// Takes the run directory, finds what runs there, and begins to drive. Must be called in a Tokio runtime with
+    /// several threads or one that is only ours.
+    ///
+    /// # Errors
+    /// When the directories cannot be used, or another control uses them.
+    pub fn start(options: ControlOptions) -> Result<Self, ControlError> {
+        let lock = take_run_dir(&options.run_dir)?;
+        // Paths are compared and shown to the kernel by other processes, so links in them are resolved once, here.
+        let run_dir = resolved(&options.run_dir)?;
+        let store = Store::open(&options.state_dir)?;
+        let exe = Arc::new(SealedExe::of_current().map_err(ControlError::Executable)?);
+        let instance: Arc<str> = instance_of(&run_dir).into();
+        let client = Client::new(options.registry.clone())?;
+        let events = EventLog::new();
+        let layers = Layers::new(store.clone(), client.clone(), Arc::clone(&exe));
+        let lazy = LazyMounts::new(
+            &options,
+            &run_dir,
+            store.root(),
+            &instance,
+            Arc::clone(&exe),
+            events.clone(),
+        );
+        let images = Arc::new(Images::new(client, layers, lazy, events.clone()));
+        let (requests, queue) = mpsc::channel(REQUEST_QUEUE);
+        let handle = ControlHandle {
+            requests,
+            events: events.sender(),
+            images: Arc::clone(&images),
+            instance: Arc::clone(&instance),
+        };
+        let shutdown = CancellationToken::new();
+        let host = Arc::new(Host { store, images, exe, run_dir, instance });
+        let mut driver = Driver::new(host, events, shutdown.clone());
+        driver.on_demand = options.idle_limit;
+        let driver = tokio::spawn(driver.run(queue));
+        Ok(Self { handle, driver, shutdown, _lock: lock })
+    }
+
+    /// A handle to give away.
+    #[must_use]
+    pub fn handle(&self) -> ControlHandle {
+        self.handle.clone()
+    }
+
+    /// Cancelled when control ends, whoever ended it.
+    #[must_use]
+    pub fn ended(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Ends control and leaves everything running; waits until it has.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.wait().await;
+    }
+
+    /// Waits until control has ended.
+    pub async fn wait(self) {
+        let _ = self.driver.await;
+    }
+}
+
+/// The instance of a run directory: eight hex digits of the digest of its path. It names everything of ours outside
+/// our directories, and so is the proof that it is ours.
+#[must_use]
+pub fn instance_of(run_dir: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    Digest::of(run_dir.as_os_str().as_bytes()).hex()[..8].to_owned()
+}
+
+fn resolved(run_dir: &Path) -> Result<PathBuf, ControlError> {
+    std::fs::canonicalize(run_dir)
+        .map_err(|source| ControlError::RunDir { path: run_dir.to_path_buf(), source })
+}
+
+fn take_run_dir(run_dir: &Path) -> Result<File, ControlError> {
+    let failed = |source| ControlError::RunDir { path: run_dir.to_path_buf(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(failed)?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(run_dir.join("control.lock"))
+        .map_err(failed)?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ControlError::Running(run_dir.to_path_buf())),
+        Err(error) => Err(failed(error.into())),
+    }
+}

@@ -1,0 +1,259 @@
+//! Carries actions out, one function each. No decision is made here: what an action needs is in it, and its outcome
+//! goes back to the driver.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::held::ContainerRecord;
+use super::images::{Extent, Images, PullError};
+use super::launch::{self, Place};
+use crate::container::{
+    self, ContainerId, Link, MonitorHandle, Outcome as RunOutcome, Phase, Seen, Signal,
+};
+use crate::image::{Digest, ImageRef};
+use crate::reconcile::ContainerKey;
+use crate::spec::Service;
+use crate::store::{Store, record};
+use crate::sys::process::SealedExe;
+use crate::telemetry::Chain;
+
+/// What actions work on.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) store: Store,
+    pub(super) images: Arc<Images>,
+    pub(super) exe: Arc<SealedExe>,
+    pub(super) run_dir: PathBuf,
+    pub(super) instance: Arc<str>,
+}
+
+/// What became of an action, or what a monitor reported.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Pulled {
+        image: ImageRef,
+        attempt: u32,
+        result: Result<Digest, PullError>,
+    },
+    Created {
+        container: ContainerKey,
+        result: Result<Vec<String>, String>,
+    },
+    /// The monitor has the container; its phase follows from what it reports.
+    Launched {
+        container: ContainerKey,
+        result: Result<MonitorHandle, String>,
+    },
+    Stopped {
+        container: ContainerKey,
+        result: Result<(), String>,
+    },
+    Removed {
+        container: ContainerKey,
+        result: Result<(), String>,
+    },
+    Adopted {
+        container: ContainerKey,
+        result: Result<MonitorHandle, String>,
+    },
+    Reported {
+        container: ContainerKey,
+        seen: Seen,
+    },
+    /// The services file of a project has another content, or cannot be read.
+    FileChanged {
+        project: String,
+        text: Result<String, String>,
+    },
+}
+
+pub(super) type Outcomes = mpsc::Sender<Outcome>;
+
+impl Host {
+    /// Where a container's own files are.
+    pub(super) fn container_record(&self, id: &ContainerId) -> PathBuf {
+        self.store.root().join("containers").join(id.as_str()).join("container")
+    }
+
+    /// The log of a service; it outlives its containers.
+    pub(super) fn log_path(&self, project: &str, service: &str) -> PathBuf {
+        self.store.root().join("logs").join(project).join(service).join("log.json")
+    }
+
+    pub(super) async fn pull(&self, image: ImageRef, attempt: u32, outcomes: Outcomes) {
+        let result =
+            self.images.pull(&image, Extent::Lazy, None).await.map(|local| local.manifest_digest);
+        let _ = outcomes.send(Outcome::Pulled { image, attempt, result }).await;
+    }
+
+    /// Makes the folder and the record of a container. Returns its command line.
+    pub(super) async fn create(
+        &self,
+        id: ContainerId,
+        mut record: ContainerRecord,
+        service: Box<Service>,
+        outcomes: Outcomes,
+    ) {
+        let result = self.try_create(&id, &mut record, &service);
+        let _ = outcomes
+            .send(Outcome::Created { container: ContainerKey::new(id.as_str()), result })
+            .await;
+    }
+
+    fn try_create(
+        &self,
+        id: &ContainerId,
+        record: &mut ContainerRecord,
+        service: &Service,
+    ) -> Result<Vec<String>, String> {
+        let image = self
+            .images
+            .local_manifest(&record.image, record.manifest)
+            .map_err(|error| Chain(&error).to_string())?
+            .ok_or_else(|| format!("image `{}` is not here any more", record.image))?;
+        record.command = launch::command_line(service, &image.config);
+        if record.command.is_empty() {
+            return Err("no command is given, neither by the image nor by the service".to_owned());
+        }
+        self.store.container_dir(id.as_str()).map_err(|error| Chain(&error).to_string())?;
+        record::save(&self.container_record(id), record)
+            .map_err(|error| Chain(&error).to_string())?;
+        Ok(record.command.clone())
+    }
+
+    pub(super) async fn start(
+        &self,
+        id: ContainerId,
+        record: ContainerRecord,
+        service: Service,
+        outcomes: Outcomes,
+    ) {
+        let result = self.try_start(&id, &record, &service).await;
+        let container = ContainerKey::new(id.as_str());
+        let _ = outcomes.send(Outcome::Launched { container, result }).await;
+    }
+
+    async fn try_start(
+        &self,
+        id: &ContainerId,
+        record: &ContainerRecord,
+        service: &Service,
+    ) -> Result<MonitorHandle, String> {
+        let image = self
+            .images
+            .local_manifest(&record.image, record.manifest)
+            .map_err(|error| Chain(&error).to_string())?
+            .ok_or_else(|| format!("image `{}` is not here any more", record.image))?;
+        let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
+        record::save(&self.container_record(id), record)
+            .map_err(|error| Chain(&error).to_string())?;
+        let place = Place {
+            id: id.clone(),
+            instance: self.instance.to_string(),
+            run_dir: self.run_dir.clone(),
+            state_dir: self
+                .store
+                .container_dir(id.as_str())
+                .map_err(|error| Chain(&error).to_string())?,
+            log: self.log_path(record.project.as_str(), record.service.as_str()),
+        };
+        let launch = launch::launch(service, &image.config, mounted.layers, place);
+        MonitorHandle::launch(&self.exe, &launch).await.map_err(|error| Chain(&error).to_string())
+    }
+
+    pub(super) async fn stop(
+        &self,
+        monitor: Option<MonitorHandle>,
+        container: ContainerKey,
+        outcomes: Outcomes,
+    ) {
+        let result = match monitor {
+            None => Err("its monitor is gone".to_owned()),
+            Some(monitor) => match monitor.stop(None, None).await {
+                Ok(()) => wait_ended(&monitor).await,
+                // It ended between the plan and now.
+                Err(_) if matches!(monitor.seen().status.phase, Phase::Ended(_)) => Ok(()),
+                Err(error) => Err(Chain(&error).to_string()),
+            },
+        };
+        let _ = outcomes.send(Outcome::Stopped { container, result }).await;
+    }
+
+    pub(super) async fn remove(&self, id: ContainerId, outcomes: Outcomes) {
+        let container = ContainerKey::new(id.as_str());
+        let result = self.try_remove(&id).await;
+        let _ = outcomes.send(Outcome::Removed { container, result }).await;
+    }
+
+    async fn try_remove(&self, id: &ContainerId) -> Result<(), String> {
+        let paths = container::RunPaths::new(&self.run_dir, id);
+        let (store, id) = (self.store.clone(), id.clone());
+        // A writable layer may hold many files.
+        let removing = tokio::task::spawn_blocking(move || {
+            forget(&paths.dir, |path| std::fs::remove_dir_all(path))?;
+            forget(&paths.socket_dir.join(&paths.socket_name), |path| std::fs::remove_file(path))?;
+            store.remove_container(id.as_str()).map_err(|error| Chain(&error).to_string())
+        });
+        removing.await.map_err(|error| error.to_string())?
+    }
+
+    pub(super) async fn adopt(&self, id: ContainerId, outcomes: Outcomes) {
+        let container = ContainerKey::new(id.as_str());
+        let result = MonitorHandle::attach(&self.exe, &self.run_dir, &id)
+            .await
+            .map_err(|error| Chain(&error).to_string());
+        let _ = outcomes.send(Outcome::Adopted { container, result }).await;
+    }
+}
+
+/// Removes what may be gone already.
+fn forget(path: &Path, remove: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), String> {
+    match remove(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("could not remove `{}`: {error}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn wait_ended(monitor: &MonitorHandle) -> Result<(), String> {
+    match monitor.ended().await {
+        Some(record) if record.left_behind.is_empty() => Ok(()),
+        Some(record) => {
+            tracing::warn!(container = %record.id, left = ?record.left_behind, "not everything could be cleaned up");
+            Ok(())
+        }
+        None => Err("its monitor died before it had ended".to_owned()),
+    }
+}
+
+/// Ends everything in a container at once; what follows is reported by its monitor.
+pub(super) async fn kill(monitor: MonitorHandle) {
+    let _ = monitor.stop(Some(Signal::KILL), Some(std::time::Duration::ZERO)).await;
+}
+
+/// Reports every change that a monitor tells, until it has no more to say.
+pub(super) async fn watch(mut monitor: MonitorHandle, container: ContainerKey, outcomes: Outcomes) {
+    let mut seen = monitor.seen();
+    loop {
+        let last = seen.link == Link::Closed;
+        if outcomes.send(Outcome::Reported { container: container.clone(), seen }).await.is_err()
+            || last
+        {
+            return;
+        }
+        seen = monitor.changed().await;
+    }
+}
+
+/// What a person reads about the end of a run.
+pub(super) fn describe(outcome: &RunOutcome) -> String {
+    match outcome {
+        RunOutcome::Exited { code } => format!("exited with code {code}"),
+        RunOutcome::Signaled { signal } => format!("was ended by signal {signal}"),
+        RunOutcome::Unknown => "ended, nobody saw how".to_owned(),
+        RunOutcome::NotStarted { reason, .. } => format!("could not start: {reason}"),
+    }
+}

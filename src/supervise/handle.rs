@@ -1,0 +1,250 @@
+//! What the API and library users hold of control: requests in, answers and events out.
+
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::report::{
+    Event, ExecTarget, ImageReport, LogSource, MountableImage, PullProgress, ServiceReport,
+    UpRequest,
+};
+
+/// Requests that wait while one is handled; handling one takes microseconds, so this is a burst of callers.
+pub(super) const REQUEST_QUEUE: usize = 64;
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RequestError {
+    /// What kind of failure it is.
+    pub kind: RequestErrorKind,
+    /// What failed, the whole chain.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// Kinds of [`RequestError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestErrorKind {
+    /// The request itself is wrong.
+    Invalid,
+    /// What it names does not exist.
+    NotFound,
+    /// It does not fit the present state.
+    Conflict,
+    /// It was tried and failed.
+    Failed,
+}
+
+impl RequestError {
+    /// An error without a hint.
+    pub fn new(kind: RequestErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn with_hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
+        self
+    }
+}
+
+/// How services are brought to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopManner {
+    /// Their stop signal, then their grace period.
+    Graceful,
+    /// At once.
+    Kill,
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+
+/// One request to the driver.
+#[derive(Debug)]
+pub(super) enum Request {
+    Up(Box<UpRequest>, Reply<()>),
+    Services {
+        project: Option<String>,
+        reply: Reply<Vec<ServiceReport>>,
+    },
+    Projects {
+        reply: Reply<Vec<String>>,
+    },
+    Stop {
+        project: String,
+        manner: StopManner,
+        reply: Reply<()>,
+    },
+    Down {
+        project: String,
+        manner: StopManner,
+        reply: Reply<Vec<String>>,
+    },
+    Logs {
+        project: String,
+        services: Vec<String>,
+        reply: Reply<Vec<LogSource>>,
+    },
+    Exec {
+        project: String,
+        service: String,
+        reply: Reply<ExecTarget>,
+    },
+    /// An image was pulled by name.
+    ImagesChanged,
+    Shutdown {
+        reply: Reply<()>,
+    },
+}
+
+/// A handle of a running control; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ControlHandle {
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) events: broadcast::Sender<Event>,
+    pub(super) images: Arc<super::images::Images>,
+    pub(super) instance: Arc<str>,
+}
+
+impl ControlHandle {
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RequestError> {
+        let gone = || RequestError::new(RequestErrorKind::Failed, "control is shutting down");
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// The instance that this control is: eight hex digits of the digest of its run directory.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Makes a services file the desired state of its project. Returns when it is accepted, not when all runs.
+    ///
+    /// # Errors
+    /// When the file is not valid or names no such service.
+    pub async fn up(&self, request: UpRequest) -> Result<(), RequestError> {
+        self.ask(|reply| Request::Up(Box::new(request), reply)).await
+    }
+
+    /// The services of one project, or of all.
+    ///
+    /// # Errors
+    /// When the project does not exist.
+    pub async fn services(
+        &self,
+        project: Option<String>,
+    ) -> Result<Vec<ServiceReport>, RequestError> {
+        self.ask(|reply| Request::Services { project, reply }).await
+    }
+
+    /// The names of all projects.
+    ///
+    /// # Errors
+    /// While control shuts down.
+    pub async fn projects(&self) -> Result<Vec<String>, RequestError> {
+        self.ask(|reply| Request::Projects { reply }).await
+    }
+
+    /// Stops a project's services and keeps their containers. Returns when they have stopped.
+    ///
+    /// # Errors
+    /// When the project does not exist.
+    pub async fn stop(&self, project: String, manner: StopManner) -> Result<(), RequestError> {
+        self.ask(|reply| Request::Stop { project, manner, reply }).await
+    }
+
+    /// Stops and removes all of a project; images stay. Returns the names of the containers that are gone.
+    ///
+    /// # Errors
+    /// When the project does not exist.
+    pub async fn down(
+        &self,
+        project: String,
+        manner: StopManner,
+    ) -> Result<Vec<String>, RequestError> {
+        self.ask(|reply| Request::Down { project, manner, reply }).await
+    }
+
+    /// Where the output of a project's services is; of all services when none is named.
+    ///
+    /// # Errors
+    /// When project or service do not exist.
+    pub async fn logs(
+        &self,
+        project: String,
+        services: Vec<String>,
+    ) -> Result<Vec<LogSource>, RequestError> {
+        self.ask(|reply| Request::Logs { project, services, reply }).await
+    }
+
+    /// The container in which a command of `service` would run.
+    ///
+    /// # Errors
+    /// When the service does not exist or does not run.
+    pub async fn exec_target(
+        &self,
+        project: String,
+        service: String,
+    ) -> Result<ExecTarget, RequestError> {
+        self.ask(|reply| Request::Exec { project, service, reply }).await
+    }
+
+    /// Brings an image here; progress goes to `progress`, which ends with `Done` or `Failed`.
+    pub async fn pull(
+        &self,
+        image: String,
+        extent: super::images::Extent,
+        progress: mpsc::Sender<PullProgress>,
+    ) {
+        self.images.pull_reporting(&image, extent, progress).await;
+        let _ = self.requests.send(Request::ImagesChanged).await;
+    }
+
+    /// The images that are here.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn images(&self) -> Result<Vec<ImageReport>, RequestError> {
+        self.images.list().await
+    }
+
+    /// Makes the layers of an image ready to be mounted by the caller, bringing the image here if need be.
+    ///
+    /// # Errors
+    /// When the image cannot be had.
+    pub async fn mountable(
+        &self,
+        image: String,
+        extent: super::images::Extent,
+        target: std::path::PathBuf,
+    ) -> Result<MountableImage, RequestError> {
+        self.images.mountable(&image, extent, &target).await
+    }
+
+    /// Forgets a mount that the caller has undone.
+    ///
+    /// # Errors
+    /// When it is not one of ours.
+    pub async fn unmounted(&self, target: std::path::PathBuf) -> Result<(), RequestError> {
+        self.images.unmounted(&target).await
+    }
+
+    /// Everything that happens from now on. A receiver that falls far behind loses the oldest.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Ends control and leaves everything running.
+    ///
+    /// # Errors
+    /// When it ends already.
+    pub async fn shutdown(&self) -> Result<(), RequestError> {
+        self.ask(|reply| Request::Shutdown { reply }).await
+    }
+}

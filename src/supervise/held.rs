@@ -1,0 +1,187 @@
+//! One container as control holds it: its durable record, its monitor, and what is under way.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::clock::Clock;
+use crate::container::{
+    ContainerId, ExitRecord, MonitorHandle, Outcome, Phase, Status, WritableState,
+};
+use crate::image::{Digest, ImageRef};
+use crate::reconcile::{
+    Container, ContainerState, Exit, ExitStatus, Failure, Monitor, Operation, Run, ServiceKey,
+    WritableLayer,
+};
+use crate::spec::{Fingerprint, ProjectName, ServiceName};
+use crate::store::Record;
+
+/// A container as it is kept in `$STATE/containers/<id>/container`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ContainerRecord {
+    pub(super) instance: String,
+    pub(super) project: ProjectName,
+    pub(super) service: ServiceName,
+    pub(super) serial: u64,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) image: ImageRef,
+    pub(super) manifest: Digest,
+    pub(super) command: Vec<String>,
+    pub(super) created_at: Timestamp,
+    #[serde(default)]
+    pub(super) request: u64,
+    #[serde(default)]
+    pub(super) restarts: u32,
+    #[serde(default)]
+    pub(super) streak: u32,
+    /// Boot in which it was last started; none before its first start.
+    #[serde(default)]
+    pub(super) started_in_boot: Option<String>,
+    /// How its last run ended, once that is known.
+    #[serde(default)]
+    pub(super) exit: Option<ExitRecord>,
+}
+
+impl Record for ContainerRecord {
+    const KIND: &'static str = "container";
+    const VERSION: u32 = 1;
+}
+
+impl ContainerRecord {
+    pub(super) fn key(&self) -> ServiceKey {
+        ServiceKey { project: self.project.clone(), service: self.service.clone() }
+    }
+
+    pub(super) fn run(&self) -> Run {
+        Run { request: self.request, restarts: self.restarts, streak: self.streak }
+    }
+
+    pub(super) fn set_run(&mut self, run: Run) {
+        self.request = run.request;
+        self.restarts = run.restarts;
+        self.streak = run.streak;
+    }
+}
+
+/// A container in memory.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) id: ContainerId,
+    pub(super) record: ContainerRecord,
+    /// Its monitor, if there is one to talk to.
+    pub(super) monitor: Option<MonitorHandle>,
+    /// What the monitor last said; also after it died.
+    pub(super) status: Option<Status>,
+    /// What control does with it at the moment.
+    pub(super) busy: Option<Operation>,
+    pub(super) failed: Option<(Operation, Failure)>,
+    /// It ran when control came, and nobody looks after it.
+    pub(super) monitor_lost: bool,
+    /// Its writable layer belongs to another boot.
+    pub(super) writable_lost: bool,
+}
+
+impl Held {
+    pub(super) fn new(id: ContainerId, record: ContainerRecord) -> Self {
+        Self {
+            id,
+            record,
+            monitor: None,
+            status: None,
+            busy: None,
+            failed: None,
+            monitor_lost: false,
+            writable_lost: false,
+        }
+    }
+
+    /// Takes over what the monitor says. Returns the exit record if the run has ended just now.
+    pub(super) fn observe(&mut self, status: Status) -> Option<ExitRecord> {
+        let ended = match &status.phase {
+            Phase::Ended(exit) if self.record.exit.as_ref() != Some(exit) => Some(exit.clone()),
+            _ => None,
+        };
+        if matches!(status.writable, Some(WritableState::Fresh | WritableState::Kept)) {
+            self.writable_lost = false;
+        }
+        self.status = Some(status);
+        ended
+    }
+
+    /// Its first process, while it runs.
+    pub(super) fn pid(&self) -> Option<i32> {
+        Some(self.status.as_ref()?.phase.process()?.pid)
+    }
+
+    /// When its program was executed, while it runs.
+    pub(super) fn started_at(&self) -> Option<Timestamp> {
+        match &self.status.as_ref()?.phase {
+            Phase::Running { started_at, .. } => Some(*started_at),
+            Phase::Stopping { started_at, .. } => *started_at,
+            Phase::Starting | Phase::Ended(_) => None,
+        }
+    }
+
+    /// Whether anything of it runs or may run.
+    pub(super) fn may_run(&self) -> bool {
+        self.monitor_lost
+            || self.status.as_ref().is_some_and(|status| !matches!(status.phase, Phase::Ended(_)))
+    }
+
+    /// What the planner sees.
+    pub(super) fn observed(&self, clock: &Clock) -> Container {
+        let state = match (self.busy, self.status.as_ref().map(|status| &status.phase)) {
+            (Some(operation), _) => ContainerState::Busy(operation),
+            (None, Some(Phase::Starting)) => ContainerState::Busy(Operation::Start),
+            (None, Some(Phase::Stopping { .. })) => ContainerState::Busy(Operation::Stop),
+            (None, Some(Phase::Running { started_at, .. })) => {
+                ContainerState::Running { since: clock.at(*started_at) }
+            }
+            (None, None) if self.monitor_lost => ContainerState::Running { since: 0 },
+            (None, Some(Phase::Ended(_)) | None) => self.ended(clock),
+        };
+        Container {
+            instance: self.record.instance.clone(),
+            service: self.record.key(),
+            serial: self.record.serial,
+            fingerprint: self.record.fingerprint.clone(),
+            manifest: self.record.manifest,
+            state,
+            monitor: if self.monitor_lost { Monitor::Lost } else { Monitor::Alive },
+            writable: if self.writable_lost { WritableLayer::Lost } else { WritableLayer::Usable },
+            run: self.record.run(),
+            failed: self.failed.clone(),
+        }
+    }
+
+    fn ended(&self, clock: &Clock) -> ContainerState {
+        match (&self.record.exit, &self.record.started_in_boot) {
+            // A start that failed for a reason of the host is no exit: what came before it holds.
+            (Some(exit), _) if !is_host_fault(exit) => ContainerState::Exited(Exit {
+                status: exit_status(&exit.outcome),
+                at: clock.at(exit.ended_at),
+                ran_for: exit.started_at.map_or(0, |start| clock.between(start, exit.ended_at)),
+            }),
+            (None, Some(_)) => {
+                ContainerState::Exited(Exit { status: ExitStatus::Unknown, at: 0, ran_for: 0 })
+            }
+            (Some(_), _) | (None, None) => ContainerState::Created,
+        }
+    }
+}
+
+/// Whether the run failed because of this host and not because of what image and service say.
+pub(super) fn is_host_fault(exit: &ExitRecord) -> bool {
+    matches!(exit.outcome, Outcome::NotStarted { code: 125, .. }) && !exit.stop_requested
+}
+
+fn exit_status(outcome: &Outcome) -> ExitStatus {
+    let byte = |number: i32| u8::try_from(number & 0xff).unwrap_or(u8::MAX);
+    match outcome {
+        Outcome::Exited { code } => ExitStatus::Code(byte(*code)),
+        Outcome::Signaled { signal } => ExitStatus::Signal(byte(*signal)),
+        Outcome::Unknown => ExitStatus::Unknown,
+        Outcome::NotStarted { reason, code } => {
+            ExitStatus::NotStarted { code: byte(*code), reason: reason.clone() }
+        }
+    }
+}

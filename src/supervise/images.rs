@@ -1,0 +1,491 @@
+//! Images on this host: pull them, make their layers ready, tell how much of each is here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
+
+use super::events::{EventLog, Subject};
+use super::handle::{RequestError, RequestErrorKind};
+use super::lazy_mounts::LazyMounts;
+use super::report::{
+    ContentReport, EventLevel, ImageReport, MountableImage, PullLayer, PullProgress,
+};
+use crate::image::{Digest, ImageConfig, ImageRef, Manifest, Platform};
+use crate::layer::{Kept, LayerError, Layers, Manner, Progress, WantedLayer};
+use crate::registry::{BlobSource, Client, FetchError};
+use crate::store::{ImageRecord, Store, StoreError};
+use crate::telemetry::Chain;
+
+/// How much of an image is brought here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Index and prefetch of lazy layers; the others whole.
+    Lazy,
+    /// Every layer whole.
+    Full,
+}
+
+/// Why an image is not here.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    /// Manifest or configuration could not be had.
+    #[error("could not resolve `{image}`")]
+    Resolve {
+        /// Which image.
+        image: String,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// A layer could not be had.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The store refused.
+    #[error("could not store the image `{image}`")]
+    Store {
+        /// Which image.
+        image: String,
+        /// Why.
+        #[source]
+        source: Arc<StoreError>,
+    },
+}
+
+impl PullError {
+    /// Whether another try may help without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Resolve { source, .. } => source.is_transient(),
+            Self::Layer(source) => source.is_transient(),
+            Self::Store { .. } => false,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Resolve { source, .. } => source.hint(),
+            Self::Layer(source) => source.hint(),
+            Self::Store { source, .. } => {
+                source.is_disk_full().then(|| "free some space in the state directory".to_owned())
+            }
+        }
+    }
+}
+
+/// An image that is here: every layer indexed or unpacked.
+#[derive(Debug, Clone)]
+pub(super) struct LocalImage {
+    pub(super) manifest_digest: Digest,
+    pub(super) manifest: Manifest,
+    pub(super) config: ImageConfig,
+    pub(super) source: BlobSource,
+}
+
+impl LocalImage {
+    fn wanted(&self) -> Vec<WantedLayer> {
+        let ids = self.config.diff_ids.iter().copied().map(Some).chain(std::iter::repeat(None));
+        let layers = self.manifest.layers.iter().zip(ids);
+        layers
+            .map(|(descriptor, diff_id)| WantedLayer {
+                descriptor: descriptor.clone(),
+                diff_id,
+                source: self.source.clone(),
+            })
+            .collect()
+    }
+}
+
+/// The directories of an image's layers, lowest first, as they are used by one container or mount.
+#[derive(Debug, Clone)]
+pub(super) struct MountedImage {
+    pub(super) layers: Vec<PathBuf>,
+    pub(super) lazy: Vec<Digest>,
+}
+
+/// The images of one host.
+#[derive(Debug)]
+pub(super) struct Images {
+    client: Client,
+    layers: Layers,
+    lazy: LazyMounts,
+    platform: Platform,
+    events: EventLog,
+    /// Why layers were pulled fully although lazy was asked for; of this run of control.
+    why_full: Mutex<HashMap<Digest, String>>,
+    /// Where images are mounted for people.
+    mounts: Mutex<BTreeMap<PathBuf, MountedImage>>,
+    /// One lock per reference that is being pulled.
+    flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Images {
+    pub(super) fn new(client: Client, layers: Layers, lazy: LazyMounts, events: EventLog) -> Self {
+        Self {
+            client,
+            layers,
+            lazy,
+            platform: Platform::host(),
+            events,
+            why_full: Mutex::default(),
+            mounts: Mutex::default(),
+            flights: Mutex::default(),
+        }
+    }
+
+    pub(super) fn lazy(&self) -> &LazyMounts {
+        &self.lazy
+    }
+
+    fn store(&self) -> &Store {
+        self.layers.store()
+    }
+
+    /// The image if it is here completely enough to start: no network is asked.
+    pub(super) fn local(&self, reference: &ImageRef) -> Result<Option<LocalImage>, StoreError> {
+        let Some(record) = self.store().image(reference)? else { return Ok(None) };
+        self.load(&record)
+    }
+
+    /// The same by manifest, for a container that was made from it.
+    pub(super) fn local_manifest(
+        &self,
+        reference: &ImageRef,
+        manifest: Digest,
+    ) -> Result<Option<LocalImage>, StoreError> {
+        self.load_manifest(reference, manifest)
+    }
+
+    fn load(&self, record: &ImageRecord) -> Result<Option<LocalImage>, StoreError> {
+        self.load_manifest(&record.reference, record.manifest)
+    }
+
+    fn load_manifest(
+        &self,
+        reference: &ImageRef,
+        digest: Digest,
+    ) -> Result<Option<LocalImage>, StoreError> {
+        let Some(bytes) = self.store().read_blob(digest)? else { return Ok(None) };
+        let Ok(crate::image::Document::Manifest(manifest)) =
+            crate::image::Document::parse(&bytes, None)
+        else {
+            return Ok(None);
+        };
+        let Some(bytes) = self.store().read_blob(manifest.config.digest)? else { return Ok(None) };
+        let Ok(config) = ImageConfig::parse(&bytes) else { return Ok(None) };
+        let here = manifest.layers.iter().all(|descriptor| {
+            let layer = self.store().layer(descriptor.digest);
+            layer.is_full() || layer.is_indexed()
+        });
+        let source = BlobSource::of(reference);
+        Ok(here.then_some(LocalImage { manifest_digest: digest, manifest, config, source }))
+    }
+
+    /// Brings the image here, if it is not: resolves it, and makes every layer ready.
+    pub(super) async fn ensure(
+        &self,
+        reference: &ImageRef,
+        extent: Extent,
+    ) -> Result<LocalImage, PullError> {
+        let local = self.local(reference).map_err(store_failed(reference))?;
+        match local {
+            Some(local) if extent == Extent::Lazy => Ok(local),
+            _ => self.pull(reference, extent, None).await,
+        }
+    }
+
+    /// Asks the source what the reference stands for now, and brings that here.
+    pub(super) async fn pull(
+        &self,
+        reference: &ImageRef,
+        extent: Extent,
+        progress: Option<&mpsc::Sender<PullProgress>>,
+    ) -> Result<LocalImage, PullError> {
+        let flight = Arc::clone(
+            self.flights
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .entry(reference.clone())
+                .or_default(),
+        );
+        let _alone = flight.lock().await;
+        let result = self.pull_alone(reference, extent, progress).await;
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
+        result
+    }
+
+    async fn pull_alone(
+        &self,
+        reference: &ImageRef,
+        extent: Extent,
+        progress: Option<&mpsc::Sender<PullProgress>>,
+    ) -> Result<LocalImage, PullError> {
+        let resolved = self
+            .client
+            .resolve(reference, &self.platform)
+            .await
+            .map_err(|source| PullError::Resolve { image: reference.to_string(), source })?;
+        let failed = store_failed(reference);
+        let store = self.store();
+        if let Some((_, bytes)) = &resolved.index {
+            store.write_blob(bytes).map_err(&failed)?;
+        }
+        store.write_blob(&resolved.config_bytes).map_err(&failed)?;
+        store.write_blob(&resolved.manifest_bytes).map_err(&failed)?;
+        let local = LocalImage {
+            manifest_digest: resolved.manifest_digest,
+            manifest: resolved.manifest,
+            config: resolved.config,
+            source: resolved.source,
+        };
+        if let Some(progress) = progress {
+            let layers = local
+                .manifest
+                .layers
+                .iter()
+                .map(|d| PullLayer { digest: d.digest, size: d.size })
+                .collect();
+            let step = PullProgress::Resolved {
+                image: reference.to_string(),
+                digest: local.manifest_digest,
+                layers,
+            };
+            let _ = progress.send(step).await;
+        }
+        let wanted = local.wanted();
+        try_join_all(wanted.iter().map(|layer| self.prepare(layer, extent, progress))).await?;
+        let record = ImageRecord {
+            reference: reference.clone(),
+            manifest: local.manifest_digest,
+            index: resolved.index.map(|(digest, _)| digest),
+            platform: self.platform.clone(),
+            pulled_at: jiff::Timestamp::now(),
+        };
+        // Last, so that what the store lists is here.
+        store.record_image(&record).map_err(&failed)?;
+        let attributes =
+            [("image", reference.to_string()), ("digest", local.manifest_digest.to_string())];
+        self.events.emit(
+            Subject::Host,
+            EventLevel::Info,
+            "image-pulled",
+            format!("{reference} is here"),
+            attributes,
+        );
+        Ok(local)
+    }
+
+    async fn prepare(
+        &self,
+        wanted: &WantedLayer,
+        extent: Extent,
+        progress: Option<&mpsc::Sender<PullProgress>>,
+    ) -> Result<(), PullError> {
+        let digest = wanted.descriptor.digest;
+        let manner = match extent {
+            Extent::Full => Manner::Full(None),
+            // Asked before anything is fetched: a host that cannot be lazy needs no index.
+            Extent::Lazy if wanted.descriptor.toc_digest().is_some() => {
+                match self.lazy.ensure().await {
+                    Ok(()) => Manner::Lazy,
+                    Err(reason) => Manner::Full(Some(reason)),
+                }
+            }
+            Extent::Lazy => Manner::Lazy,
+        };
+        let kept = self.layers.prepare(wanted, manner, &report_to(progress, digest)).await?;
+        let why_full = self.note(digest, &kept);
+        // The prefetch runs from here on; nobody waits for it.
+        if kept == Kept::Indexed {
+            self.prefetch(wanted).await;
+        }
+        if let Some(progress) = progress {
+            let lazy = kept == Kept::Indexed;
+            let _ = progress.send(PullProgress::LayerReady { digest, lazy, why_full }).await;
+        }
+        Ok(())
+    }
+
+    fn note(&self, digest: Digest, kept: &Kept) -> Option<String> {
+        let Kept::Full(_, Some(why)) = kept else { return None };
+        self.why_full.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, why.clone());
+        Some(why.clone())
+    }
+
+    async fn prefetch(&self, wanted: &WantedLayer) {
+        let layer = self.store().layer(wanted.descriptor.digest);
+        if let Err(reason) = self.lazy.prefetch(&layer).await {
+            tracing::debug!(layer = %wanted.descriptor.digest, reason, "could not prefetch");
+        }
+    }
+
+    /// Makes the layers usable by path: lazy ones are mounted, and one that cannot be is unpacked after all.
+    pub(super) async fn mount(&self, image: &LocalImage) -> Result<MountedImage, PullError> {
+        let mut mounted = MountedImage { layers: Vec::new(), lazy: Vec::new() };
+        for wanted in image.wanted() {
+            let digest = wanted.descriptor.digest;
+            let layer = self.store().layer(digest);
+            if !layer.is_full() && layer.is_indexed() {
+                match self.lazy.mount(&layer).await {
+                    Ok(directory) => {
+                        mounted.layers.push(directory);
+                        mounted.lazy.push(digest);
+                        continue;
+                    }
+                    Err(reason) => {
+                        let message = format!("layer {} is pulled fully: {reason}", digest.short());
+                        let attributes = [("layer", digest.to_string())];
+                        self.events.emit(
+                            Subject::Host,
+                            EventLevel::Warning,
+                            "layer-not-lazy",
+                            message,
+                            attributes,
+                        );
+                        let full = Manner::Full(Some(reason));
+                        let kept =
+                            self.layers.prepare(&wanted, full, &report_to(None, digest)).await?;
+                        self.note(digest, &kept);
+                    }
+                }
+            } else if !layer.is_full() {
+                self.prepare(&wanted, Extent::Full, None).await?;
+            }
+            mounted.layers.push(layer.full_path());
+        }
+        Ok(mounted)
+    }
+
+    /// How much of an image is here, weighted by the sizes of its layers.
+    pub(super) async fn content(&self, manifest: &Manifest) -> ContentReport {
+        let (mut local, mut total) = (0.0, 0.0);
+        let mut report = ContentReport {
+            local: 0.0,
+            lazy_layers: 0,
+            layers: manifest.layers.len(),
+            full_because: Vec::new(),
+        };
+        for descriptor in &manifest.layers {
+            let layer = self.store().layer(descriptor.digest);
+            #[expect(clippy::cast_precision_loss, reason = "a share needs no exact bytes")]
+            let size = descriptor.size.max(1) as f64;
+            total += size;
+            if layer.is_full() {
+                local += size;
+                let reasons = self.why_full.lock().unwrap_or_else(PoisonError::into_inner);
+                let why = match (reasons.get(&descriptor.digest), descriptor.toc_digest()) {
+                    (Some(why), _) => Some(why.clone()),
+                    (None, None) => Some(crate::layer::NotLazy::NoTocDigest.to_string()),
+                    (None, Some(_)) => None,
+                };
+                report.full_because.extend(why.filter(|why| !report.full_because.contains(why)));
+            } else if layer.is_indexed() {
+                report.lazy_layers += 1;
+                local += size * self.lazy.share(&layer).await;
+            }
+        }
+        // Nothing is missing of an image without layers.
+        report.local = if total > 0.0 { local / total } else { 1.0 };
+        report
+    }
+
+    pub(super) async fn pull_reporting(
+        &self,
+        image: &str,
+        extent: Extent,
+        progress: mpsc::Sender<PullProgress>,
+    ) {
+        let outcome = match image.parse::<ImageRef>() {
+            Ok(reference) => self
+                .pull(&reference, extent, Some(&progress))
+                .await
+                .map_err(|error| (Chain(&error).to_string(), error.hint())),
+            Err(error) => Err((error.to_string(), None)),
+        };
+        let image = image.to_owned();
+        let step = match outcome {
+            Ok(local) => PullProgress::Done { image, digest: local.manifest_digest },
+            Err((message, hint)) => PullProgress::Failed { image, message, hint },
+        };
+        let _ = progress.send(step).await;
+    }
+
+    pub(super) async fn list(&self) -> Result<Vec<ImageReport>, RequestError> {
+        let failed = |error: StoreError| {
+            RequestError::new(RequestErrorKind::Failed, Chain(&error).to_string())
+        };
+        let mut reports = Vec::new();
+        for record in self.store().images().map_err(failed)? {
+            let Some(local) = self.load(&record).map_err(failed)? else { continue };
+            reports.push(ImageReport {
+                reference: record.reference.to_string(),
+                digest: record.manifest,
+                platform: record.platform.to_string(),
+                size: local.manifest.layers.iter().map(|layer| layer.size).sum(),
+                pulled_at: record.pulled_at,
+                content: self.content(&local.manifest).await,
+            });
+        }
+        Ok(reports)
+    }
+
+    pub(super) async fn mountable(
+        &self,
+        image: &str,
+        extent: Extent,
+        target: &Path,
+    ) -> Result<MountableImage, RequestError> {
+        let reference: ImageRef = image.parse().map_err(|error: crate::image::RefError| {
+            RequestError::new(RequestErrorKind::Invalid, error.to_string())
+        })?;
+        let failed = |error: PullError| {
+            RequestError::new(RequestErrorKind::Failed, Chain(&error).to_string())
+                .with_hint(error.hint())
+        };
+        let local = self.ensure(&reference, extent).await.map_err(failed)?;
+        let mounted = self.mount(&local).await.map_err(failed)?;
+        let layers = mounted.layers.clone();
+        self.mounts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(target.to_path_buf(), mounted);
+        Ok(MountableImage { digest: local.manifest_digest, layers })
+    }
+
+    pub(super) async fn unmounted(&self, target: &Path) -> Result<(), RequestError> {
+        let found = self.mounts.lock().unwrap_or_else(PoisonError::into_inner).remove(target);
+        match found {
+            Some(_) => Ok(()),
+            None => Err(RequestError::new(
+                RequestErrorKind::NotFound,
+                format!("no image is mounted at `{}`", target.display()),
+            )),
+        }
+    }
+
+    /// Whether somebody looks into an image: lazy layers must stay then. Mounts outlive control, so the mount table
+    /// is asked, not memory.
+    pub(super) fn has_mounts() -> bool {
+        crate::rootfs::image_mounts().map_or(true, |mounts| !mounts.is_empty())
+    }
+}
+
+fn store_failed(reference: &ImageRef) -> impl Fn(StoreError) -> PullError {
+    let image = reference.to_string();
+    move |source| PullError::Store { image: image.clone(), source: Arc::new(source) }
+}
+
+/// A progress that goes to `progress`; a step that finds the queue full is dropped, since a later one says more.
+fn report_to(progress: Option<&mpsc::Sender<PullProgress>>, digest: Digest) -> Progress {
+    match progress.cloned() {
+        None => Arc::new(|_, _| {}),
+        Some(progress) => Arc::new(move |done, total| {
+            let _ = progress.try_send(PullProgress::Layer { digest, done, total });
+        }),
+    }
+}

@@ -1,0 +1,304 @@
+//! What the driver learns from finished actions and from monitors.
+
+use super::driver::Driver;
+use super::events::Subject;
+use super::execute::{self, Outcome};
+use super::handle::StopManner;
+use super::held::is_host_fault;
+use super::images::PullError;
+use super::project::Wish;
+use super::report::EventLevel;
+use crate::container::{Link, MonitorHandle, Phase, Seen, WritableState};
+use crate::image::{Digest, ImageRef};
+use crate::reconcile::{
+    ContainerKey, CreateFailure, Failure, ImageState, Operation, PullFault, ServiceKey,
+};
+use crate::telemetry::Chain;
+
+impl Driver {
+    pub(super) fn take_in(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Pulled { image, attempt, result } => self.pulled(image, attempt, result),
+            Outcome::Created { container, result } => self.created(&container, result),
+            Outcome::Launched { container, result } => {
+                self.launched(&container, Operation::Start, result)
+            }
+            Outcome::Adopted { container, result } => {
+                self.launched(&container, Operation::Adopt, result)
+            }
+            Outcome::Stopped { container, result } => {
+                self.finish(&container, Operation::Stop, result.err());
+            }
+            Outcome::Removed { container, result } => self.removed(&container, result),
+            Outcome::Reported { container, seen } => self.reported(&container, seen),
+            Outcome::FileChanged { project, text } => self.file_changed(&project, text),
+        }
+    }
+
+    fn pulled(&mut self, image: ImageRef, attempt: u32, result: Result<Digest, PullError>) {
+        let state = match result {
+            Ok(manifest) => ImageState::Ready { manifest },
+            Err(error) => {
+                let reason = Chain(&error).to_string();
+                let attributes =
+                    [("image", image.to_string()), ("hint", error.hint().unwrap_or_default())];
+                let message = format!("could not pull {image}: {reason}");
+                self.events.emit(
+                    Subject::Host,
+                    EventLevel::Error,
+                    "image-pull-failed",
+                    message,
+                    attributes,
+                );
+                let fault =
+                    if error.is_transient() { PullFault::Unreachable } else { PullFault::Refused };
+                let failure = Failure { reason, at: self.clock.now(), attempts: attempt };
+                ImageState::Failed { failure, fault }
+            }
+        };
+        self.images.insert(image, state);
+    }
+
+    /// An operation on a container has ended: well, or with this reason.
+    fn finish(&mut self, container: &ContainerKey, operation: Operation, failed: Option<String>) {
+        let at = self.clock.now();
+        let Some(held) = self.containers.get_mut(container) else { return };
+        held.busy = None;
+        let attempts = match &held.failed {
+            Some((before, failure)) if *before == operation => failure.attempts + 1,
+            _ => 1,
+        };
+        held.failed = failed.map(|reason| (operation, Failure { reason, at, attempts }));
+        let Some((_, failure)) = held.failed.clone() else { return };
+        let message = format!("could not {operation} container {container}: {}", failure.reason);
+        let kind = format!("container-{operation}-failed");
+        self.emit_for(container, EventLevel::Error, &kind, message);
+    }
+
+    fn emit_for(&self, container: &ContainerKey, level: EventLevel, kind: &str, message: String) {
+        let Some(held) = self.containers.get(container) else { return };
+        let subject = Subject::Service(held.record.project.as_str(), held.record.service.as_str());
+        self.events.emit(subject, level, kind, message, [("container", container.to_string())]);
+    }
+
+    fn created(&mut self, container: &ContainerKey, result: Result<Vec<String>, String>) {
+        match result {
+            Ok(command) => {
+                self.finish(container, Operation::Create, None);
+                if let Some(held) = self.containers.get_mut(container) {
+                    held.record.command = command;
+                }
+                self.emit_for(
+                    container,
+                    EventLevel::Info,
+                    "container-created",
+                    format!("{container} created"),
+                );
+            }
+            Err(reason) => {
+                let message = format!("could not create a container: {reason}");
+                self.emit_for(container, EventLevel::Error, "container-create-failed", message);
+                let Some(held) = self.containers.remove(container) else { return };
+                let (at, service) = (self.clock.now(), &held.record.service);
+                let Some(project) = self.projects.get_mut(&held.record.project) else { return };
+                let record = project.records.entry(service.clone()).or_default();
+                let attempts =
+                    record.create_failure.as_ref().map_or(0, |failed| failed.failure.attempts) + 1;
+                record.create_failure = Some(CreateFailure {
+                    failure: Failure { reason, at, attempts },
+                    config: held.record.fingerprint.hash(),
+                    manifest: held.record.manifest,
+                    request: held.record.request,
+                });
+            }
+        }
+    }
+
+    /// A monitor has taken a container over. Its first report tells how far it is.
+    fn launched(
+        &mut self,
+        container: &ContainerKey,
+        operation: Operation,
+        result: Result<MonitorHandle, String>,
+    ) {
+        match result {
+            Ok(monitor) => {
+                self.finish(container, operation, None);
+                let Some(held) = self.containers.get_mut(container) else { return };
+                held.monitor_lost = false;
+                held.status = Some(monitor.seen().status);
+                held.monitor = Some(monitor.clone());
+                tokio::spawn(execute::watch(
+                    monitor.clone(),
+                    container.clone(),
+                    self.outcomes.clone(),
+                ));
+                let project = self.projects.get(&held.record.project);
+                if project.is_some_and(|project| {
+                    project.manner == StopManner::Kill && project.record.wish != Wish::Up
+                }) {
+                    tokio::spawn(execute::kill(monitor));
+                }
+            }
+            Err(reason) => {
+                self.finish(container, operation, Some(reason));
+                let Some(held) = self.containers.get_mut(container) else { return };
+                if operation == Operation::Start {
+                    // It did not begin, so what the last run left holds.
+                    held.record.started_in_boot = None;
+                }
+            }
+        }
+    }
+
+    fn removed(&mut self, container: &ContainerKey, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                self.emit_for(
+                    container,
+                    EventLevel::Info,
+                    "container-removed",
+                    format!("{container} removed"),
+                );
+                self.containers.remove(container);
+            }
+            Err(reason) => self.finish(container, Operation::Remove, Some(reason)),
+        }
+    }
+
+    fn reported(&mut self, container: &ContainerKey, seen: Seen) {
+        let Some(held) = self.containers.get_mut(container) else { return };
+        let before = held.status.as_ref().map(|status| status.phase.clone());
+        let writable_before = held.status.as_ref().and_then(|status| status.writable.clone());
+        let discarded = match &seen.status.writable {
+            Some(WritableState::Discarded { reason })
+                if seen.status.writable != writable_before =>
+            {
+                Some(reason.clone())
+            }
+            _ => None,
+        };
+        let phase = seen.status.phase.clone();
+        let exit = held.observe(seen.status);
+        if seen.link == Link::Closed {
+            held.monitor = None;
+            held.monitor_lost = !matches!(phase, Phase::Ended(_));
+        }
+        if let Some(reason) = discarded {
+            let message = format!("{container} began with an empty writable layer: {reason}");
+            self.emit_for(container, EventLevel::Warning, "writable-layer-discarded", message);
+        }
+        if matches!(phase, Phase::Running { .. })
+            && before.as_ref().is_none_or(|before| *before == Phase::Starting)
+        {
+            self.emit_for(
+                container,
+                EventLevel::Info,
+                "container-started",
+                format!("{container} started"),
+            );
+        }
+        if let Some(exit) = exit {
+            self.ended(container, exit);
+        } else if seen.link == Link::Closed && !matches!(phase, Phase::Ended(_)) {
+            let message = format!("the monitor of {container} died; it is being replaced");
+            self.emit_for(container, EventLevel::Warning, "monitor-lost", message);
+        }
+    }
+
+    fn ended(&mut self, container: &ContainerKey, exit: crate::container::ExitRecord) {
+        let at = self.clock.now();
+        let Some(held) = self.containers.get_mut(container) else { return };
+        let words = execute::describe(&exit.outcome);
+        let level = match exit.outcome.code() {
+            Some(0) => EventLevel::Info,
+            _ if exit.stop_requested => EventLevel::Info,
+            _ => EventLevel::Warning,
+        };
+        if is_host_fault(&exit) {
+            let attempts = match &held.failed {
+                Some((Operation::Start, failure)) => failure.attempts + 1,
+                _ => 1,
+            };
+            held.failed = Some((Operation::Start, Failure { reason: words.clone(), at, attempts }));
+        }
+        held.record.exit = Some(exit);
+        self.save_container(container);
+        self.emit_for(container, level, "container-exited", format!("{container} {words}"));
+    }
+
+    fn file_changed(&mut self, name: &str, text: Result<String, String>) {
+        let Ok(name) = name.parse::<crate::spec::ProjectName>() else { return };
+        let Some(project) = self.projects.get_mut(&name) else { return };
+        let subject = Subject::Project(name.as_str());
+        let text = match text {
+            Ok(text) if text == project.record.request.text => return,
+            Ok(text) => text,
+            Err(reason) => {
+                let message = format!(
+                    "the services file cannot be read, its last good state is kept: {reason}"
+                );
+                self.events.emit(
+                    subject,
+                    EventLevel::Error,
+                    "services-file-unreadable",
+                    message,
+                    [],
+                );
+                return;
+            }
+        };
+        let mut request = project.record.request.clone();
+        request.text.clone_from(&text);
+        // Services that were chosen by name may have gone from the file.
+        match super::project::parse(&request) {
+            Ok(desired) => {
+                project.reread(text, desired);
+                self.events.emit(
+                    subject,
+                    EventLevel::Info,
+                    "services-file-changed",
+                    "the services file changed",
+                    [],
+                );
+                self.save_project(&name);
+                self.look_up_images(&name);
+            }
+            Err(error) => {
+                let message = format!(
+                    "the services file is not valid, its last good state is kept:\n{error}"
+                );
+                self.events.emit(subject, EventLevel::Error, "services-file-invalid", message, []);
+            }
+        }
+    }
+
+    /// Learns which of a project's images are here. Asked only when a file or an image changed, because it reads
+    /// the disk. An image whose last pull failed is tried again.
+    pub(super) fn look_up_images(&mut self, name: &crate::spec::ProjectName) {
+        let Some(project) = self.projects.get(name) else { return };
+        let wanted: Vec<ImageRef> =
+            project.desired.services.values().map(|service| service.image.clone()).collect();
+        for image in wanted {
+            if matches!(self.images.get(&image), Some(ImageState::Pulling { .. })) {
+                continue;
+            }
+            let state = match self.host.images.local(&image) {
+                Ok(Some(local)) => ImageState::Ready { manifest: local.manifest_digest },
+                Ok(None) => ImageState::Missing,
+                Err(error) => {
+                    tracing::warn!(%image, error = %Chain(&error), "could not look the image up");
+                    ImageState::Missing
+                }
+            };
+            self.images.insert(image, state);
+        }
+    }
+
+    pub(super) fn service_key(
+        project: &crate::spec::ProjectName,
+        service: &crate::spec::ServiceName,
+    ) -> ServiceKey {
+        ServiceKey { project: project.clone(), service: service.clone() }
+    }
+}

@@ -1,0 +1,152 @@
+//! One project: what its user asked for, kept across restarts of control.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::handle::{RequestError, RequestErrorKind, StopManner};
+use super::report::UpRequest;
+use crate::reconcile::{Goal, ServiceRecord};
+use crate::spec::{self, Desired, ParseInput, ProjectChoice, ProjectName, ServiceName};
+use crate::store::Record;
+
+/// What the user wants of a project as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Wish {
+    /// Its services run.
+    Up,
+    /// Nothing runs, containers stay.
+    Stop,
+    /// There are no containers.
+    Down,
+}
+
+/// A project as it is kept in `$STATE/services/<project>/project`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ProjectRecord {
+    /// The last request that was valid; its text is the last good state of the file.
+    pub(super) request: UpRequest,
+    pub(super) wish: Wish,
+    /// How often the user asked for each service.
+    pub(super) requests: BTreeMap<ServiceName, u64>,
+}
+
+impl Record for ProjectRecord {
+    const KIND: &'static str = "project";
+    const VERSION: u32 = 1;
+}
+
+/// A request that was understood.
+pub(super) fn parse(request: &UpRequest) -> Result<Desired, RequestError> {
+    let invalid = |message: String| RequestError::new(RequestErrorKind::Invalid, message);
+    let project: ProjectName =
+        request.project.parse().map_err(|error: spec::NameError| invalid(error.to_string()))?;
+    let file = request.file.display().to_string();
+    let input = ParseInput {
+        file: &file,
+        project,
+        // The caller has chosen already, by option, by the file's `name:` or by its folder.
+        project_choice: ProjectChoice::Explicit,
+        base_dir: &request.base_dir,
+        environment: &request.environment,
+    };
+    let mut desired =
+        spec::parse(&request.text, &input).map_err(|problems| invalid(problems.to_string()))?;
+    for name in &request.services {
+        if !desired.services.keys().any(|service| service.as_str() == name) {
+            let known: Vec<&str> = desired.services.keys().map(ServiceName::as_str).collect();
+            return Err(invalid(format!(
+                "no such service: `{name}` (the file has {})",
+                known.join(", ")
+            )));
+        }
+    }
+    if !request.services.is_empty() {
+        desired
+            .services
+            .retain(|name, _| request.services.iter().any(|chosen| name.as_str() == chosen));
+    }
+    Ok(desired)
+}
+
+/// Someone who waits until a project's wish has come true.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    Stopped(super::handle::Reply<()>),
+    Gone(super::handle::Reply<Vec<String>>, Vec<String>),
+}
+
+/// A project in memory.
+#[derive(Debug)]
+pub(super) struct Project {
+    pub(super) record: ProjectRecord,
+    pub(super) desired: Desired,
+    pub(super) records: BTreeMap<ServiceName, ServiceRecord>,
+    pub(super) waiters: Vec<Waiter>,
+    pub(super) manner: StopManner,
+    /// Ends when the project does.
+    pub(super) watch: Option<tokio_util::sync::DropGuard>,
+}
+
+impl Project {
+    pub(super) fn new(record: ProjectRecord, desired: Desired) -> Self {
+        let records = record
+            .requests
+            .iter()
+            .map(|(name, &request)| {
+                (name.clone(), ServiceRecord { request, ..ServiceRecord::default() })
+            })
+            .collect();
+        Self {
+            record,
+            desired,
+            records,
+            waiters: Vec::new(),
+            manner: StopManner::Graceful,
+            watch: None,
+        }
+    }
+
+    pub(super) fn goal(&self) -> Goal {
+        match self.record.wish {
+            Wish::Up => Goal::Up(self.desired.clone()),
+            Wish::Stop => Goal::Stop,
+            Wish::Down => Goal::Down,
+        }
+    }
+
+    /// Takes over a new request: an explicit one, which counts as the user asking for each service in it.
+    pub(super) fn ask(&mut self, request: UpRequest, desired: Desired) {
+        for name in desired.services.keys() {
+            let record = self.records.entry(name.clone()).or_default();
+            record.request += 1;
+            record.stopped = false;
+            self.record.requests.insert(name.clone(), record.request);
+        }
+        self.record.request = request;
+        self.record.wish = Wish::Up;
+        self.desired = desired;
+        self.manner = StopManner::Graceful;
+    }
+
+    /// Takes over a new text of the file, which asks for nothing to run again that has ended. Services that are new
+    /// in it have not been asked for before, so they are now.
+    pub(super) fn reread(&mut self, text: String, desired: Desired) {
+        self.record.request.text = text;
+        for name in desired.services.keys() {
+            let record = self.records.entry(name.clone()).or_default();
+            if record.request == 0 {
+                record.request = 1;
+            }
+            self.record.requests.insert(name.clone(), record.request);
+        }
+        self.desired = desired;
+    }
+}
+
+/// Where a project's record is.
+pub(super) fn record_path(state_dir: &Path, project: &str) -> PathBuf {
+    state_dir.join("services").join(project).join("project")
+}

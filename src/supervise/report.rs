@@ -1,0 +1,206 @@
+//! What control tells about itself: statuses, events, progress. Plain data, versioned with the API.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::image::Digest;
+
+/// One service as `ps` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// Its project.
+    pub project: String,
+    /// Its name in the file.
+    pub service: String,
+    /// Name of its container, once there is one.
+    pub container: Option<String>,
+    /// The image as the file names it.
+    pub image: String,
+    /// What runs, as a command line; empty before the image is known.
+    pub command: String,
+    /// One word: `created`, `pulling`, `starting`, `running`, `stopping`, `restarting`, `exited`, `failed`.
+    pub state: String,
+    /// The same with its circumstances, for people.
+    pub status: String,
+    /// Of the last run that ended.
+    pub exit_code: Option<i32>,
+    /// Of the container's first process, while it runs.
+    pub pid: Option<i32>,
+    /// When the container was made.
+    pub created_at: Option<Timestamp>,
+    /// When the running process began.
+    pub started_at: Option<Timestamp>,
+    /// How often it was started again by policy since it was created.
+    pub restarts: u32,
+    /// How its image is here.
+    pub content: Option<ContentReport>,
+}
+
+/// How much of an image is here, and in which way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContentReport {
+    /// Share of its content that is local, 0 to 1.
+    pub local: f64,
+    /// Layers that are mounted lazily.
+    pub lazy_layers: usize,
+    /// All layers.
+    pub layers: usize,
+    /// Why layers that are not lazy are not, each reason once.
+    pub full_because: Vec<String>,
+}
+
+/// One image of the store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageReport {
+    /// As it was pulled.
+    pub reference: String,
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// `os/architecture`.
+    pub platform: String,
+    /// Bytes of its layers as the registry sends them.
+    pub size: u64,
+    /// When it was pulled.
+    pub pulled_at: Timestamp,
+    /// How it is here.
+    pub content: ContentReport,
+}
+
+/// Something that happened, in order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub time: Timestamp,
+    /// Whose; empty for the host's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub project: String,
+    /// Of which service; empty for the project's or the host's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// What: `container-started`, `image-pulled` …; stable words.
+    pub kind: String,
+    /// How bad it is.
+    pub level: EventLevel,
+    /// The same in words.
+    pub message: String,
+    /// Facts by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// How bad an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventLevel {
+    /// As it should be.
+    Info,
+    /// Works, but something is lost.
+    Warning,
+    /// Does not work.
+    Error,
+}
+
+/// One step of a pull.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum PullProgress {
+    /// The manifest is known.
+    Resolved {
+        /// What was asked for.
+        image: String,
+        /// Of the manifest.
+        digest: Digest,
+        /// Its layers.
+        layers: Vec<PullLayer>,
+    },
+    /// Bytes of a layer have arrived.
+    Layer {
+        /// Which.
+        digest: Digest,
+        /// How many so far.
+        done: u64,
+        /// Of how many; the size of the index for a lazy layer.
+        total: u64,
+    },
+    /// A layer is ready.
+    LayerReady {
+        /// Which.
+        digest: Digest,
+        /// Whether it is lazy.
+        lazy: bool,
+        /// Why it is not.
+        why_full: Option<String>,
+    },
+    /// Everything that was asked for is here.
+    Done {
+        /// What was asked for.
+        image: String,
+        /// Of the manifest.
+        digest: Digest,
+    },
+    /// It did not work.
+    Failed {
+        /// What was asked for.
+        image: String,
+        /// Why, the whole chain.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+}
+
+/// A layer as a pull announces it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullLayer {
+    /// Which.
+    pub digest: Digest,
+    /// Its compressed size in bytes.
+    pub size: u64,
+}
+
+/// An image whose layers are ready to be mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountableImage {
+    /// Of its manifest.
+    pub digest: Digest,
+    /// Its layers' directories, lowest first.
+    pub layers: Vec<PathBuf>,
+}
+
+/// The output of one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSource {
+    /// Whose it is.
+    pub service: String,
+    /// Prefix of its lines.
+    pub container: String,
+    /// The current file; rotated ones stand beside it.
+    pub path: PathBuf,
+}
+
+/// Where a command can be run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecTarget {
+    /// The container.
+    pub container: String,
+}
+
+/// A project that should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpRequest {
+    /// Its name.
+    pub project: String,
+    /// The services file.
+    pub file: PathBuf,
+    /// Its text, as the caller read it.
+    pub text: String,
+    /// Where relative paths in it start.
+    pub base_dir: PathBuf,
+    /// Variables of the caller that the file takes over by name.
+    pub environment: BTreeMap<String, String>,
+    /// Only these services; all when empty.
+    pub services: Vec<String>,
+}
