@@ -5,6 +5,7 @@
     reason = "a panic is how a test fails, also in the functions around the tests"
 )]
 
+mod large_image;
 mod registry;
 mod support;
 mod tidy;

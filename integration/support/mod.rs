@@ -2,6 +2,7 @@
 
 pub(crate) mod docker_registry;
 pub(crate) mod link;
+pub(crate) mod program;
 pub(crate) mod registry;
 pub(crate) mod tar;
 pub(crate) mod tiny_image;
