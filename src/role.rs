@@ -13,7 +13,11 @@ pub const ROLE_ARGUMENT: &str = "supervisor-role";
 type RoleMain = fn(Vec<OsString>) -> ExitCode;
 
 /// The roles by name.
-const ROLES: &[(&str, RoleMain)] = &[("unpack-layer", crate::unpack::child_main)];
+const ROLES: &[(&str, RoleMain)] = &[
+    ("unpack-layer", crate::unpack::child_main),
+    ("keeper", crate::fuse::keeper_main),
+    ("worker", crate::fuse::worker_main),
+];
 
 /// Runs the role that the arguments of this process name and returns its exit code, or returns `None` when they name
 /// none and the program should go on. Call it at the top of `main`, before any thread exists.

@@ -8,9 +8,12 @@
 )]
 
 pub mod cgroup;
+pub mod confine;
+pub mod fuse_device;
 mod mapped;
 pub mod mount;
 pub mod process;
+pub mod readiness;
 pub mod signal;
 pub mod socket;
 

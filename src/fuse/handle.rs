@@ -1,0 +1,474 @@
+//! Control's side: start or find the keeper, mount and release layers, hear what happens, replace a dead keeper.
+//!
+//! All requests are idempotent and tried again while a worker is being replaced, so a caller sees a pause and no
+//! error. Nothing here looks below the mount either.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::channel::Channel;
+use super::keeper::{REPORT_FD, STORED_FD};
+use super::keeper_worker::open_log;
+use super::options::{DIRECTORY, LazyOptions, MOUNT, RoleConfig};
+use super::protocol::{
+    Answer, ConnectionEvent, FailedStep, FailureKind, KEEPER_SOCKET, KeeperStatus, LayerStatus,
+    Report, Request, Stop, WORKER_SOCKET, WorkerStatus, encode, hello,
+};
+use super::session::LayerMount;
+use super::watch;
+use crate::image::Digest;
+use crate::registry::Blob;
+use crate::role::ROLE_ARGUMENT;
+use crate::sys::process::{ProcessIdentity, RoleChild, RoleCommand, SealedExe};
+use crate::sys::{cgroup, fuse_device, socket};
+
+/// How long a request is tried while nobody answers: longer than any restart that succeeds.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(20);
+/// Events that wait for a reader.
+const EVENT_ROOM: usize = 1024;
+
+/// Why this host mounts no layer lazily; the caller pulls them in full and shows this.
+#[derive(Debug, thiserror::Error)]
+pub enum LazyUnavailable {
+    /// It was told not to.
+    #[error("lazy mounts are switched off")]
+    Off,
+    /// The kernel has no FUSE, or a sandbox hides it.
+    #[error("`{}` cannot be used: {message}", fuse_device::DEVICE)]
+    NoDevice {
+        /// What it said.
+        message: String,
+    },
+    /// Mounting is not allowed, or something else is mounted at our place.
+    #[error("FUSE cannot be mounted: {message}")]
+    MountRefused {
+        /// Why.
+        message: String,
+    },
+    /// The keeper did not start.
+    #[error("keeper did not start: {message}")]
+    Keeper {
+        /// Why.
+        message: String,
+    },
+    /// The worker could not be started.
+    #[error("worker did not start: {message}")]
+    Worker {
+        /// Why.
+        message: String,
+    },
+    /// The run directory cannot be used.
+    #[error("could not use `{path}`")]
+    RunDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl LazyUnavailable {
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoDevice { .. } => Some("load the kernel module: `modprobe fuse`"),
+            Self::MountRefused { .. } => Some("mounting needs root (CAP_SYS_ADMIN)"),
+            Self::Off | Self::Keeper { .. } | Self::Worker { .. } | Self::RunDirectory { .. } => {
+                None
+            }
+        }
+    }
+}
+
+/// A request to keeper or worker failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LazyError {
+    /// Nobody answered for a long time.
+    #[error("the lazy {role} does not answer")]
+    Silent {
+        /// Keeper or worker.
+        role: &'static str,
+        /// The last attempt.
+        #[source]
+        source: io::Error,
+    },
+    /// It was refused.
+    #[error("{message}")]
+    Refused {
+        /// For programs.
+        kind: FailureKind,
+        /// For people.
+        message: String,
+    },
+    /// The blob of an image layout cannot be opened.
+    #[error("blob `{digest}` of the image layout cannot be opened")]
+    LayoutBlob {
+        /// The blob.
+        digest: Digest,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where a layer is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountedLayer {
+    /// Its slot; never used for another layer.
+    pub slot: u32,
+    /// Its directory: a lower directory for an overlay.
+    pub directory: PathBuf,
+}
+
+/// What keeper and worker tell about themselves.
+#[derive(Debug, Clone)]
+pub struct LazyStatus {
+    /// The keeper.
+    pub keeper: KeeperStatus,
+    /// The worker, when it serves.
+    pub worker: Option<WorkerStatus>,
+    /// The mounted layers; empty while no worker serves.
+    pub layers: Vec<LayerStatus>,
+}
+
+/// The lazy side of one run directory. Cheap to clone. Dropping it stops nothing; see [`Lazy::stop`].
+#[derive(Debug, Clone)]
+pub struct Lazy(Arc<Shared>);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) directory: PathBuf,
+    pub(super) events: broadcast::Sender<ConnectionEvent>,
+    pub(super) stopped: CancellationToken,
+    state_dir: PathBuf,
+    exe: Arc<SealedExe>,
+    options: LazyOptions,
+    handle: OwnedFd,
+}
+
+/// Ends the watching when the last handle is dropped.
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stopped.cancel();
+    }
+}
+
+impl Lazy {
+    /// Finds the keeper of `run_dir` or starts one, and watches it from here on. `stored` is a descriptor of the
+    /// connection that somebody kept over the death of everybody else. Call it on a Tokio runtime.
+    ///
+    /// # Errors
+    /// Why layers cannot be mounted lazily here; nothing is left behind then.
+    pub async fn ensure(
+        run_dir: &Path,
+        state_dir: &Path,
+        exe: Arc<SealedExe>,
+        options: LazyOptions,
+        stored: Option<OwnedFd>,
+    ) -> Result<Self, LazyUnavailable> {
+        if !options.fuse.is_wanted() {
+            return Err(LazyUnavailable::Off);
+        }
+        if let Err(error) = fuse_device::open() {
+            return Err(LazyUnavailable::NoDevice { message: error.to_string() });
+        }
+        let (directory, state_dir, handle) = open_directories(run_dir, state_dir)?;
+        let (events, _) = broadcast::channel(EVENT_ROOM);
+        let shared = Arc::new(Shared {
+            directory,
+            events,
+            stopped: CancellationToken::new(),
+            state_dir,
+            exe,
+            options,
+            handle,
+        });
+        let (keeper, child) = shared.find_or_start_keeper(stored).await?;
+        watch::begin(&shared, keeper, child);
+        Ok(Self(shared))
+    }
+
+    /// The directory below which the layers' directories are.
+    #[must_use]
+    pub fn mount_point(&self) -> PathBuf {
+        self.0.directory.join(MOUNT)
+    }
+
+    /// Mounts a layer, or finds it mounted.
+    ///
+    /// # Errors
+    /// When the index cannot be used, every slot is taken, or nobody answers.
+    pub async fn mount_layer(&self, layer: LayerMount) -> Result<MountedLayer, LazyError> {
+        // The confined worker may not open it.
+        let blob = Blob::open_layout_file(&layer.source, &layer.digest)
+            .map_err(|source| LazyError::LayoutBlob { digest: layer.digest, source })?;
+        let blobs: Vec<_> = blob.iter().map(|file| file.as_fd()).collect();
+        match self.0.worker(&Request::Mount { layer }, &blobs).await? {
+            Answer::Mounted { slot, name } => {
+                Ok(MountedLayer { slot, directory: self.mount_point().join(name) })
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Gives up the slot of a layer that nothing uses any more. One that is not mounted is no error.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn release(&self, digest: Digest) -> Result<(), LazyError> {
+        match self.0.worker(&Request::Release { digest }, &[]).await {
+            Err(LazyError::Refused { kind: FailureKind::NotMounted, .. }) => Ok(()),
+            other => done(other?),
+        }
+    }
+
+    /// Begins to fetch what the layer marks as needed first.
+    ///
+    /// # Errors
+    /// When the layer is not mounted or nobody answers.
+    pub async fn prefetch(&self, digest: Digest) -> Result<(), LazyError> {
+        done(self.0.worker(&Request::Prefetch { digest }, &[]).await?)
+    }
+
+    /// Begins to fetch the whole layer, giving way to reads.
+    ///
+    /// # Errors
+    /// When the layer is not mounted or nobody answers.
+    pub async fn background(&self, digest: Digest) -> Result<(), LazyError> {
+        done(self.0.worker(&Request::Background { digest }, &[]).await?)
+    }
+
+    /// How it goes. Does not wait for a worker that is being replaced.
+    ///
+    /// # Errors
+    /// When the keeper does not answer.
+    pub async fn status(&self) -> Result<LazyStatus, LazyError> {
+        let keeper = match self.0.keeper(&Request::Status { after: 0 }).await?.0 {
+            Answer::Keeper { status } => status,
+            other => return Err(unexpected(other)),
+        };
+        let mut all = Vec::new();
+        let mut seen = None;
+        let mut after = 0;
+        while let Ok((Answer::Worker { status, layers, more }, _)) =
+            self.0.ask(WORKER_SOCKET, &Request::Status { after }, &[]).await
+        {
+            after = layers.last().map_or(u32::MAX, |layer| layer.slot);
+            all.extend(layers);
+            seen = Some(status);
+            if !more {
+                break;
+            }
+        }
+        Ok(LazyStatus { keeper, worker: seen, layers: all })
+    }
+
+    /// What happens from now on. A reader that falls behind loses the oldest.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<ConnectionEvent> {
+        self.0.events.subscribe()
+    }
+
+    /// A copy of the connection's descriptor, for somebody who keeps it (a service manager).
+    ///
+    /// # Errors
+    /// When the keeper does not answer.
+    pub async fn descriptor(&self) -> Result<OwnedFd, LazyError> {
+        let (answer, descriptors) = self.0.keeper(&Request::Descriptor).await?;
+        descriptors.into_iter().next().ok_or_else(|| unexpected(answer))
+    }
+
+    /// Ends the connection, keeper and worker, and removes the mount and their control group.
+    ///
+    /// # Errors
+    /// [`FailureKind::Busy`] when files are open and it was not told to force it; when the keeper does not answer.
+    pub async fn stop(&self, how: Stop) -> Result<(), LazyError> {
+        let keeper = watch::keeper_of(&self.0);
+        done(self.0.keeper(&Request::Stop { how }).await?.0)?;
+        self.0.stopped.cancel();
+        watch::wait_for_end(keeper).await;
+        if let Some(group) = &self.0.options.cgroup
+            && let Err(error) = cgroup::remove(group)
+        {
+            tracing::warn!(%error, "could not remove the control group");
+        }
+        Ok(())
+    }
+}
+
+fn done(answer: Answer) -> Result<(), LazyError> {
+    match answer {
+        Answer::Done => Ok(()),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(answer: Answer) -> LazyError {
+    match answer {
+        Answer::Failed { kind, message } => LazyError::Refused { kind, message },
+        other => LazyError::Refused {
+            kind: FailureKind::Unsupported,
+            message: format!("unexpected answer {other:?}"),
+        },
+    }
+}
+
+fn open_directories(
+    run_dir: &Path,
+    state_dir: &Path,
+) -> Result<(PathBuf, PathBuf, OwnedFd), LazyUnavailable> {
+    let directory = run_dir.join(DIRECTORY);
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LazyUnavailable::RunDirectory { path, source }
+    };
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    made.map_err(at(&directory))?;
+    // The mount table has paths without links.
+    let directory = std::fs::canonicalize(&directory).map_err(at(&directory))?;
+    let state_dir = std::fs::canonicalize(state_dir).map_err(at(state_dir))?;
+    let handle = File::open(&directory).map_err(at(&directory))?;
+    Ok((directory, state_dir, handle.into()))
+}
+
+impl Shared {
+    /// Finds the keeper or starts one.
+    pub(super) async fn find_or_start_keeper(
+        &self,
+        mut stored: Option<OwnedFd>,
+    ) -> Result<(ProcessIdentity, Option<RoleChild>), LazyUnavailable> {
+        let deadline = Instant::now() + self.options.start_timeout;
+        let mut child = None;
+        loop {
+            if let Ok((_, process)) = self.connect(KEEPER_SOCKET).await {
+                return Ok((process, child));
+            }
+            let keeper = |message: String| LazyUnavailable::Keeper { message };
+            if Instant::now() >= deadline {
+                return Err(keeper(format!("no answer in {:?}", self.options.start_timeout)));
+            }
+            let (started, report) =
+                self.start_keeper(stored.take()).map_err(|error| keeper(error.to_string()))?;
+            match tokio::time::timeout_at(deadline, report.receive::<Report>()).await {
+                Ok(Ok(Some((Report::Started, _)))) => child = Some(started),
+                Ok(Ok(Some((Report::Locked, _)))) => {
+                    let _ = started.wait();
+                    tokio::time::sleep(RETRY).await;
+                }
+                Ok(Ok(Some((Report::Failed { step, message }, _)))) => {
+                    watch::reap(started).await;
+                    self.remove_cgroup();
+                    return Err(match step {
+                        FailedStep::Device => LazyUnavailable::NoDevice { message },
+                        FailedStep::Mount => LazyUnavailable::MountRefused { message },
+                        FailedStep::Worker => LazyUnavailable::Worker { message },
+                        FailedStep::Keeper => keeper(message),
+                    });
+                }
+                Ok(_) => {
+                    watch::reap(started).await;
+                    return Err(keeper("it ended without a word".to_owned()));
+                }
+                Err(_) => {
+                    let _ = started.signal(9);
+                    watch::reap(started).await;
+                    return Err(keeper(format!("no report in {:?}", self.options.start_timeout)));
+                }
+            }
+        }
+    }
+
+    fn remove_cgroup(&self) {
+        if let Some(group) = &self.options.cgroup {
+            let _ = cgroup::remove(group);
+        }
+    }
+
+    fn start_keeper(&self, stored: Option<OwnedFd>) -> io::Result<(RoleChild, Channel)> {
+        let config = RoleConfig::new(&self.directory, &self.state_dir, &self.options);
+        let text = String::from_utf8(encode(&config)).map_err(io::Error::other)?;
+        let (ours, theirs) = socket::pair()?;
+        let log = open_log(&self.directory.join("keeper.log"))?;
+        let mut command = RoleCommand::new([ROLE_ARGUMENT, "keeper", &text])
+            .descriptor(theirs, REPORT_FD)
+            .log_to(&log)?;
+        if let Some(stored) = stored {
+            command = command.descriptor(stored, STORED_FD);
+        }
+        Ok((command.spawn(&self.exe)?, Channel::new(ours)?))
+    }
+
+    /// Connects and says hello.
+    pub(super) async fn connect(&self, name: &str) -> io::Result<(Channel, ProcessIdentity)> {
+        let channel = Channel::new(socket::connect(self.handle.as_fd(), name)?)?;
+        channel.send(&hello(), &[]).await?;
+        let answer = tokio::time::timeout(PATIENCE, channel.receive::<Answer>()).await;
+        match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
+            Some((Answer::Hello { process, .. }, _)) => Ok((channel, process)),
+            Some(_) => Err(io::Error::from(io::ErrorKind::InvalidData)),
+            None => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
+        }
+    }
+
+    /// One request, one answer, one attempt.
+    async fn ask(
+        &self,
+        name: &str,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<(Answer, Vec<OwnedFd>)> {
+        let (channel, _) = self.connect(name).await?;
+        channel.send(request, descriptors).await?;
+        channel
+            .receive::<Answer>()
+            .await?
+            .ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset))
+    }
+
+    async fn ask_patiently(
+        &self,
+        role: &'static str,
+        name: &str,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Answer, Vec<OwnedFd>), LazyError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.ask(name, request, descriptors).await {
+                Ok((Answer::Failed { kind, message }, _)) => {
+                    return Err(LazyError::Refused { kind, message });
+                }
+                Ok(answer) => return Ok(answer),
+                Err(source) if Instant::now() >= deadline || self.stopped.is_cancelled() => {
+                    return Err(LazyError::Silent { role, source });
+                }
+                Err(_) => tokio::time::sleep(RETRY).await,
+            }
+        }
+    }
+
+    async fn worker(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Answer, LazyError> {
+        Ok(self.ask_patiently("worker", WORKER_SOCKET, request, descriptors).await?.0)
+    }
+
+    async fn keeper(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), LazyError> {
+        self.ask_patiently("keeper", KEEPER_SOCKET, request, &[]).await
+    }
+}

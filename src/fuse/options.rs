@@ -1,0 +1,130 @@
+//! Settings of the lazy side of one run directory, as control gives them and as roles receive them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::tree::OpaqueXattr;
+use crate::registry::ClientOptions;
+
+/// Whether a feature of the kernel is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// When the kernel has it.
+    #[default]
+    Probe,
+    /// Never, as on a kernel that lacks it.
+    Off,
+}
+
+impl Feature {
+    pub(super) fn is_wanted(self) -> bool {
+        self == Self::Probe
+    }
+}
+
+/// Settings of the lazy side of one run directory.
+#[derive(Debug, Clone)]
+pub struct LazyOptions {
+    /// Instance id; names the mount, and is the proof that a mount is ours.
+    pub instance: String,
+    /// Control group of keeper and worker (`/supervisor-<instance>/lazy`); theirs is the caller's without it.
+    pub cgroup: Option<String>,
+    /// The whole of it: off as on a host without FUSE.
+    pub fuse: Feature,
+    /// Requests are sent again after a take-over. Without it the death of the worker ends the connection.
+    pub resend: Feature,
+    /// Complete files are read by the kernel itself.
+    pub passthrough: Feature,
+    /// Take the worker's rights away.
+    pub confinement: Feature,
+    /// How opaque directories are marked.
+    pub opaque: OpaqueXattr,
+    /// How the worker reaches registries.
+    pub registry: ClientOptions,
+    /// How long a read waits for a source that does not answer, before it is an I/O error. A process that waits for
+    /// a read cannot be killed, so this also bounds how long a container may take to stop.
+    pub read_deadline: Duration,
+    /// Log directives of keeper and worker.
+    pub log_level: String,
+    /// How long a keeper may take to serve.
+    pub start_timeout: Duration,
+}
+
+impl LazyOptions {
+    /// The defaults for an instance.
+    #[must_use]
+    pub fn new(instance: impl Into<String>) -> Self {
+        Self {
+            instance: instance.into(),
+            cgroup: None,
+            fuse: Feature::Probe,
+            resend: Feature::Probe,
+            passthrough: Feature::Probe,
+            confinement: Feature::Probe,
+            opaque: OpaqueXattr::Trusted,
+            registry: ClientOptions::default(),
+            read_deadline: Duration::from_secs(120),
+            log_level: "info".to_owned(),
+            start_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What keeper and worker are started with; additive, because a keeper starts later workers with what it was given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct RoleConfig {
+    pub(super) instance: String,
+    /// `<run>/lazy`, canonical.
+    pub(super) directory: PathBuf,
+    pub(super) state_dir: PathBuf,
+    #[serde(default)]
+    pub(super) cgroup: Option<String>,
+    #[serde(default)]
+    pub(super) resend: Feature,
+    #[serde(default)]
+    pub(super) passthrough: Feature,
+    #[serde(default)]
+    pub(super) confinement: Feature,
+    #[serde(default)]
+    pub(super) opaque: OpaqueXattr,
+    #[serde(default)]
+    pub(super) registry: ClientOptions,
+    pub(super) read_deadline: Duration,
+    pub(super) log_level: String,
+}
+
+impl RoleConfig {
+    pub(super) fn new(directory: &Path, state_dir: &Path, options: &LazyOptions) -> Self {
+        Self {
+            instance: options.instance.clone(),
+            directory: directory.to_owned(),
+            state_dir: state_dir.to_owned(),
+            cgroup: options.cgroup.clone(),
+            resend: options.resend,
+            passthrough: options.passthrough,
+            confinement: options.confinement,
+            opaque: options.opaque,
+            registry: options.registry.clone(),
+            read_deadline: options.read_deadline,
+            log_level: options.log_level.clone(),
+        }
+    }
+
+    /// Where the mount is.
+    pub(super) fn mount_point(&self) -> PathBuf {
+        self.directory.join(MOUNT)
+    }
+
+    /// What the mount says it is a mount of.
+    pub(super) fn mount_source(&self) -> String {
+        format!("supervisor-{}", self.instance)
+    }
+}
+
+/// The mount point below the lazy directory.
+pub(super) const MOUNT: &str = "layers";
+/// The lazy directory below the run directory.
+pub(super) const DIRECTORY: &str = "lazy";

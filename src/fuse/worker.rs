@@ -1,0 +1,200 @@
+//! The worker: serves every lazy layer of the host, confined, from the state of the connection.
+//!
+//! Its start is the same whether the connection is new or was served before, and refuses what it does not understand
+//! before it touches the descriptor. In this order, because each step needs rights that the next one takes away:
+//! lock, state, indexes and layout blobs, socket, confinement, threads, INIT, serve.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::connect::{self, ConnectError, Granted};
+use super::handles::{DeviceBacking, Handles};
+use super::keeper_worker::{CONNECTION_ENDED, DEVICE_FD, LEASH_FD, WORKER_LOCK, lock};
+use super::options::RoleConfig;
+use super::protocol::{ConnectionEvent, Leash, WORKER_SOCKET, decode, encode};
+use super::session::{Session, SessionError, SlotState};
+use super::translator::{Served, Translator};
+use super::tree::Tree;
+use super::worker_layers::{Layers, LayersError, Prepared};
+use super::worker_socket;
+use crate::lazy::{Engine, EngineOptions, EventSink, Limits, OpenError};
+use crate::registry::{Client, ClientError};
+use crate::store::{Store, StoreError};
+use crate::sys::confine::{self, Admin, Rights};
+use crate::sys::process::{ProcessIdentity, inherited};
+use crate::sys::{process, signal, socket};
+use crate::telemetry;
+
+/// Threads that take requests from the kernel; none of them ever waits for the network.
+const THREADS: usize = 3;
+/// Events that wait for a reader.
+const EVENT_ROOM: usize = 256;
+
+/// Why a worker cannot serve.
+#[derive(Debug, thiserror::Error)]
+enum WorkerError {
+    #[error("another worker serves this connection")]
+    Locked,
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Layers(#[from] LayersError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Engine(#[from] OpenError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("could not {step}")]
+    Io {
+        step: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn failed(step: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
+    move |source| WorkerError::Io { step, source }
+}
+
+/// Runs the role; its only argument is its configuration.
+pub(crate) fn worker_main(args: Vec<OsString>) -> ExitCode {
+    let config = args.first().and_then(|text| decode::<RoleConfig>(text.as_encoded_bytes()));
+    let Some(config) = config else { return ExitCode::from(2) };
+    let level = config.log_level.clone();
+    let _ = telemetry::init_logging(&telemetry::LogOptions {
+        level,
+        format: telemetry::LogFormat::Text,
+    });
+    signal::ignore_sigpipe();
+    let (Ok(device), Ok(leash)) = (inherited(DEVICE_FD), inherited(LEASH_FD)) else {
+        return ExitCode::from(2);
+    };
+    match serve(&config, &device, &leash) {
+        Ok(()) => ExitCode::from(CONNECTION_ENDED),
+        Err(error) => {
+            let message = telemetry::Chain(&error).to_string();
+            tracing::error!(error = message, "worker cannot serve");
+            let _ = socket::send(leash.as_fd(), &encode(&Leash::Failed { message }), &[]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until the connection ends.
+fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), WorkerError> {
+    let _lock = lock(&config.directory.join(WORKER_LOCK))
+        .map_err(failed("open the lock"))?
+        .ok_or(WorkerError::Locked)?;
+    let session = Arc::new(Session::open(&config.directory)?);
+    let wanted =
+        Granted { resend: config.resend.is_wanted(), passthrough: config.passthrough.is_wanted() };
+    let negotiation = connect::negotiation(&session, wanted)?;
+    let slots = session.slots()?;
+    let live = slots.into_iter().filter(|slot| slot.state == SlotState::Live);
+    let prepared = live.map(Prepared::open).collect::<Result<Vec<_>, _>>()?;
+    let store = Store::open_shared(&config.state_dir)?;
+    let client = Client::new(config.registry.clone())?;
+    let boot_id = process::boot_id().map_err(failed("read the boot id"))?;
+    let identity = ProcessIdentity::current().map_err(failed("read /proc"))?;
+    let directory = File::open(&config.directory).map_err(failed("open the directory"))?;
+    let listener =
+        socket::listen(directory.as_fd(), WORKER_SOCKET).map_err(failed("make the socket"))?;
+    let gaps = confine(config)?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed("start the runtime"))?;
+    let (sink, engine_events) = EventSink::channel(EVENT_ROOM);
+    let mut limits = Limits::default();
+    limits.wait_limit = Some(config.read_deadline);
+    let options = EngineOptions { files_dir: store.files_dir(), boot_id, limits, events: sink };
+    let engine = Engine::open(options, runtime.handle().clone())?;
+    let (events, _) = tokio::sync::broadcast::channel(EVENT_ROOM);
+
+    let spare = device.try_clone().map_err(failed("copy the descriptor"))?;
+    let handles = Handles::new(Arc::clone(&session), Box::new(DeviceBacking(spare)));
+    let degraded = events.clone();
+    let served = Arc::new(Served {
+        tree: Tree::new(config.opaque),
+        handles,
+        passthrough: AtomicBool::new(false),
+        on_degraded: Box::new(move |error| {
+            tracing::warn!(%error, "the kernel refuses passthrough");
+            let reason = error.to_string();
+            let _ = degraded.send(ConnectionEvent::PassthroughLost { reason });
+        }),
+    });
+    let layers = Layers::new(Arc::clone(&session), engine, client, Arc::clone(&served));
+    {
+        let _context = runtime.enter();
+        for prepared in prepared {
+            layers.begin(prepared, &events);
+        }
+    }
+    let translator =
+        Translator { served: Arc::clone(&served), runtime: runtime.handle().clone(), negotiation };
+    let (fuse, granted) =
+        connect::begin(&session, device.as_fd(), translator, THREADS, |granted| {
+            let may_pass = granted.passthrough && config.passthrough.is_wanted();
+            served.passthrough.store(may_pass, std::sync::atomic::Ordering::Relaxed);
+        })?;
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || drop(ended.send(fuse.run())))
+        .map_err(failed("start a thread"))?;
+    tracing::info!(?granted, ?gaps, "serving");
+    let _ = socket::send(leash.as_fd(), &encode(&Leash::Ready), &[]);
+    let shared = worker_socket::Shared {
+        identity,
+        device: device.try_clone().map_err(failed("copy the descriptor"))?,
+        granted,
+        gaps,
+        layers,
+        served,
+        events,
+    };
+    let outcome = runtime.block_on(worker_socket::serve(shared, listener, engine_events, end));
+    // Tasks may be waiting for the network; nobody waits for them any more.
+    runtime.shutdown_background();
+    outcome.map_err(failed("serve the connection"))
+}
+
+/// Takes away what serving does not need.
+fn confine(config: &RoleConfig) -> Result<Vec<String>, WorkerError> {
+    if !config.confinement.is_wanted() {
+        return Ok(vec!["confinement is switched off".to_owned()]);
+    }
+    let mut read: Vec<PathBuf> = [
+        // Resolver, hosts, certificates and what they link to.
+        "/etc",
+        "/usr/share",
+        "/usr/lib/ssl",
+        "/usr/local/share",
+        "/run/systemd/resolve",
+        "/var/lib/ca-certificates",
+        "/dev/urandom",
+        "/proc/sys/kernel/random",
+    ]
+    .into_iter()
+    .map(PathBuf::from)
+    .collect();
+    read.push(config.state_dir.join("layers"));
+    read.extend(config.registry.docker_config.clone());
+    let rights = Rights {
+        read,
+        write: vec![config.state_dir.join("files")],
+        admin: if config.passthrough.is_wanted() { Admin::Keep } else { Admin::Drop },
+    };
+    confine::confine(&rights).map_err(failed("give up rights"))
+}
