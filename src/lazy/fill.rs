@@ -246,6 +246,10 @@ impl LazyLayer {
                 permit = self.shared.scheduler.acquire(ask) => permit,
                 () = self.closed.cancelled() => return Walk::Hindered,
             };
+            if is_paused() {
+                walked = Walk::Hindered;
+                break;
+            }
             if let Some(mut flight) = self.begin(&extent, priority, permit) {
                 let layer = Arc::clone(self);
                 flights.spawn(async move {
@@ -261,7 +265,9 @@ impl LazyLayer {
         while let Some(joined) = flights.join_next().await {
             walked = worse(walked, Some(joined));
         }
-        walked
+        // What was in someone else's flight may not have landed, or not have been kept.
+        let mut left = numbers.filter(|number| !self.progress.is_set(*number));
+        if left.any(|number| self.refusal(number).is_none()) { Walk::Hindered } else { walked }
     }
 
     /// The next extent to fetch of the chunks `numbers`, and where to go on. Blocks.

@@ -138,8 +138,8 @@ async fn a_paused_fill_fetches_nothing_until_it_is_started() {
         ..limits()
     };
     let running = bed.engine_with("boot", limits);
-    let opened = running.open(&layer, &source);
     source.hold();
+    let opened = running.open(&layer, &source);
     source.wait_for_requests(1).await;
     opened.pause_background();
     source.release();
