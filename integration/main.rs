@@ -6,6 +6,7 @@
 )]
 
 mod large_image;
+mod lazy_engine;
 mod registry;
 mod support;
 mod tidy;

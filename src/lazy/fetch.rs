@@ -132,7 +132,7 @@ impl LazyLayer {
                         self.tell(LazyEvent::SourceBack { layer: self.digest, after });
                     }
                     let error = ReadError::Refused { layer: self.digest, source: Arc::new(error) };
-                    self.refuse_source(error.clone());
+                    self.refusals.refuse_source(error.clone());
                     self.tell(LazyEvent::SourceRefused { layer: self.digest, reason });
                     return Err(FlightEnd::Failed(error));
                 }
@@ -260,7 +260,7 @@ impl LazyLayer {
             reason,
         });
         let error = ReadError::Corrupt { path, offset, source: Arc::new(source) };
-        self.refuse_chunk(number, error.clone());
+        self.refusals.refuse_chunk(number, error.clone());
         error
     }
 

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +15,7 @@ use super::fill::Fill;
 use super::flight::Flights;
 use super::health::Health;
 use super::progress::Progress;
+use super::refusal::Refusals;
 use super::source::RangeSource;
 use crate::estargz::{Chunk, ChunkNo, EntryKind, EntryNo, Index};
 use crate::image::{Digest, Hasher};
@@ -45,9 +45,7 @@ pub struct LazyLayer {
     pub(super) fill: Fill,
     pub(super) closed: CancellationToken,
     pub(super) is_announced: AtomicBool,
-    /// Chunks and the whole source, by when and why they were refused.
-    refused_chunks: Mutex<HashMap<u32, (Instant, ReadError)>>,
-    refused_source: Mutex<Option<(Instant, ReadError)>>,
+    pub(super) refusals: Refusals,
     /// Places of files of several chunks, whose ids are a digest over all of these.
     places: Mutex<HashMap<u32, Place>>,
     pub(super) this: Weak<Self>,
@@ -89,8 +87,7 @@ impl LazyLayer {
             closed: CancellationToken::new(),
             is_announced: AtomicBool::new(progress.is_complete()),
             progress,
-            refused_chunks: Mutex::default(),
-            refused_source: Mutex::default(),
+            refusals: Refusals::default(),
             places: Mutex::default(),
             this: Weak::clone(this),
             index,
@@ -335,30 +332,7 @@ impl LazyLayer {
 
     /// Why `number` is not fetched at present.
     pub(super) fn refusal(&self, number: u32) -> Option<ReadError> {
-        let limits = &self.shared.limits;
-        let mut chunks = self.refused_chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((when, error)) = chunks.get(&number) {
-            if when.elapsed() < limits.refusal_memory {
-                return Some(error.clone());
-            }
-            chunks.remove(&number);
-        }
-        drop(chunks);
-        let source = self.refused_source.lock().unwrap_or_else(PoisonError::into_inner);
-        source
-            .as_ref()
-            .filter(|(when, _)| when.elapsed() < limits.retry_max)
-            .map(|(_, error)| error.clone())
-    }
-
-    pub(super) fn refuse_chunk(&self, number: u32, error: ReadError) {
-        let mut chunks = self.refused_chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        chunks.insert(number, (Instant::now(), error));
-    }
-
-    pub(super) fn refuse_source(&self, error: ReadError) {
-        let mut source = self.refused_source.lock().unwrap_or_else(PoisonError::into_inner);
-        *source = Some((Instant::now(), error));
+        self.refusals.of(number, &self.shared.limits)
     }
 
     pub(super) fn save_hint(&self) {

@@ -23,6 +23,7 @@ mod health;
 mod layer;
 mod limits;
 mod progress;
+mod refusal;
 mod scheduler;
 mod source;
 mod table;

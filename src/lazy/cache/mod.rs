@@ -14,18 +14,19 @@
 //! about a file's digest cannot put wrong content before other layers. Everything here blocks on the disk, never
 //! on the network. Errors of the disk make content absent and are reported; they never reach a reader.
 //!
-//! A byte budget belongs into `write`, eviction beside `find`: readers hold open descriptors and lose nothing.
+//! Eviction belongs beside `find`: readers hold open descriptors and lose nothing.
 
 mod epoch;
 mod memory;
 mod partial;
+mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -92,9 +93,6 @@ pub(super) enum Finished {
 }
 
 const LOCKS: usize = 16;
-
-/// Numbers of temporary files: of the process, not of the cache, whose directory two of them may share.
-static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 pub(super) struct FileCache {
@@ -247,66 +245,9 @@ impl FileCache {
         self.memory.get(digest)
     }
 
-    /// Keeps one verified chunk of `place`: on disk, or in memory if that fails. False then.
-    pub(super) fn keep(&self, place: &Place, piece: &Piece, bytes: &Bytes) -> bool {
-        let kept = if place.chunks <= 1 {
-            self.write(&piece.digest, bytes)
-        } else {
-            self.writable().and_then(|()| {
-                let partial = self.open_partial(place, Missing::Create)?;
-                partial.map_or(Ok(()), |partial| partial.write_piece(piece, bytes))
-            })
-        };
-        match kept {
-            Ok(()) => {
-                if self.is_degraded.swap(false, Ordering::AcqRel) {
-                    self.memory.clear();
-                    self.events.send(LazyEvent::CacheRestored);
-                }
-                true
-            }
-            Err(error) => {
-                self.memory.insert(piece.digest, bytes.clone());
-                self.degrade(&error);
-                false
-            }
-        }
-    }
-
     /// Whether the last attempt to write failed.
     pub(super) fn is_degraded(&self) -> bool {
         self.is_degraded.load(Ordering::Acquire)
-    }
-
-    /// Hashes content whose chunks are all here and publishes it under its digest. Reads all of it.
-    pub(super) fn finish(&self, place: &Place) -> Finished {
-        let (Some(expected), Some(partial)) = (place.whole, self.partial(place, Missing::Leave))
-        else {
-            return Finished::Unchanged;
-        };
-        if !partial.begin_finishing() {
-            return Finished::Unchanged;
-        }
-        let finished = hash(&partial.readable()).and_then(|found| {
-            if found != expected {
-                partial.keep_private()?;
-                return Ok(Finished::Mismatch { expected, found });
-            }
-            let (data, map) = partial::names(&partial.id);
-            let publishing = self.epoch.begin();
-            publishing.mark(partial.data())?;
-            self.rename_to_whole(&data, &expected)?;
-            let _ = rustix::fs::unlinkat(&self.root, &*map, AtFlags::empty());
-            Ok(Finished::Published)
-        });
-        finished.unwrap_or_else(|error| {
-            partial.retry_finishing();
-            // Gone: published by another process.
-            if error.kind() != io::ErrorKind::NotFound {
-                self.degrade(&error);
-            }
-            Finished::Unchanged
-        })
     }
 
     /// Makes everything that is here durable. Blocks for as long as the disk needs.
@@ -326,12 +267,6 @@ impl FileCache {
         let mut bytes = Vec::new();
         File::from(file).read_to_end(&mut bytes).ok()?;
         Some(bytes)
-    }
-
-    pub(super) fn save_hint(&self, layer: &Digest, hint: &[u8]) {
-        if let Err(error) = self.write_to(&format!("layers/{}", layer.hex()), hint) {
-            tracing::debug!(error = %Chain(&error), "could not note what is local of a layer");
-        }
     }
 
     fn partial(&self, place: &Place, missing: Missing) -> Option<Arc<Partial>> {
@@ -355,61 +290,6 @@ impl FileCache {
         partials.retain(|_, partial| partial.strong_count() > 0);
         partials.insert(place.id, Arc::downgrade(&partial));
         Ok(Some(partial))
-    }
-
-    /// Writes complete content under its digest.
-    fn write(&self, whole: &Digest, bytes: &[u8]) -> io::Result<()> {
-        self.write_to(&whole_name(whole), bytes)
-    }
-
-    fn write_to(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        self.writable()?;
-        let publishing = self.epoch.begin();
-        let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
-        let temporary = format!("tmp/{}-{number}", std::process::id());
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o400);
-        let written = (|| {
-            let mut file = File::from(rustix::fs::openat(&self.root, &*temporary, flags, mode)?);
-            file.write_all(bytes)?;
-            publishing.mark(&file)?;
-            self.rename_into_dir(&temporary, name)
-        })();
-        if written.is_err() {
-            let _ = rustix::fs::unlinkat(&self.root, &*temporary, AtFlags::empty());
-        }
-        written
-    }
-
-    fn rename_to_whole(&self, from: &str, whole: &Digest) -> io::Result<()> {
-        self.rename_into_dir(from, &whole_name(whole))
-    }
-
-    fn rename_into_dir(&self, from: &str, to: &str) -> io::Result<()> {
-        match rustix::fs::renameat(&self.root, from, &self.root, to) {
-            Err(Errno::NOENT) => {
-                let dir = to.rsplit_once('/').map_or(".", |(dir, _)| dir);
-                make_dir(&self.root, dir)?;
-                Ok(rustix::fs::renameat(&self.root, from, &self.root, to)?)
-            }
-            renamed => Ok(renamed?),
-        }
-    }
-
-    #[cfg_attr(
-        not(any(test, feature = "testing")),
-        expect(
-            clippy::unnecessary_wraps,
-            clippy::unused_self,
-            reason = "the seam of a byte budget"
-        )
-    )]
-    fn writable(&self) -> io::Result<()> {
-        #[cfg(any(test, feature = "testing"))]
-        if self.is_full_for_tests.load(Ordering::Acquire) {
-            return Err(Errno::NOSPC.into());
-        }
-        Ok(())
     }
 
     fn degrade(&self, error: &io::Error) {

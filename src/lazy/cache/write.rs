@@ -1,0 +1,141 @@
+//! Writing to the cache: chunks, publication of what became complete, notes about layers.
+//!
+//! Every write goes to a temporary or partial file and is renamed when it is whole. A byte budget belongs into
+//! `writable`.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::partial::{self, Missing};
+use super::{FileCache, Finished, Piece, Place, hash, make_dir, whole_name};
+use crate::image::Digest;
+use crate::lazy::event::LazyEvent;
+use crate::telemetry::Chain;
+
+/// Numbers of temporary files: of the process, not of the cache, whose directory two of them may share.
+static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
+
+impl FileCache {
+    /// Keeps one verified chunk of `place`: on disk, or in memory if that fails. False then.
+    pub(in crate::lazy) fn keep(&self, place: &Place, piece: &Piece, bytes: &Bytes) -> bool {
+        let kept = if place.chunks <= 1 {
+            self.write(&piece.digest, bytes)
+        } else {
+            self.writable().and_then(|()| {
+                let partial = self.open_partial(place, Missing::Create)?;
+                partial.map_or(Ok(()), |partial| partial.write_piece(piece, bytes))
+            })
+        };
+        match kept {
+            Ok(()) => {
+                if self.is_degraded.swap(false, Ordering::AcqRel) {
+                    self.memory.clear();
+                    self.events.send(LazyEvent::CacheRestored);
+                }
+                true
+            }
+            Err(error) => {
+                self.memory.insert(piece.digest, bytes.clone());
+                self.degrade(&error);
+                false
+            }
+        }
+    }
+
+    /// Hashes content whose chunks are all here and publishes it under its digest. Reads all of it.
+    pub(in crate::lazy) fn finish(&self, place: &Place) -> Finished {
+        let (Some(expected), Some(partial)) = (place.whole, self.partial(place, Missing::Leave))
+        else {
+            return Finished::Unchanged;
+        };
+        if !partial.begin_finishing() {
+            return Finished::Unchanged;
+        }
+        let finished = hash(&partial.readable()).and_then(|found| {
+            if found != expected {
+                partial.keep_private()?;
+                return Ok(Finished::Mismatch { expected, found });
+            }
+            let (data, map) = partial::names(&partial.id);
+            let publishing = self.epoch.begin();
+            publishing.mark(partial.data())?;
+            self.rename_to_whole(&data, &expected)?;
+            let _ = rustix::fs::unlinkat(&self.root, &*map, AtFlags::empty());
+            Ok(Finished::Published)
+        });
+        finished.unwrap_or_else(|error| {
+            partial.retry_finishing();
+            // Gone: published by another process.
+            if error.kind() != io::ErrorKind::NotFound {
+                self.degrade(&error);
+            }
+            Finished::Unchanged
+        })
+    }
+
+    pub(in crate::lazy) fn save_hint(&self, layer: &Digest, hint: &[u8]) {
+        if let Err(error) = self.write_to(&format!("layers/{}", layer.hex()), hint) {
+            tracing::debug!(error = %Chain(&error), "could not note what is local of a layer");
+        }
+    }
+
+    /// Writes complete content under its digest.
+    fn write(&self, whole: &Digest, bytes: &[u8]) -> io::Result<()> {
+        self.write_to(&whole_name(whole), bytes)
+    }
+
+    fn write_to(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.writable()?;
+        let publishing = self.epoch.begin();
+        let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!("tmp/{}-{number}", std::process::id());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o400);
+        let written = (|| {
+            let mut file = File::from(rustix::fs::openat(&self.root, &*temporary, flags, mode)?);
+            file.write_all(bytes)?;
+            publishing.mark(&file)?;
+            self.rename_into_dir(&temporary, name)
+        })();
+        if written.is_err() {
+            let _ = rustix::fs::unlinkat(&self.root, &*temporary, AtFlags::empty());
+        }
+        written
+    }
+
+    fn rename_to_whole(&self, from: &str, whole: &Digest) -> io::Result<()> {
+        self.rename_into_dir(from, &whole_name(whole))
+    }
+
+    fn rename_into_dir(&self, from: &str, to: &str) -> io::Result<()> {
+        match rustix::fs::renameat(&self.root, from, &self.root, to) {
+            Err(Errno::NOENT) => {
+                let dir = to.rsplit_once('/').map_or(".", |(dir, _)| dir);
+                make_dir(&self.root, dir)?;
+                Ok(rustix::fs::renameat(&self.root, from, &self.root, to)?)
+            }
+            renamed => Ok(renamed?),
+        }
+    }
+
+    #[cfg_attr(
+        not(any(test, feature = "testing")),
+        expect(
+            clippy::unnecessary_wraps,
+            clippy::unused_self,
+            reason = "the seam of a byte budget"
+        )
+    )]
+    fn writable(&self) -> io::Result<()> {
+        #[cfg(any(test, feature = "testing"))]
+        if self.is_full_for_tests.load(Ordering::Acquire) {
+            return Err(Errno::NOSPC.into());
+        }
+        Ok(())
+    }
+}
