@@ -5,6 +5,7 @@
     reason = "a panic is how a test fails, also in the functions around the tests"
 )]
 
+mod container;
 mod large_image;
 mod lazy_engine;
 mod registry;

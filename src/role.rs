@@ -15,6 +15,7 @@ type RoleMain = fn(Vec<OsString>) -> ExitCode;
 /// The roles by name.
 const ROLES: &[(&str, RoleMain)] = &[
     ("unpack-layer", crate::unpack::child_main),
+    ("monitor", crate::container::monitor_main),
     ("keeper", crate::fuse::keeper_main),
     ("worker", crate::fuse::worker_main),
 ];

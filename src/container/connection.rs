@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -12,7 +13,7 @@ use super::handle::{Link, MonitorError, Seen};
 use super::wire::{Message, PROTOCOL_VERSION, Request};
 use super::{ContainerId, Status};
 use crate::sys::process::RoleChild;
-use crate::sys::socket;
+use crate::sys::{readiness, socket};
 
 /// A connection that nothing was said on.
 pub(super) struct Connection {
@@ -36,7 +37,8 @@ pub(super) async fn begin(
 ) -> Result<watch::Receiver<Seen>, MonitorError> {
     let failed = |source| MonitorError::Connect { id: id.clone(), source };
     rustix::io::ioctl_fionbio(&connection.socket, true).map_err(|e| failed(e.into()))?;
-    let socket = AsyncFd::new(connection.socket).map_err(failed)?;
+    let socket = readiness::watch(connection.socket, Interest::READABLE | Interest::WRITABLE)
+        .map_err(failed)?;
     let mut link = SocketLink { socket, waiting: VecDeque::new() };
     match link.greet().await {
         Ok(status) => {
@@ -63,13 +65,8 @@ pub(super) async fn begin(
 /// A child that is never waited for stays as a zombie while control lives.
 async fn reap(child: Option<RoleChild>) {
     let Some(child) = child else { return };
-    struct Raw(RawFd);
-    impl AsRawFd for Raw {
-        fn as_raw_fd(&self) -> RawFd {
-            self.0
-        }
-    }
-    let Ok(ended) = AsyncFd::new(Raw(child.pidfd.as_raw_fd())) else { return };
+    let Ok(pidfd) = child.pidfd.try_clone() else { return };
+    let Ok(ended) = readiness::watch(pidfd, Interest::READABLE) else { return };
     let _ = ended.readable().await;
     drop(ended);
     let _ = child.try_wait();
@@ -89,7 +86,8 @@ impl SocketLink {
     async fn greet(&mut self) -> Result<Status, Greeting> {
         let hello = Request::Hello { version: PROTOCOL_VERSION };
         for request in [hello, Request::Watch] {
-            self.send(&request).await.map_err(|_| Greeting::Lost)?;
+            // It may have said why it does not listen.
+            let _ = self.send(&request).await;
         }
         loop {
             match self.receive().await {
@@ -143,11 +141,16 @@ impl SocketLink {
     /// The next message; `None` when the monitor has closed. One that cannot be read, from a later program, is
     /// passed over.
     async fn receive(&self) -> io::Result<Option<Message>> {
+        let mut was_reset = false;
         loop {
             let mut ready = self.socket.readable().await?;
             let received = ready.try_io(|socket| socket::receive(socket.get_ref().as_fd()));
             match received {
                 Err(_would_block) => {}
+                // Told once, when the peer has closed without reading everything, before what it has sent.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset && !was_reset => {
+                    was_reset = true;
+                }
                 Ok(Err(error)) => return Err(error),
                 Ok(Ok((bytes, _))) if bytes.is_empty() => return Ok(None),
                 Ok(Ok((bytes, _))) => {

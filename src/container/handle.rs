@@ -180,7 +180,8 @@ impl MonitorHandle {
         connection: Connection,
     ) -> Result<Self, MonitorError> {
         let (calls, queue) = mpsc::channel(QUEUE);
-        let seen = connection::begin(id, connection, queue).await?;
+        let mut seen = connection::begin(id, connection, queue).await?;
+        seen.mark_changed();
         Ok(Self { id: id.clone(), run_dir: run_dir.to_owned(), seen, calls })
     }
 
@@ -196,8 +197,8 @@ impl MonitorHandle {
         self.seen.borrow().clone()
     }
 
-    /// Waits for a change since the last call on this clone and returns what is known then. Returns at once when the
-    /// link is closed. Cancel-safe.
+    /// Waits for a change since the last call on this clone and returns what is known then. The first call returns at
+    /// once, and so does every call when the link is closed. Cancel-safe.
     pub async fn changed(&mut self) -> Seen {
         if self.seen.borrow().link == Link::Alive {
             let _ = self.seen.changed().await;

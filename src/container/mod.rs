@@ -10,16 +10,26 @@
 //!
 //! Only this module names libcontainer.
 
+mod capability;
 mod connection;
 pub mod exec;
+mod executor;
+mod finish;
 mod handle;
 mod id;
+mod image_root;
+mod join;
 mod launch;
+mod monitor;
+mod oci;
 mod record;
+mod seccomp;
 mod signal;
+mod start;
 mod terminal;
 mod user;
 mod wire;
+mod writable;
 
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list};
@@ -28,5 +38,6 @@ pub use launch::{
     HostEntry, LAUNCH_VERSION, Launch, LaunchProblem, LogTarget, Mount, MountKind, Network,
     Process, Rootfs, RunPaths, StopPolicy, Writable,
 };
+pub(crate) use monitor::monitor_main;
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
 pub use signal::{Signal, SignalError};

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -12,6 +13,9 @@ use super::TerminalSize;
 /// How often the window size is looked at. SIGWINCH is not used: with other threads about, no thread can be sure to
 /// get it without changing the disposition for the whole program.
 const SIZE_CHECK_MS: i64 = 200;
+
+/// How long output may take from the program's side of the terminal to ours.
+const LAST_OUTPUT: Duration = Duration::from_millis(200);
 
 /// What a terminal sends for the end of input.
 const END_OF_INPUT: u8 = 4;
@@ -69,9 +73,7 @@ impl<'a> Session<'a> {
             let is_closed = master.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR)
                 && self.copy_output()?;
             if !connection.is_empty() || is_closed {
-                // The program has ended: whatever still holds the terminal is not waited for.
-                self.copy_output()?;
-                return Ok(());
+                return if is_closed { Ok(()) } else { self.copy_last_output() };
             }
             if wants_input && !stdin.is_empty() {
                 input.fill(self.stdin);
@@ -92,6 +94,21 @@ impl<'a> Session<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The program has ended. What it wrote last may still be on its way through the kernel; whatever else has the
+    /// terminal open is not waited for any longer than that.
+    fn copy_last_output(&self) -> io::Result<()> {
+        let until = Instant::now() + LAST_OUTPUT;
+        while !self.copy_output()? {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(left) = rustix::time::Timespec::try_from(left) else { break };
+            let mut polled = [PollFd::new(&self.master, PollFlags::IN)];
+            if !matches!(rustix::event::poll(&mut polled, Some(&left)), Ok(1..)) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn follow_size(&self, last: &mut Option<TerminalSize>) {

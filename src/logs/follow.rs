@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::inotify;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{LogEntry, LogReader, ReadOptions};
@@ -76,7 +77,7 @@ fn watch(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     let flags =
         inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&watch, dir, flags)?;
-    AsyncFd::new(watch)
+    crate::sys::readiness::watch(watch, Interest::READABLE)
 }
 
 #[cfg(test)]

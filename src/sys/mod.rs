@@ -8,6 +8,7 @@
 )]
 
 pub mod cgroup;
+pub mod child;
 pub mod confine;
 pub mod fuse_device;
 mod mapped;

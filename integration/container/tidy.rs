@@ -1,0 +1,70 @@
+//! The host's mounts, and what a monitor costs.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::bundle::*;
+
+#[tokio::test]
+async fn a_monitor_is_small_and_a_start_is_quick() {
+    let bench = Bench::new();
+    let launch = bench.sh("c", "sleep 1000");
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let begin = Instant::now();
+        let handle = bench.start(&launch).await;
+        running(&handle).await;
+        times.push(begin.elapsed());
+        let pid = handle.seen().status.monitor.pid;
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let kib = |key: &str| -> u64 {
+            let line = rollup.lines().find(|line| line.starts_with(key)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        println!("anonymous {} KiB, proportional {} KiB", kib("Anonymous:"), kib("Pss:"));
+        assert!(kib("Anonymous:") < 4096, "{rollup}");
+        handle.stop(None, Some(Duration::ZERO)).await.unwrap();
+        ended(&handle).await;
+    }
+    println!("launch to running: {times:?}");
+    // Generous: the test programs share two processors.
+    assert!(times.iter().min().unwrap() < &Duration::from_millis(1000), "{times:?}");
+    bench.assert_tidy();
+}
+
+/// The other tests of this folder again, where mounts propagate as under systemd.
+#[test]
+fn everything_holds_where_mounts_are_shared() {
+    let test = std::env::current_exe().unwrap();
+    let output = Command::new("unshare")
+        .args(["-m", "--propagation", "shared"])
+        .arg(test)
+        .args(["container::lifecycle::volumes", "container::lifecycle::the_writable"])
+        .args(["container::survival::a_container", "container::exec::exit_codes"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("4 passed"), "{text}");
+}
+
+#[tokio::test]
+async fn a_mount_of_the_host_is_not_kept_busy() {
+    let bench = Bench::new();
+    let point = bench.dir.path().join("foreign");
+    fs::create_dir(&point).unwrap();
+    let status = Command::new("mount").args(["-t", "tmpfs", "foreign"]).arg(&point).status();
+    assert!(status.unwrap().success());
+    let launch = bench.sh("c", "sleep 1000");
+    let handle = bench.start(&launch).await;
+    running(&handle).await;
+    let pid = handle.seen().status.monitor.pid;
+    eventually("it is gone", || {
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+        (!mounts.contains("/foreign")).then_some(())
+    });
+    assert!(Command::new("umount").arg(&point).status().unwrap().success());
+    handle.stop(None, Some(Duration::ZERO)).await.unwrap();
+    ended(&handle).await;
+    bench.assert_tidy();
+}

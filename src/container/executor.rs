@@ -1,0 +1,176 @@
+//! The last steps before a container's program runs, and how their failure is told.
+//!
+//! Called by libcontainer in the new process, when namespaces, user and capabilities are set. It differs from the
+//! library's own executor in four ways: the search in PATH happens when the program is executed and tells *not found*
+//! from *not executable*; its failure reaches the one who waits, through a pipe that closes when the program is
+//! executed; signals are neither blocked nor ignored (they are, in the monitor, and programs inherit that); and a
+//! program that joins a container gets the container's system call filter, which the library applies only to the
+//! first one.
+
+use std::io::{self, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::sync::Arc;
+
+use caps::{CapSet, Capability};
+use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use serde::{Deserialize, Serialize};
+
+/// Capabilities that loading a filter and giving up capabilities take.
+pub(super) const TRANSIENT: [&str; 2] = ["CAP_SYS_ADMIN", "CAP_SETPCAP"];
+
+/// Why a program was not executed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NotExecuted {
+    pub(super) reason: String,
+    /// 127 not found, 126 not executable, 125 ours.
+    pub(super) code: i32,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Program {
+    /// Where a failure is written; closed by a successful execution.
+    pub(super) report: Arc<io::PipeWriter>,
+    /// What a joining program is restricted to; `None` for the first one, which libcontainer restricts.
+    pub(super) joining: Option<Restriction>,
+}
+
+/// What a joining program may do.
+#[derive(Debug, Clone)]
+pub(super) struct Restriction {
+    pub(super) filter: Option<LinuxSeccomp>,
+    /// Capabilities that it really has; those of [`TRANSIENT`] that are not among them are given up.
+    pub(super) capabilities: Vec<String>,
+}
+
+impl Executor for Program {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let failure = self
+            .restrict()
+            .map_or_else(|reason| NotExecuted { reason, code: 125 }, |()| execute(spec));
+        let text = serde_json::to_vec(&failure).unwrap_or_default();
+        let _ = (&*self.report).write_all(&text);
+        Err(ExecutorError::Execution(failure.reason.into()))
+    }
+
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+}
+
+impl Program {
+    fn restrict(&self) -> Result<(), String> {
+        let Some(restriction) = &self.joining else { return Ok(()) };
+        if let Some(filter) = &restriction.filter {
+            libcontainer::seccomp::initialize_seccomp(filter)
+                .map_err(|error| format!("could not load the system call filter: {error}"))?;
+        }
+        restriction.give_up().map_err(|error| format!("could not give up capabilities: {error}"))
+    }
+}
+
+impl Restriction {
+    fn give_up(&self) -> Result<(), caps::errors::CapsError> {
+        for name in TRANSIENT.iter().filter(|name| !self.has(name)) {
+            // The second one is what permits this, and goes last.
+            caps::drop(None, CapSet::Bounding, name.parse()?)?;
+        }
+        for set in [CapSet::Effective, CapSet::Permitted] {
+            let mut left = caps::read(None, set)?;
+            left.retain(|capability: &Capability| self.has(&capability.to_string()));
+            caps::set(None, set, &left)?;
+        }
+        Ok(())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.capabilities.iter().any(|own| own == name)
+    }
+}
+
+/// Replaces this process by the program; returns only when that fails.
+fn execute(spec: &Spec) -> NotExecuted {
+    let process = spec.process().as_ref();
+    let args = process.and_then(|process| process.args().as_deref()).unwrap_or_default();
+    let Some((program, rest)) = args.split_first() else {
+        return NotExecuted { reason: "no command is given".to_owned(), code: 125 };
+    };
+    let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
+    let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or_default();
+    crate::sys::signal::unblock_all();
+    let mut denied = None;
+    for candidate in candidates(program, path) {
+        let error = Command::new(&candidate).arg0(program).args(rest).exec();
+        let exists = std::fs::symlink_metadata(&candidate).is_ok();
+        match error.kind() {
+            io::ErrorKind::NotFound if exists => {
+                let reason = format!(
+                    "`{candidate}` exists, but what it is interpreted or loaded by does not"
+                );
+                return NotExecuted { reason, code: 127 };
+            }
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {}
+            io::ErrorKind::PermissionDenied => {
+                denied.get_or_insert_with(|| format!("`{candidate}` is not executable"));
+            }
+            _ => {
+                let reason = format!("`{candidate}` cannot be executed: {error}");
+                return NotExecuted { reason, code: 126 };
+            }
+        }
+    }
+    match denied {
+        Some(reason) => NotExecuted { reason, code: 126 },
+        None if program.contains('/') => {
+            NotExecuted { reason: format!("`{program}` does not exist"), code: 127 }
+        }
+        None => NotExecuted { reason: format!("`{program}` was not found in PATH"), code: 127 },
+    }
+}
+
+/// Where a program may be.
+fn candidates(program: &str, path: &str) -> Vec<String> {
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    path.split(':')
+        .map(|dir| match dir {
+            "" => format!("./{program}"),
+            dir => format!("{}/{program}", dir.trim_end_matches('/')),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_searched_in_path_unless_it_is_one() {
+        assert_eq!(candidates("/bin/x", "/a"), ["/bin/x"]);
+        assert_eq!(candidates("./x", "/a"), ["./x"]);
+        assert_eq!(candidates("x", "/a:/b/:"), ["/a/x", "/b/x", "./x"]);
+    }
+
+    #[test]
+    fn failures_have_the_codes_of_a_shell() {
+        let run = |args: &[&str]| {
+            let spec = serde_json::json!({
+                "ociVersion": "1.0.2",
+                "process": { "cwd": "/", "args": args, "env": ["PATH=/usr/bin:/bin"] },
+            });
+            execute(&serde_json::from_value(spec).unwrap()).code
+        };
+        assert_eq!(run(&["surely-no-such-program"]), 127);
+        assert_eq!(run(&["/etc/hostname"]), 126);
+        assert_eq!(run(&["/etc"]), 126);
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("script");
+        std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
+        assert_eq!(run(&[script.to_str().unwrap()]), 127);
+    }
+}

@@ -1,0 +1,176 @@
+//! Executing a program in a running container, in a forked child of its monitor.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use rustix::termios::Winsize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::executor::{NotExecuted, Program, Restriction, TRANSIENT};
+use super::image_root::ImageRoot;
+use super::oci;
+use super::record::{read_json, write_json};
+use super::start::{StartError, await_execution, resolve_user};
+use super::{ExecRequest, Launch};
+use crate::sys::{cgroup, child, socket};
+use crate::telemetry::Chain;
+
+/// From a joining child to its monitor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Joined {
+    /// The program runs; its terminal's master comes along where it has one.
+    Started(i32),
+    /// It does not.
+    Failed(NotExecuted),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum JoinError {
+    #[error("could not prepare the program's environment")]
+    Prepare(#[source] io::Error),
+    #[error("the container has no configuration")]
+    NoConfiguration,
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("the runtime could not run a program in the container")]
+    Runtime(#[source] LibcontainerError),
+    #[error("could not get the program's terminal")]
+    Terminal(#[source] io::Error),
+}
+
+/// The whole life of the child: its exit code. `init` is the container's first process, `streams` are standard
+/// input, output and error where the program has no terminal.
+pub(super) fn run(
+    launch: &Launch,
+    monitor: i32,
+    init: i32,
+    request: &ExecRequest,
+    streams: Vec<OwnedFd>,
+    joined: BorrowedFd<'_>,
+) -> u8 {
+    let mut keep = vec![joined];
+    keep.extend(streams.iter().map(OwnedFd::as_fd));
+    if child::die_with(monitor).and_then(|()| child::close_all_except(&keep)).is_err() {
+        return 1;
+    }
+    let (message, master, code) = match join(launch, init, request, streams) {
+        Ok((pid, master)) => (Joined::Started(pid), master, 0),
+        Err(error) => {
+            let failure = match error {
+                JoinError::Start(StartError::NotExecuted(failure)) => failure,
+                other => NotExecuted { reason: Chain(&other).to_string(), code: 125 },
+            };
+            (Joined::Failed(failure), None, 1)
+        }
+    };
+    let bytes = serde_json::to_vec(&message).unwrap_or_default();
+    let descriptors: Vec<BorrowedFd<'_>> = master.iter().map(OwnedFd::as_fd).collect();
+    let _ = socket::send(joined, &bytes, &descriptors);
+    code
+}
+
+fn join(
+    launch: &Launch,
+    init: i32,
+    request: &ExecRequest,
+    streams: Vec<OwnedFd>,
+) -> Result<(i32, Option<OwnedFd>), JoinError> {
+    let paths = launch.paths();
+    cgroup::enter(&launch.cgroup).map_err(JoinError::Prepare)?;
+    let container: Value = read_json(&paths.bundle.join("config.json"))
+        .map_err(JoinError::Prepare)?
+        .ok_or(JoinError::NoConfiguration)?;
+    let user = match &request.user {
+        Some(user) => {
+            // As the container sees it, with its mounts.
+            let root = ImageRoot::open(Path::new(&format!("/proc/{init}/root")))
+                .map_err(JoinError::Prepare)?;
+            Some(resolve_user(&root, user)?)
+        }
+        None => None,
+    };
+    let process = oci::exec_process(&container, request, user.as_ref(), &TRANSIENT);
+    let own = std::process::id();
+    let process_path = paths.runtime.join(format!("exec-{own}.json"));
+    write_json(&process_path, &process).map_err(JoinError::Prepare)?;
+    let console_path = paths.runtime.join(format!("exec-{own}.sock"));
+    let built = build(launch, request, streams, &container, &process_path, &console_path);
+    let _ = fs::remove_file(&process_path);
+    let _ = fs::remove_file(&console_path);
+    built
+}
+
+fn build(
+    launch: &Launch,
+    request: &ExecRequest,
+    streams: Vec<OwnedFd>,
+    container: &Value,
+    process_path: &Path,
+    console_path: &Path,
+) -> Result<(i32, Option<OwnedFd>), JoinError> {
+    let filter = serde_json::from_value(container["linux"]["seccomp"].clone()).ok();
+    let capabilities = oci::strings(&container["process"]["capabilities"]["bounding"]);
+    let (mut report, writer) = io::pipe().map_err(JoinError::Prepare)?;
+    let program =
+        Program { report: Arc::new(writer), joining: Some(Restriction { filter, capabilities }) };
+    let mut builder = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
+        .with_root_path(launch.paths().runtime)
+        .map_err(JoinError::Runtime)?
+        .with_executor(program);
+    let mut console = None;
+    if request.terminal.is_some() {
+        console = Some(listen(console_path).map_err(JoinError::Terminal)?);
+        builder = builder.with_console_socket(Some(console_path));
+    } else {
+        let mut streams = streams.into_iter();
+        if let (Some(stdin), Some(stdout), Some(stderr)) =
+            (streams.next(), streams.next(), streams.next())
+        {
+            builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
+        }
+    }
+    let built = builder
+        .as_tenant()
+        .with_detach(true)
+        .with_process(Some(process_path))
+        .build()
+        .map_err(JoinError::Runtime);
+    // The executor's own words come before those that the runtime makes of them.
+    await_execution(&mut report)?;
+    let pid = built?.as_raw();
+    let master = match console {
+        Some(console) => Some(receive_master(&console, request).map_err(JoinError::Terminal)?),
+        None => None,
+    };
+    Ok((pid, master))
+}
+
+/// The runtime connects through a link in its own directory, so the length of this path does not matter to it; here
+/// the directory becomes the working directory, which nothing else in this child depends on.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let name = path.file_name().unwrap_or_default();
+    std::env::set_current_dir(dir)?;
+    let listener = UnixListener::bind(name)?;
+    std::env::set_current_dir("/")?;
+    Ok(listener)
+}
+
+fn receive_master(console: &UnixListener, request: &ExecRequest) -> io::Result<OwnedFd> {
+    let (connection, _) = console.accept()?;
+    let (_, mut descriptors) = socket::receive(connection.as_fd())?;
+    let master = descriptors.pop().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    if let Some(size) = request.terminal {
+        let size = Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&master, size)?;
+    }
+    Ok(master)
+}

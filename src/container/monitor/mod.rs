@@ -1,0 +1,210 @@
+//! The monitor role: one process per container, single-threaded, that only polls.
+//!
+//! ```text
+//!  launch ─► Starting ──Started──► Running ──stop──► Stopping ─┐
+//!               │ Failed, stop, deadline  │ init ended         │ init ended
+//!               └────────────────┬────────┴────────────────────┘
+//!                                ▼
+//!                           finishing (nothing is left behind) ─► Ended: record, tell, exit
+//! ```
+//!
+//! Whatever may block is done by forked children ([`super::start`], [`super::join`], [`super::finish`]) which report
+//! over a socket pair and die with the monitor; killing the monitor kills nothing of the container. A monitor that is
+//! started with `adopt` enters the drawing wherever the files in `$RUN/containers/<id>` say.
+
+mod adopt;
+mod children;
+mod client;
+mod output;
+mod poll;
+mod run;
+mod session;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use tracing::{error, warn};
+
+use super::handle::next_launch;
+use super::record::{self, ExitRecord};
+use super::wire::{CONNECTION_DESCRIPTOR, Message};
+use super::{ContainerId, ContainerIdError, Launch, RunPaths};
+use crate::sys::process::{self, ProcessIdentity};
+use crate::sys::signal::{self, SignalFd};
+use crate::sys::{cgroup, child, mount, socket};
+use crate::telemetry::{Chain, LogFormat, LogOptions, init_logging};
+
+/// How long a monitor whose container has ended is waited for.
+const LEAVING: Duration = Duration::from_secs(3);
+
+/// Why a monitor does not begin.
+#[derive(Debug, thiserror::Error)]
+enum MonitorStartError {
+    #[error("expected `launch` or `adopt`, a run directory and a container id as arguments")]
+    Arguments,
+    #[error("bad container id")]
+    Id(#[source] ContainerIdError),
+    #[error("container `{0}` has a living monitor")]
+    Alive(ContainerId),
+    #[error("container `{0}` still runs and its monitor is dead; it must be adopted")]
+    StillRuns(ContainerId),
+    #[error("nothing is known of container `{0}`")]
+    Unknown(ContainerId),
+    #[error("could not {step}")]
+    Step {
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn step(step: &'static str) -> impl FnOnce(io::Error) -> MonitorStartError {
+    move |source| MonitorStartError::Step { step, source }
+}
+
+/// What a monitor owns from its first moment.
+struct Begin {
+    launch: Launch,
+    paths: RunPaths,
+    identity: ProcessIdentity,
+    signals: SignalFd,
+    listener: OwnedFd,
+    /// Held as long as this process lives; children close it.
+    lock: File,
+    /// Held shared by every living monitor: whoever gets it alone may remove the groups that all of them use.
+    groups_lock: File,
+}
+
+/// The role's `main`.
+pub(crate) fn monitor_main(args: Vec<OsString>) -> ExitCode {
+    signal::ignore_sigpipe();
+    let options = LogOptions { level: "info".to_owned(), format: LogFormat::Text };
+    let _ = init_logging(&options);
+    let first = process::inherited(CONNECTION_DESCRIPTOR).ok();
+    match begin(&args) {
+        Ok(begun) => begun.run(first),
+        Err(error) => {
+            error!(error = %Chain(&error), "monitor does not begin");
+            if let Some(connection) = first {
+                // The client's first two packets are taken, or their loss would be what it hears of.
+                for _ in 0..2 {
+                    let _ = socket::receive(connection.as_fd());
+                }
+                let refusal = Message::Refused { reason: Chain(&error).to_string() };
+                let bytes = serde_json::to_vec(&refusal).unwrap_or_default();
+                let _ = socket::send(connection.as_fd(), &bytes, &[]);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How a monitor begins.
+enum Begun {
+    Launch(Box<Begin>),
+    Adopt(Box<Begin>),
+    /// The container has ended and everything is written down.
+    Over(Box<Begin>, ExitRecord),
+}
+
+impl Begun {
+    fn run(self, first: Option<OwnedFd>) -> ExitCode {
+        let monitor = match self {
+            Self::Launch(begin) => run::Monitor::new(*begin, first).launch(),
+            Self::Adopt(begin) => adopt::adopt(run::Monitor::new(*begin, first)),
+            Self::Over(begin, record) => run::Monitor::new(*begin, first).over(record),
+        };
+        child::trim_heap();
+        monitor.run()
+    }
+}
+
+fn begin(args: &[OsString]) -> Result<Begun, MonitorStartError> {
+    let [action, run_dir, id] = args else { return Err(MonitorStartError::Arguments) };
+    let run_dir = PathBuf::from(run_dir);
+    let id: ContainerId =
+        id.to_str().ok_or(MonitorStartError::Arguments)?.parse().map_err(MonitorStartError::Id)?;
+    let paths = RunPaths::new(&run_dir, &id);
+    let lock = lock(&paths, &id)?;
+    let previous: Option<record::RunRecord> =
+        record::read_json(&paths.process).unwrap_or_else(|error| {
+            warn!(%error, "the record of the running process cannot be read");
+            None
+        });
+    let adopts = match action.to_str() {
+        Some("launch") => false,
+        Some("adopt") => true,
+        _ => return Err(MonitorStartError::Arguments),
+    };
+    if !adopts {
+        if previous.is_some_and(|run| run.process.open().is_some()) {
+            return Err(MonitorStartError::StillRuns(id));
+        }
+        let _ = std::fs::remove_file(&paths.process);
+        let _ = std::fs::remove_file(&paths.exit);
+        std::fs::rename(next_launch(&paths), &paths.launch).map_err(step("take the launch"))?;
+    }
+    let launch: Launch = record::read_json(&paths.launch)
+        .map_err(step("read the launch"))?
+        .ok_or_else(|| MonitorStartError::Unknown(id.clone()))?;
+    let ended = record::read_json(&paths.exit).unwrap_or_default();
+    let has_run_record = paths.process.exists();
+    let begin = Box::new(enter(launch, paths, lock)?);
+    Ok(match ended {
+        _ if !adopts => Begun::Launch(begin),
+        Some(record) if !has_run_record => Begun::Over(begin, record),
+        _ => Begun::Adopt(begin),
+    })
+}
+
+fn lock(paths: &RunPaths, id: &ContainerId) -> Result<File, MonitorStartError> {
+    let open = || File::options().write(true).create(true).truncate(false).open(&paths.lock);
+    let lock = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(MonitorStartError::Unknown(id.clone()));
+        }
+        other => other.map_err(step("open the container's lock"))?,
+    };
+    let until = Instant::now() + LEAVING;
+    while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // One that has written the exit record only has to say so to its clients.
+        if !paths.exit.exists() || Instant::now() > until {
+            return Err(MonitorStartError::Alive(id.clone()));
+        }
+        let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+        let _ = rustix::event::poll(&mut [], Some(&pause));
+    }
+    Ok(lock)
+}
+
+/// Its place in the system: groups, namespace, signals, socket.
+fn enter(launch: Launch, paths: RunPaths, lock: File) -> Result<Begin, MonitorStartError> {
+    let groups_lock = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(paths.socket_dir.join(".groups.lock"))
+        .map_err(step("open the lock of the control groups"))?;
+    rustix::fs::flock(&groups_lock, FlockOperation::LockShared)
+        .map_err(|error| step("lock the control groups")(error.into()))?;
+    let refused = cgroup::enter(&launch.monitor_cgroup).map_err(step("enter the control group"))?;
+    for (path, error) in refused {
+        warn!(path = %path.display(), %error, "could not enter a control group");
+    }
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
+        .map_err(|error| step("become a subreaper")(error.into()))?;
+    mount::enter_private_namespace().map_err(step("make a mount namespace"))?;
+    // The first four would end it, and with it the logs of a container that goes on.
+    let signals = SignalFd::block(&[1, 2, 3, 15, 17]).map_err(step("block signals"))?;
+    let socket_dir = File::open(&paths.socket_dir).map_err(step("open the socket directory"))?;
+    let listener = socket::listen(socket_dir.as_fd(), &paths.socket_name)
+        .map_err(step("listen on the monitor's socket"))?;
+    let identity = ProcessIdentity::current().map_err(step("identify the monitor"))?;
+    Ok(Begin { launch, paths, identity, signals, listener, lock, groups_lock })
+}

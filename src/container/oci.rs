@@ -1,0 +1,266 @@
+//! From a launch and what the image and the host say to the configuration of the runtime specification. Pure.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::capability::{CgroupLayout, granted};
+use super::user::ResolvedUser;
+use super::{ExecRequest, Launch, Mount, MountKind, Network};
+
+/// What Docker's images expect when they name no other.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What the kernel tells about the host; replaced by something empty.
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// What changes the host; may only be read.
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What is known only when the container starts.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) user: ResolvedUser,
+    pub(super) layout: CgroupLayout,
+    /// Its host name.
+    pub(super) hostname: String,
+    /// For [`Network::None`]: a namespace with nothing but loopback, which the runtime would not bring up. Relative to
+    /// the descriptors of the starting process, which the container's first process has too.
+    pub(super) network: Option<PathBuf>,
+    /// Files of ours by their path in the container, such as `/etc/hosts`.
+    pub(super) files: Vec<(&'static str, PathBuf)>,
+}
+
+/// The configuration of the container.
+pub(super) fn spec(launch: &Launch, facts: &Facts) -> Value {
+    let capabilities = granted(facts.layout);
+    let mut linux = json!({
+        "cgroupsPath": launch.cgroup,
+        "namespaces": namespaces(launch, facts),
+        "maskedPaths": MASKED,
+        "readonlyPaths": READ_ONLY,
+        "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
+        "seccomp": super::seccomp::profile(&capabilities, std::env::consts::ARCH),
+    });
+    if launch.network != Network::Host {
+        // As Docker: in a network of its own any user may listen on any port, and ping.
+        linux["sysctl"] = json!({
+            "net.ipv4.ip_unprivileged_port_start": "0",
+            "net.ipv4.ping_group_range": "0 2147483647",
+        });
+    }
+    let cwd = launch.process.cwd.as_deref().unwrap_or("/");
+    let env = environment(&launch.process.env, &facts.user.home, &facts.hostname);
+    json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": launch.paths().rootfs, "readonly": launch.rootfs.read_only },
+        "hostname": facts.hostname,
+        "mounts": mounts(launch, facts),
+        "process": Program {
+            args: &launch.process.args,
+            env,
+            cwd,
+            user: &facts.user,
+            capabilities: &capabilities,
+            no_new_privileges: launch.process.no_new_privileges,
+            has_terminal: false,
+        }.to_json(),
+        "linux": linux,
+    })
+}
+
+/// The process of an exec in a container whose configuration is `container`; `user` is given where the request names
+/// one, and `extra` are capabilities that it gives up before the program runs.
+pub(super) fn exec_process(
+    container: &Value,
+    request: &ExecRequest,
+    user: Option<&ResolvedUser>,
+    extra: &[&str],
+) -> Value {
+    let mut process = container["process"].clone();
+    process["args"] = json!(request.args);
+    let own: Vec<String> = strings(&process["env"]);
+    let mut env: Vec<String> = own
+        .into_iter()
+        .filter(|entry| !request.env.iter().any(|e| name(e) == name(entry)))
+        .collect();
+    if let Some(user) = user {
+        process["user"] = user_json(user);
+        env.retain(|entry| name(entry) != "HOME");
+        env.push(format!("HOME={}", user.home));
+    }
+    if request.terminal.is_some() && !env.iter().any(|entry| name(entry) == "TERM") {
+        env.push("TERM=xterm".to_owned());
+    }
+    env.retain(|entry| !request.env.iter().any(|e| name(e) == name(entry)));
+    env.extend(request.env.iter().cloned());
+    process["env"] = json!(env);
+    if let Some(cwd) = &request.cwd {
+        process["cwd"] = json!(cwd);
+    }
+    process["terminal"] = json!(request.terminal.is_some());
+    for set in ["bounding", "effective", "permitted"] {
+        let mut names = strings(&process["capabilities"][set]);
+        for extra in extra {
+            if !names.iter().any(|name| name == extra) {
+                names.push((*extra).to_owned());
+            }
+        }
+        process["capabilities"][set] = json!(names);
+    }
+    process
+}
+
+/// The strings of a JSON list.
+pub(super) fn strings(list: &Value) -> Vec<String> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|value| value.as_str().map(str::to_owned))
+        .collect()
+}
+
+struct Program<'a> {
+    args: &'a [String],
+    env: Vec<String>,
+    cwd: &'a str,
+    user: &'a ResolvedUser,
+    capabilities: &'a [&'a str],
+    no_new_privileges: bool,
+    has_terminal: bool,
+}
+
+impl Program<'_> {
+    fn to_json(&self) -> Value {
+        let set = self.capabilities;
+        let mut process = json!({
+            "terminal": self.has_terminal,
+            "args": self.args,
+            "env": self.env,
+            "cwd": self.cwd,
+            "user": user_json(self.user),
+            "capabilities": { "bounding": set, "effective": set, "permitted": set },
+        });
+        // Its mere presence moves the loading of the filter behind the drop of capabilities, where it fails.
+        if self.no_new_privileges {
+            process["noNewPrivileges"] = json!(true);
+        }
+        process
+    }
+}
+
+fn user_json(user: &ResolvedUser) -> Value {
+    // The primary group is listed too: the set of groups is replaced only when it is not empty, and a program must
+    // not keep the groups of the runtime.
+    let mut groups = vec![user.gid];
+    groups.extend(user.groups.iter().filter(|gid| **gid != user.gid));
+    json!({ "uid": user.uid, "gid": user.gid, "additionalGids": groups })
+}
+
+fn name(entry: &str) -> &str {
+    entry.split('=').next().unwrap_or(entry)
+}
+
+/// The last of several values of one name wins.
+fn environment(given: &[String], home: &str, hostname: &str) -> Vec<String> {
+    let mut env: Vec<String> = Vec::with_capacity(given.len() + 3);
+    for entry in given.iter().filter(|entry| entry.contains('=')) {
+        env.retain(|known| name(known) != name(entry));
+        env.push(entry.clone());
+    }
+    let defaults =
+        [DEFAULT_PATH.to_owned(), format!("HOME={home}"), format!("HOSTNAME={hostname}")];
+    for default in defaults {
+        if !env.iter().any(|entry| name(entry) == name(&default)) {
+            env.push(default);
+        }
+    }
+    env
+}
+
+fn namespaces(launch: &Launch, facts: &Facts) -> Value {
+    let mut list: Vec<Value> =
+        ["pid", "ipc", "uts", "mount"].iter().map(|typ| json!({ "type": typ })).collect();
+    if facts.layout == CgroupLayout::Unified {
+        list.push(json!({ "type": "cgroup" }));
+    }
+    match &launch.network {
+        Network::Host => {}
+        Network::None => list.push(json!({ "type": "network", "path": facts.network })),
+        Network::Namespace(path) => list.push(json!({ "type": "network", "path": path })),
+    }
+    Value::Array(list)
+}
+
+fn mounts(launch: &Launch, facts: &Facts) -> Value {
+    let fixed = [
+        ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"][..]),
+        ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        (
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    ];
+    let mut list: Vec<Value> = fixed
+        .iter()
+        .map(|(target, typ, source, options)| {
+            json!({ "destination": target, "type": typ, "source": source, "options": options })
+        })
+        .collect();
+    for (target, source) in &facts.files {
+        list.push(json!({
+            "destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate"],
+        }));
+    }
+    // What is mounted below another mount comes after it, or would be hidden by it.
+    let mut own: Vec<&Mount> = launch.mounts.iter().collect();
+    own.sort_by_key(|mount| depth(&mount.target));
+    list.extend(own.into_iter().map(mount_json));
+    Value::Array(list)
+}
+
+fn depth(path: &Path) -> usize {
+    path.components().count()
+}
+
+fn mount_json(mount: &Mount) -> Value {
+    let access = if mount.read_only { "ro" } else { "rw" };
+    match &mount.kind {
+        MountKind::Bind { source, .. } => json!({
+            "destination": mount.target, "type": "bind", "source": source,
+            "options": ["rbind", "rprivate", access],
+        }),
+        MountKind::Tmpfs { size, mode } => {
+            let mut options: Vec<String> =
+                ["noexec", "nosuid", "nodev", access].map(str::to_owned).to_vec();
+            options.extend(size.map(|size| format!("size={size}")));
+            options.push(format!("mode={:o}", mode.unwrap_or(0o1777)));
+            json!({
+                "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "oci_tests.rs"]
+mod tests;
