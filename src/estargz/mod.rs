@@ -1,7 +1,7 @@
 //! The eStargz format: footer, table of contents, index, chunk decoding, writer. Computes only.
 //!
 //! A layer is read in this order: [`tail`] takes the end of the blob and gives the JSON of the table of
-//! contents, [`toc::verify`] compares that with the digest of the manifest, [`index::build`] turns it into
+//! contents, [`toc::verify`] compares that with the digest of the manifest, [`index::build()`] turns it into
 //! our mapped form, [`Index`] answers from that, and [`chunk`] turns a compressed range of the blob into
 //! verified content. [`writer`] is the other direction.
 //!

@@ -41,7 +41,7 @@ pub struct TocBytes {
 }
 
 impl TocBytes {
-    /// What [`super::index::build`] must know besides the JSON.
+    /// What [`super::index::build()`] must know besides the JSON.
     #[must_use]
     pub fn index_input(&self, blob_size: u64) -> IndexInput {
         IndexInput { blob_size, toc_offset: self.toc_offset, flavour: self.flavour }

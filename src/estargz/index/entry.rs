@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::estargz::footer::Flavour;
 use crate::image::Digest;
 
-/// What [`super::build`] must know besides the table of contents.
+/// What [`super::build()`] must know besides the table of contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IndexInput {
     /// Size of the layer's blob in bytes.

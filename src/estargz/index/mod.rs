@@ -1,6 +1,6 @@
 //! The index of a lazy layer: its tree and the places of its content, in a form that is mapped and not parsed.
 //!
-//! [`build`] makes the bytes from a table of contents, [`Index::open`] checks all of them once, and after that
+//! [`build()`] makes the bytes from a table of contents, [`Index::open`] checks all of them once, and after that
 //! every accessor answers in constant or logarithmic time without allocating. Accessors cannot panic, not even
 //! when the file below the mapping is overwritten: then they answer nonsense, which digests expose.
 
@@ -79,6 +79,12 @@ impl<B: AsRef<[u8]>> Index<B> {
         })
     }
 
+    fn kind(&self, entry: EntryNo) -> Option<EntryKind> {
+        let at = self.sections.entries + entry.0 as usize * ENTRY;
+        let known = entry.0 < self.header.entries;
+        self.bytes().get(at).filter(|_| known).and_then(|code| EntryKind::from_code(*code))
+    }
+
     /// First number and count of what a directory or file has, or place and length of a link target. Bounded
     /// again although it was checked: a mapping that changes must not make a caller loop for ages.
     fn range(&self, entry: EntryNo, kind: EntryKind) -> (u32, u32) {
@@ -134,7 +140,10 @@ impl<B: AsRef<[u8]>> Index<B> {
 
     /// The directory that contains `entry`, of a file with several names the first; the root's is itself.
     pub fn parent(&self, entry: EntryNo) -> EntryNo {
-        EntryNo(self.record(entry).map_or(0, |record| record.parent))
+        if entry.0 >= self.header.entries {
+            return EntryNo::ROOT;
+        }
+        EntryNo(u32_at(self.bytes(), self.sections.entries + entry.0 as usize * ENTRY + 32))
     }
 
     /// Number of names in a directory; zero for anything else.
