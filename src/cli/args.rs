@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::image_write::{ImageConvertArguments, ImagePackArguments};
+
 const EXAMPLES: &str = "\
 Examples:
   supervisor up                          start what services.yaml describes, and follow its logs
@@ -234,8 +236,10 @@ pub(super) enum ImageCommand {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+    /// Make an image of a folder, as one layer that can be mounted lazily
+    Pack(Box<ImagePackArguments>),
     /// Rewrite an image so that its layers can be mounted lazily
-    Convert(ImageConvertArguments),
+    Convert(Box<ImageConvertArguments>),
 }
 
 /// `image mount`.
@@ -250,20 +254,6 @@ pub(super) struct ImageMountArguments {
     /// Bring all content first, and unpack it
     #[arg(long)]
     pub(super) full: bool,
-}
-
-/// `image convert`.
-#[derive(Debug, Args)]
-pub(super) struct ImageConvertArguments {
-    /// oci:DIR[:TAG]
-    #[arg(value_name = "SRC")]
-    pub(super) source: String,
-    /// oci:DIR[:TAG]
-    #[arg(value_name = "DST")]
-    pub(super) target: String,
-    /// File with one path a line: content to fetch before anything else, in this order
-    #[arg(long, value_name = "LIST")]
-    pub(super) prefetch: Option<PathBuf>,
 }
 
 /// `daemon`.

@@ -1,4 +1,4 @@
-//! `supervisor image mount|umount|convert`.
+//! `supervisor image mount|umount`, and the way to the commands of `image_write`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -6,22 +6,20 @@ use std::process::ExitCode;
 use anyhow::{Context as _, ensure};
 use hyper::Method;
 
-use super::args::{ImageCommand, ImageConvertArguments, ImageMountArguments};
+use super::args::{ImageCommand, ImageMountArguments};
 use super::settings::{Settings, absolute};
-use super::{connect, output, pull, run};
+use super::{connect, image_write, output, pull};
 use crate::api::MountRequest;
-use crate::image::{ImageRef, Platform};
-use crate::registry::Client;
 use crate::rootfs;
 use crate::supervise::report::MountableImage;
 use crate::sys;
-use crate::tooling::{self, ConvertOptions};
 
 pub(super) fn main(settings: &Settings, command: ImageCommand) -> anyhow::Result<ExitCode> {
     match command {
         ImageCommand::Mount(arguments) => mount(settings, &arguments),
         ImageCommand::Umount { directory } => umount(settings, &directory),
-        ImageCommand::Convert(arguments) => convert(settings, &arguments),
+        ImageCommand::Pack(arguments) => image_write::pack(&arguments),
+        ImageCommand::Convert(arguments) => image_write::convert(settings, &arguments),
     }
 }
 
@@ -63,35 +61,4 @@ fn umount(settings: &Settings, directory: &Path) -> anyhow::Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
-}
-
-/// Needs no control: nothing of it is kept in the store.
-fn convert(settings: &Settings, arguments: &ImageConvertArguments) -> anyhow::Result<ExitCode> {
-    let here = std::env::current_dir()?;
-    let source = arguments.source.parse::<ImageRef>()?.below(&here);
-    let target = arguments.target.parse::<ImageRef>()?.below(&here);
-    let prefetch = match &arguments.prefetch {
-        None => Vec::new(),
-        Some(list) => std::fs::read_to_string(list)
-            .with_context(|| format!("could not read `{}`", list.display()))?
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .map(str::to_owned)
-            .collect(),
-    };
-    let options = ConvertOptions { prefetch, ..ConvertOptions::default() };
-    let client = Client::new(run::registry(settings))?;
-    let converted = run::runtime()?.block_on(tooling::convert(
-        &client,
-        &source,
-        &Platform::host(),
-        &target,
-        &options,
-    ))?;
-    for path in &converted.missing {
-        output::warning(&format!("no layer has `{path}`"));
-    }
-    output::line(&converted.made.manifest.digest.to_string());
-    Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ mod connect;
 mod down;
 mod exec;
 mod image;
+mod image_write;
 mod images;
 mod logs;
 mod output;
