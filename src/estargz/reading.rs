@@ -24,7 +24,8 @@ pub(super) fn content(index: &Index<Vec<u8>>, blob: &[u8], entry: EntryNo) -> Ve
     let mut content = Vec::new();
     for n in 0..index.chunk_count(entry) {
         let part = index.chunk(entry, n).unwrap();
-        let (start, end) = (part.member.start as usize, part.member.end as usize);
+        let [start, end] =
+            [part.member.start, part.member.end].map(|at| usize::try_from(at).unwrap());
         let bytes = chunk::decode(
             index.flavour(),
             &blob[start..end],

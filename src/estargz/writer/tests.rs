@@ -150,9 +150,10 @@ fn check(items: &[Item], blob: &[u8], written: &Written) -> Index<Vec<u8>> {
     for group in all.chunk_by(|a, b| a.0.member.start == b.0.member.start) {
         let first = &group[0].0;
         assert_eq!(index.member_chunks(first.number).len(), group.len());
-        let range = first.member.start as usize..first.member.end as usize;
+        let [start, end] =
+            [first.member.start, first.member.end].map(|at| usize::try_from(at).unwrap());
         let pieces: Vec<_> = group.iter().map(|(chunk, ..)| chunk::Piece::from(chunk)).collect();
-        let results = chunk::decode_many(index.flavour(), &blob[range], &pieces);
+        let results = chunk::decode_many(index.flavour(), &blob[start..end], &pieces);
         assert!(results.iter().all(Result::is_ok));
     }
     index
