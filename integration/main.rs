@@ -8,7 +8,9 @@
 mod container;
 mod large_image;
 mod lazy_engine;
+mod lazy_mount;
 mod registry;
 mod support;
+mod takeover;
 mod tidy;
 mod unpack;

@@ -1,6 +1,7 @@
 //! What integration tests share: stand-ins for networks and registries, and drivers of real ones.
 
 pub(crate) mod docker_registry;
+pub(crate) mod lazy_host;
 pub(crate) mod link;
 pub(crate) mod program;
 pub(crate) mod registry;

@@ -94,7 +94,7 @@ struct Keeper {
 pub(crate) fn keeper_main(args: Vec<OsString>) -> ExitCode {
     let config = args.first().and_then(|text| decode::<RoleConfig>(text.as_encoded_bytes()));
     let Some(config) = config else { return ExitCode::from(2) };
-    let level = config.log_level.clone();
+    let level = config.log_level();
     let _ = telemetry::init_logging(&telemetry::LogOptions {
         level,
         format: telemetry::LogFormat::Text,

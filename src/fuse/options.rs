@@ -113,6 +113,11 @@ impl RoleConfig {
         }
     }
 
+    /// Log directives; fuser writes a line for every request at debug.
+    pub(super) fn log_level(&self) -> String {
+        format!("{},fuser=info", self.log_level)
+    }
+
     /// Where the mount is.
     pub(super) fn mount_point(&self) -> PathBuf {
         self.directory.join(MOUNT)

@@ -83,7 +83,7 @@ fn file_attr(ino: u64, attributes: &Entry) -> FileAttr {
         ctime: time,
         crtime: time,
         kind: file_type(attributes.kind),
-        perm: u16::try_from(attributes.mode & 0o7777).unwrap_or_default(),
+        perm: permissions(attributes),
         nlink: attributes.nlink,
         uid: attributes.uid,
         gid: attributes.gid,
@@ -91,6 +91,15 @@ fn file_attr(ino: u64, attributes: &Entry) -> FileAttr {
         rdev: (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
         blksize: 4096,
         flags: 0,
+    }
+}
+
+/// Linux gives every symbolic link all permissions, whatever an archive says.
+fn permissions(attributes: &Entry) -> u16 {
+    if attributes.kind == EntryKind::Symlink {
+        0o777
+    } else {
+        u16::try_from(attributes.mode & 0o7777).unwrap_or_default()
     }
 }
 

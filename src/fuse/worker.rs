@@ -68,7 +68,7 @@ fn failed(step: &'static str) -> impl Fn(std::io::Error) -> WorkerError {
 pub(crate) fn worker_main(args: Vec<OsString>) -> ExitCode {
     let config = args.first().and_then(|text| decode::<RoleConfig>(text.as_encoded_bytes()));
     let Some(config) = config else { return ExitCode::from(2) };
-    let level = config.log_level.clone();
+    let level = config.log_level();
     let _ = telemetry::init_logging(&telemetry::LogOptions {
         level,
         format: telemetry::LogFormat::Text,
@@ -115,8 +115,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
         .build()
         .map_err(failed("start the runtime"))?;
     let (sink, engine_events) = EventSink::channel(EVENT_ROOM);
-    let mut limits = Limits::default();
-    limits.wait_limit = Some(config.read_deadline);
+    let limits = Limits { wait_limit: Some(config.read_deadline), ..Limits::default() };
     let options = EngineOptions { files_dir: store.files_dir(), boot_id, limits, events: sink };
     let engine = Engine::open(options, runtime.handle().clone())?;
     let (events, _) = tokio::sync::broadcast::channel(EVENT_ROOM);

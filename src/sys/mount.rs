@@ -30,12 +30,12 @@ pub struct Mount {
     pub source: String,
 }
 
-/// The mounts that this process sees, in mount order.
+/// The mounts that this thread sees, in mount order: a thread may have a namespace of its own.
 ///
 /// # Errors
 /// When `/proc` is not mounted.
 pub fn mounts() -> io::Result<Vec<Mount>> {
-    Ok(parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?))
+    Ok(parse_mountinfo(&std::fs::read("/proc/thread-self/mountinfo")?))
 }
 
 fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
