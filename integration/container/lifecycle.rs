@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use supervisor::container::{
-    ContainerId, MonitorError, MonitorHandle, Mount, MountKind, Network, Outcome, Signal,
-    WritableState, exit_record, list,
+    ContainerId, MonitorError, MonitorHandle, Mount, MountKind, Network, Outcome, RemoveError,
+    Signal, WritableState, exit_record, list, remove,
 };
 use supervisor::logs::{LogReader, ReadOptions, Stream};
 
@@ -325,6 +325,26 @@ async fn one_container_has_one_monitor() {
     assert_eq!(ended(&handle).await, ended(&other).await);
     let nobody: ContainerId = "nobody".parse().unwrap();
     assert!(MonitorHandle::attach(&bench.exe, &launch.run_dir, &nobody).await.is_err());
+    bench.assert_tidy();
+}
+
+#[tokio::test]
+async fn a_removed_container_leaves_only_its_log() {
+    let bench = Bench::new();
+    let launch = bench.sh("c", "echo up; touch /written; sleep 1000");
+    let handle = bench.start(&launch).await;
+    running(&handle).await;
+    let refused = remove(&launch.run_dir, &launch.id).unwrap_err();
+    assert!(matches!(refused, RemoveError::Alive(_)), "{refused}");
+    handle.stop(None, Some(Duration::ZERO)).await.unwrap();
+    ended(&handle).await;
+    assert!(launch.state_dir.join("upper/written").exists());
+    remove(&launch.run_dir, &launch.id).unwrap();
+    remove(&launch.run_dir, &launch.id).unwrap();
+    assert!(list(&launch.run_dir).unwrap().is_empty());
+    let left: Vec<_> =
+        std::fs::read_dir(&launch.state_dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["log.json"]);
     bench.assert_tidy();
 }
 

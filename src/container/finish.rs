@@ -21,6 +21,10 @@ pub(super) struct Finished {
     pub(super) oom_killed: bool,
 }
 
+/// Name of the file beside the sockets that every living monitor holds locked, shared: whoever has it alone may
+/// remove the groups that all of them use.
+pub(super) const GROUPS_LOCK: &str = ".groups.lock";
+
 /// How long processes may take to die after SIGKILL; one that waits for a lazy read dies when that is answered.
 const DEATH: Duration = Duration::from_secs(20);
 
@@ -84,7 +88,7 @@ fn kill_all(group: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn wait_ms(milliseconds: i64) {
+pub(super) fn wait_ms(milliseconds: i64) {
     let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: milliseconds * 1_000_000 };
     let _ = rustix::event::poll(&mut [], Some(&time));
 }
@@ -142,21 +146,32 @@ fn counts_a_kill(file: &Path) -> bool {
     })
 }
 
-/// Removes the groups above the containers' and the monitors' own, where nothing else is in them.
-pub(super) fn remove_parent_groups(launch: &Launch) {
-    let Some(containers) = launch.cgroup.rsplit_once('/').map(|(parent, _)| parent) else { return };
-    let Some(instance) = containers.rsplit_once('/').map(|(parent, _)| parent) else { return };
-    if instance.is_empty() {
-        return;
+/// Removes the groups above the containers' and the monitors' own when no monitor lives.
+pub(super) fn remove_parent_groups_if_alone(launch: &Launch, paths: &RunPaths) {
+    let lock = fs::File::options().write(true).open(paths.socket_dir.join(GROUPS_LOCK));
+    let alone = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    if lock.is_ok_and(|lock| rustix::fs::flock(&lock, alone).is_ok()) {
+        remove_parent_groups(launch);
     }
-    let Ok(hierarchies) = cgroup::hierarchies() else { return };
+}
+
+/// Removes the groups above the containers' and the monitors' own, where nothing else is in them. `false` when
+/// one of them has processes, and is worth another try.
+pub(super) fn remove_parent_groups(launch: &Launch) -> bool {
+    let parent = |group: &str| group.rsplit_once('/').map(|(parent, _)| parent.to_owned());
+    let Some(containers) = parent(&launch.cgroup) else { return true };
+    let Some(instance) = parent(&containers).filter(|group| !group.is_empty()) else { return true };
+    let Ok(hierarchies) = cgroup::hierarchies() else { return true };
+    let mut all_removed = true;
     for hierarchy in hierarchies {
-        for group in [containers, launch.monitor_cgroup.as_str(), instance] {
-            let dir = hierarchy.mount_point.join(group.trim_start_matches('/'));
-            // Refused while a process or a group is in it.
-            let _ = fs::remove_dir(dir);
+        let dir = |group: &str| hierarchy.mount_point.join(group.trim_start_matches('/'));
+        for group in [&containers, &launch.monitor_cgroup] {
+            all_removed &= absent_is_fine(fs::remove_dir(dir(group))).is_ok();
         }
+        // Stays while other roles of this instance are in it.
+        let _ = fs::remove_dir(dir(&instance));
     }
+    all_removed
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod launch;
 mod monitor;
 mod oci;
 mod record;
+mod remove;
 mod seccomp;
 mod signal;
 mod start;
@@ -40,4 +41,5 @@ pub use launch::{
 };
 pub(crate) use monitor::monitor_main;
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
+pub use remove::{RemoveError, remove};
 pub use signal::{Signal, SignalError};

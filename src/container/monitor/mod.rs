@@ -15,8 +15,10 @@
 mod adopt;
 mod children;
 mod client;
+mod event;
 mod output;
 mod poll;
+mod request;
 mod run;
 mod session;
 
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use tracing::{error, warn};
 
+use super::finish::{self, GROUPS_LOCK};
 use super::handle::next_launch;
 use super::record::{self, ExitRecord};
 use super::wire::{CONNECTION_DESCRIPTOR, Message};
@@ -77,7 +80,7 @@ struct Begin {
     listener: OwnedFd,
     /// Held as long as this process lives; children close it.
     lock: File,
-    /// Held shared by every living monitor: whoever gets it alone may remove the groups that all of them use.
+    /// See [`GROUPS_LOCK`].
     groups_lock: File,
 }
 
@@ -177,8 +180,7 @@ fn lock(paths: &RunPaths, id: &ContainerId) -> Result<File, MonitorStartError> {
         if !paths.exit.exists() || Instant::now() > until {
             return Err(MonitorStartError::Alive(id.clone()));
         }
-        let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
-        let _ = rustix::event::poll(&mut [], Some(&pause));
+        finish::wait_ms(5);
     }
     Ok(lock)
 }
@@ -189,7 +191,7 @@ fn enter(launch: Launch, paths: RunPaths, lock: File) -> Result<Begin, MonitorSt
         .write(true)
         .create(true)
         .truncate(false)
-        .open(paths.socket_dir.join(".groups.lock"))
+        .open(paths.socket_dir.join(GROUPS_LOCK))
         .map_err(step("open the lock of the control groups"))?;
     rustix::fs::flock(&groups_lock, FlockOperation::LockShared)
         .map_err(|error| step("lock the control groups")(error.into()))?;

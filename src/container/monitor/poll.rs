@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use rustix::event::PollFd;
+use rustix::event::{PollFd, PollFlags};
 
+use super::output::Output;
 use super::run::Monitor;
 
 /// What has something to say.
@@ -28,6 +29,35 @@ pub(super) enum Source {
 }
 
 impl Monitor {
+    /// Everything that the loop waits for.
+    fn polled(&self) -> Vec<(Source, PollFd<'_>)> {
+        let input = PollFlags::IN;
+        let mut all = vec![
+            (Source::Signals, PollFd::new(&self.begin.signals, input)),
+            (Source::Listener, PollFd::new(&self.begin.listener, input)),
+        ];
+        for (number, fd) in self.output.iter().flat_map(Output::descriptors).enumerate() {
+            all.push((Source::Output(number), PollFd::from_borrowed_fd(fd, input)));
+        }
+        for client in &self.clients {
+            let mut flags = input;
+            flags.set(PollFlags::OUT, client.has_waiting());
+            all.push((Source::Client(client.number), PollFd::new(client, flags)));
+        }
+        all.extend(self.starting.iter().map(|child| (Source::Starting, PollFd::new(child, input))));
+        all.extend(
+            self.finishing.iter().map(|child| (Source::Finishing, PollFd::new(child, input))),
+        );
+        for (number, session) in self.sessions.iter().enumerate() {
+            let child = session.child.iter();
+            all.extend(child.map(|child| (Source::Session(number), PollFd::new(child, input))));
+        }
+        // One that is being asked how it ended is ready all the time.
+        let init = self.init.iter().filter(|init| !init.is_child && self.exit_until.is_none());
+        all.extend(init.map(|init| (Source::Init, PollFd::new(&init.pidfd, input))));
+        all
+    }
+
     /// Waits until something has happened or a deadline has passed.
     pub(super) fn wait(&self) -> Vec<Source> {
         let (sources, mut polled): (Vec<Source>, Vec<PollFd<'_>>) =
