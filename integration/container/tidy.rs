@@ -33,19 +33,38 @@ async fn a_monitor_is_small_and_a_start_is_quick() {
     bench.assert_tidy();
 }
 
-/// The other tests of this folder again, where mounts propagate as under systemd.
-#[test]
-fn everything_holds_where_mounts_are_shared() {
+/// Some of the other tests of this folder again, in a mount namespace that `prepare` has changed.
+fn again(propagation: &str, prepare: &str, tests: &[&str]) {
     let test = std::env::current_exe().unwrap();
     let output = Command::new("unshare")
-        .args(["-m", "--propagation", "shared"])
+        .args(["-m", "--propagation", propagation, "sh", "-c"])
+        .arg(format!("{prepare} && exec \"$0\" \"$@\""))
         .arg(test)
-        .args(["container::lifecycle::volumes", "container::lifecycle::the_writable"])
-        .args(["container::survival::a_container", "container::exec::exit_codes"])
+        .args(tests)
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("4 passed"), "{text}");
+    let passed = format!("{} passed", tests.len());
+    assert!(output.status.success() && text.contains(&passed), "{text}");
+}
+
+const TESTS: [&str; 6] = [
+    "container::lifecycle::volumes",
+    "container::lifecycle::the_writable",
+    "container::lifecycle::the_surroundings",
+    "container::survival::a_container",
+    "container::exec::exit_codes",
+    "container::exec::a_joining",
+];
+
+#[test]
+fn everything_holds_where_mounts_are_shared() {
+    again("shared", "true", &TESTS);
+}
+
+#[test]
+fn everything_holds_with_version_2_of_control_groups_alone() {
+    again("private", "mount --bind /sys/fs/cgroup/unified /sys/fs/cgroup", &TESTS);
 }
 
 #[tokio::test]
