@@ -199,6 +199,7 @@ impl LazyHost {
 }
 
 impl Drop for LazyHost {
+    #[expect(clippy::print_stderr, reason = "what the roles logged explains a failed test")]
     fn drop(&mut self) {
         let Some(lazy) = self.lazy.take() else { return };
         if std::thread::panicking() {

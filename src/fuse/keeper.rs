@@ -12,80 +12,39 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::keeper_mount::{self, MountError};
-use super::keeper_worker::{Attempts, RunningWorker};
+use super::keeper_clients::{Client, Step};
+use super::keeper_start::{KeeperError, failed, find_connection};
+use super::keeper_worker::{self, Attempts, RunningWorker};
 use super::options::RoleConfig;
-use super::protocol::{
-    Answer, ConnectionEvent, FailedStep, FailureKind, KEEPER_SOCKET, KeeperStatus, Leash, Report,
-    Request, Stop, WORKER_SOCKET, WorkerState, decode, encode, hello, hello_answer,
-};
+use super::protocol::{ConnectionEvent, KEEPER_SOCKET, Leash, Report, Stop, decode, encode};
 use super::session::Session;
-use super::{connect, keeper_worker};
+use super::{connect, keeper_mount};
 use crate::sys::process::{ProcessIdentity, SealedExe, inherited};
 use crate::sys::signal::SignalFd;
-use crate::sys::{cgroup, fuse_device, process, socket};
+use crate::sys::{cgroup, fuse_device, socket};
 use crate::telemetry;
 
 /// Where control listens for the report.
 pub(super) const REPORT_FD: i32 = 3;
 /// A descriptor of the connection that somebody kept.
 pub(super) const STORED_FD: i32 = 4;
-/// How long the last worker has to notice that the connection has ended.
-const END_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a living worker has to hand the descriptor over.
-const HANDOVER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why a keeper cannot do its work.
-#[derive(Debug, thiserror::Error)]
-enum KeeperError {
-    #[error("another keeper serves this run directory")]
-    Locked,
-    #[error(transparent)]
-    Mount(#[from] MountError),
-    #[error("a worker lives and does not hand over the connection")]
-    WorkerSilent,
-    #[error("worker could not be started: {0}")]
-    Worker(String),
-    #[error("could not {step}")]
-    Io {
-        step: &'static str,
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl KeeperError {
-    fn step(&self) -> FailedStep {
-        match self {
-            Self::Mount(MountError::Device { .. }) => FailedStep::Device,
-            Self::Mount(_) => FailedStep::Mount,
-            Self::Worker(_) => FailedStep::Worker,
-            Self::Locked | Self::WorkerSilent | Self::Io { .. } => FailedStep::Keeper,
-        }
-    }
-}
-
-struct Client {
-    connection: OwnedFd,
-    wants_events: bool,
-}
-
-struct Keeper {
-    config: RoleConfig,
-    exe: SealedExe,
-    identity: ProcessIdentity,
-    device: OwnedFd,
-    minor: u32,
-    worker: Option<RunningWorker>,
-    attempts: Attempts,
-    restart_at: Option<Instant>,
-    restarts: u64,
-    report: Option<OwnedFd>,
-    clients: Vec<Client>,
+pub(super) struct Keeper {
+    pub(super) config: RoleConfig,
+    pub(super) exe: SealedExe,
+    pub(super) identity: ProcessIdentity,
+    pub(super) device: OwnedFd,
+    pub(super) minor: u32,
+    pub(super) worker: Option<RunningWorker>,
+    pub(super) attempts: Attempts,
+    pub(super) restart_at: Option<Instant>,
+    pub(super) restarts: u64,
+    pub(super) report: Option<OwnedFd>,
+    pub(super) clients: Vec<Client>,
     /// Held so that there is one keeper.
     _lock: File,
 }
@@ -116,10 +75,6 @@ pub(crate) fn keeper_main(args: Vec<OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn failed(step: &'static str) -> impl Fn(io::Error) -> KeeperError {
-    move |source| KeeperError::Io { step, source }
 }
 
 fn run(
@@ -163,83 +118,6 @@ fn run(
         keeper.start_worker();
     }
     keeper.serve(&listener, &signals)
-}
-
-/// The connection that lives, or a new one.
-fn find_connection(
-    config: &RoleConfig,
-    stored: Option<OwnedFd>,
-) -> Result<(OwnedFd, u32, Option<RunningWorker>), KeeperError> {
-    let mount_point = config.mount_point();
-    let source = config.mount_source();
-    let mounted = keeper_mount::minor(&mount_point, &source).map_err(failed("read /proc"))?;
-    if let Some((device, process)) = ask_worker(config)? {
-        tracing::info!(pid = process.pid, "took the connection over from the worker");
-        let worker = RunningWorker::adopt(process).map_err(failed("watch the worker"))?;
-        return Ok((device, mounted.unwrap_or_default(), Some(worker)));
-    }
-    if let (Some(device), Some(minor)) = (stored, mounted) {
-        let usable = Session::open(&config.directory)
-            .is_ok_and(|session| connect::granted(&session).is_some_and(|granted| granted.resend));
-        if usable {
-            tracing::info!("took over a connection that was kept");
-            return Ok((device, minor, None));
-        }
-    }
-    let (device, minor) = keeper_mount::mount(config)?;
-    Ok((device, minor, None))
-}
-
-/// The descriptor from a worker that lives without a keeper.
-fn ask_worker(config: &RoleConfig) -> Result<Option<(OwnedFd, ProcessIdentity)>, KeeperError> {
-    let lives = keeper_worker::lock(&config.directory.join(keeper_worker::WORKER_LOCK))
-        .map_err(failed("open the worker's lock"))?
-        .is_none();
-    if !lives {
-        return Ok(None);
-    }
-    let deadline = Instant::now() + HANDOVER_PATIENCE;
-    loop {
-        if let Some(answer) = try_ask_worker(config) {
-            return Ok(Some(answer));
-        }
-        // It may be starting, or ending.
-        let lock = config.directory.join(keeper_worker::WORKER_LOCK);
-        if keeper_worker::lock(&lock).is_ok_and(|lock| lock.is_some()) {
-            return Ok(None);
-        }
-        if Instant::now() >= deadline {
-            return Err(KeeperError::WorkerSilent);
-        }
-        wait(Duration::from_millis(50));
-    }
-}
-
-fn try_ask_worker(config: &RoleConfig) -> Option<(OwnedFd, ProcessIdentity)> {
-    let directory = File::open(&config.directory).ok()?;
-    let connection = socket::connect(directory.as_fd(), WORKER_SOCKET).ok()?;
-    let patience = Some(Duration::from_secs(2));
-    rustix::net::sockopt::set_socket_timeout(
-        &connection,
-        rustix::net::sockopt::Timeout::Recv,
-        patience,
-    )
-    .ok()?;
-    socket::send(connection.as_fd(), &encode(&hello()), &[]).ok()?;
-    let Some(Answer::Hello { process, .. }) = decode(&socket::receive(connection.as_fd()).ok()?.0)
-    else {
-        return None;
-    };
-    socket::send(connection.as_fd(), &encode(&Request::Descriptor), &[]).ok()?;
-    let (_, mut descriptors) = socket::receive(connection.as_fd()).ok()?;
-    Some((descriptors.pop()?, process))
-}
-
-/// A pause in a process that has nothing else to do yet.
-fn wait(pause: Duration) {
-    if let Ok(pause) = rustix::time::Timespec::try_from(pause) {
-        let _ = rustix::event::poll(&mut [], Some(&pause));
-    }
 }
 
 impl Keeper {
@@ -389,17 +267,18 @@ impl Keeper {
 
     /// A connection that never served is of no use to anybody; control falls back to full pulls.
     fn give_up_if_useless(&mut self) -> Result<(), KeeperError> {
+        if !self.attempts.is_failing() || self.report.is_none() {
+            return Ok(());
+        }
         let never_served = Session::open(&self.config.directory)
             .is_ok_and(|session| session.established().is_none());
-        if self.attempts.is_failing() && self.report.is_some() && never_served {
+        if never_served {
             let reason = self.attempts.reason().to_owned();
             self.end(Stop::Force);
             return Err(KeeperError::Worker(reason));
         }
-        if self.attempts.is_failing() {
-            // Somebody depends on the connection: it is kept, and control must not wait.
-            self.tell_started();
-        }
+        // Somebody depends on the connection: it is kept, and control must not wait.
+        self.tell_started();
         Ok(())
     }
 
@@ -407,110 +286,6 @@ impl Keeper {
         if let Some(report) = self.report.take() {
             let _ = socket::send(report.as_fd(), &encode(&Report::Started), &[]);
         }
-    }
-
-    fn publish(&mut self, event: &ConnectionEvent) {
-        let message = encode(&Answer::Event { event: event.clone() });
-        // A reader that does not keep up is dropped; it asks for the state when it comes back.
-        self.clients.retain(|client| {
-            !client.wants_events || socket::send(client.connection.as_fd(), &message, &[]).is_ok()
-        });
-    }
-
-    fn answer(&mut self, place: usize) -> Step {
-        let Some(client) = self.clients.get_mut(place) else { return Step::Keep };
-        let Ok((packet, _)) = socket::receive(client.connection.as_fd()) else {
-            return Step::Drop;
-        };
-        if packet.is_empty() {
-            return Step::Drop;
-        }
-        let mut step = Step::Keep;
-        let mut descriptor = None;
-        let answer = match decode(&packet) {
-            Some(Request::Hello { .. }) => hello_answer(&self.identity),
-            Some(Request::Status { .. }) => Answer::Keeper { status: self.status() },
-            Some(Request::Descriptor) => {
-                descriptor = Some(self.device.as_fd());
-                Answer::Done
-            }
-            Some(Request::Events) => {
-                client.wants_events = true;
-                Answer::Done
-            }
-            Some(Request::Stop { how }) => match self.may_end(how) {
-                Ok(()) => {
-                    self.end(how);
-                    step = Step::End;
-                    Answer::Done
-                }
-                Err(answer) => answer,
-            },
-            _ => Answer::Failed {
-                kind: FailureKind::Unsupported,
-                message: "the keeper does not know this request".to_owned(),
-            },
-        };
-        let Some(client) = self.clients.get(place) else { return step };
-        let descriptors: Vec<_> = descriptor.into_iter().collect();
-        match socket::send(client.connection.as_fd(), &encode(&answer), &descriptors) {
-            Err(_) if matches!(step, Step::Keep) => Step::Drop,
-            _ => step,
-        }
-    }
-
-    fn status(&self) -> KeeperStatus {
-        let worker = match &self.worker {
-            Some(worker) if worker.is_ready => {
-                WorkerState::Running { process: worker.identity.clone() }
-            }
-            _ if self.attempts.is_failing() => WorkerState::Failing {
-                attempts: self.attempts.count(),
-                reason: self.attempts.reason().to_owned(),
-            },
-            _ => WorkerState::Starting,
-        };
-        KeeperStatus {
-            process: self.identity.clone(),
-            worker,
-            restarts: self.restarts,
-            connection: self.minor,
-        }
-    }
-
-    fn may_end(&self, how: Stop) -> Result<(), Answer> {
-        let open = Session::open(&self.config.directory).map_or(0, |session| session.open_files());
-        if how == Stop::IfUnused && open > 0 {
-            return Err(Answer::Failed {
-                kind: FailureKind::Busy,
-                message: format!("{open} files on the mount are open"),
-            });
-        }
-        Ok(())
-    }
-
-    /// Ends the connection, the worker and the files of both.
-    fn end(&mut self, how: Stop) {
-        if how == Stop::Force
-            && let Err(error) = fuse_device::abort(self.minor)
-        {
-            tracing::warn!(%error, "could not abort the connection; it ends with its descriptor");
-        }
-        if let Err(error) = keeper_mount::detach(&self.config) {
-            tracing::warn!(%error, "could not detach the mount");
-        }
-        if let Some(worker) = self.worker.take() {
-            if how == Stop::IfUnused && !worker.ends_within(END_PATIENCE) {
-                // An overlay still has the file system; whoever stops us was to take care of that.
-                let _ = fuse_device::abort(self.minor);
-            }
-            if !worker.ends_within(END_PATIENCE) {
-                let _ = process::send_signal(worker.pidfd.as_fd(), 9);
-                worker.ends_within(END_PATIENCE);
-            }
-            worker.reap();
-        }
-        keeper_mount::sweep(&self.config);
     }
 }
 
@@ -520,10 +295,4 @@ struct Ready {
     worker: bool,
     leash: bool,
     clients: Vec<usize>,
-}
-
-enum Step {
-    Keep,
-    Drop,
-    End,
 }

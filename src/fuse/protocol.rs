@@ -154,6 +154,10 @@ pub struct KeeperStatus {
     pub restarts: u64,
     /// Minor device number of the mount, which is the connection's number in fusectl.
     pub connection: u32,
+    /// Tells this connection apart from every other of the run directory. A container that was started on another
+    /// one has lost its lazy layers.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// What the worker does.

@@ -38,6 +38,7 @@ const AT_LAYOUT: usize = 8;
 const AT_PHASE: usize = 16;
 const AT_SLOTS: usize = 24;
 const AT_HANDLES: usize = 32;
+const AT_BORN: usize = 40;
 const AT_REQUEST: usize = 512;
 const AT_REPLY: usize = 1536;
 const INIT_MAX: usize = 1000;
@@ -179,6 +180,7 @@ impl Session {
         }
         let next = seed.iter().map(|slot| slot.number + 1).max().unwrap_or(1);
         session.map.u64_at(AT_SLOTS).store(u64::from(next), Release);
+        session.map.u64_at(AT_BORN).store(now(), Release);
         session.map.u64_at(AT_LAYOUT).store(LAYOUT, Release);
         session.map.u64_at(AT_MAGIC).store(MAGIC, Release);
         std::fs::rename(&fresh, &path).map_err(io)?;
@@ -209,6 +211,11 @@ impl Session {
             return Err(damaged("counts beyond the tables"));
         }
         Ok(Self { path, file, map })
+    }
+
+    /// When the connection was made: tells it apart from any other of this run directory.
+    pub(super) fn born(&self) -> u64 {
+        self.map.u64_at(AT_BORN).load(Acquire)
     }
 
     /// The INIT request and our reply, when the kernel has been answered.
@@ -357,6 +364,12 @@ impl Session {
     fn damaged(&self, reason: String) -> SessionError {
         SessionError::Damaged { path: self.path.clone(), reason }
     }
+}
+
+/// Nanoseconds since 1970.
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.ok().and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_default()
 }
 
 fn slot_at(number: u32) -> usize {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::Channel;
 use super::handle::Shared;
 use super::protocol::{Answer, ConnectionEvent, KEEPER_SOCKET, Request, WORKER_SOCKET};
+use super::session::Session;
 use crate::sys::process::{ProcessIdentity, RoleChild};
 use crate::sys::{readiness, socket};
 use crate::telemetry;
@@ -51,11 +52,16 @@ async fn watch_keeper(
             return;
         }
         tracing::warn!(pid = keeper.pid, "keeper ended; starting another");
+        let before = born(&alive);
         loop {
             match alive.find_or_start_keeper(None).await {
                 Ok((next, started)) => {
                     (keeper, child) = (next, started);
                     let _ = alive.events.send(ConnectionEvent::KeeperReplaced);
+                    if before.is_some() && before != born(&alive) {
+                        let reason = "keeper and worker died together".to_owned();
+                        let _ = alive.events.send(ConnectionEvent::ConnectionLost { reason });
+                    }
                     break;
                 }
                 Err(error) => {
@@ -71,6 +77,11 @@ async fn watch_keeper(
             }
         }
     }
+}
+
+/// Which connection the run directory has.
+fn born(shared: &Shared) -> Option<u64> {
+    Session::open(&shared.directory).ok().map(|session| session.born())
 }
 
 /// Waits until the process behind a pidfd has ended; at once when there is none.

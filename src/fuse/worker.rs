@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -189,7 +189,8 @@ fn confine(config: &RoleConfig) -> Result<Vec<String>, WorkerError> {
     .map(PathBuf::from)
     .collect();
     read.push(config.state_dir.join("layers"));
-    read.extend(config.registry.docker_config.clone());
+    // Its folder: a login replaces the file by another one.
+    read.extend(config.registry.docker_config.as_deref().and_then(Path::parent).map(PathBuf::from));
     let rights = Rights {
         read,
         write: vec![config.state_dir.join("files")],

@@ -1,0 +1,138 @@
+//! The keeper's socket: answers, events, and the end that somebody asks for.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use super::keeper::Keeper;
+use super::keeper_mount;
+use super::protocol::{
+    Answer, ConnectionEvent, FailureKind, KeeperStatus, Request, Stop, WorkerState, decode, encode,
+    hello_answer,
+};
+use super::session::Session;
+use crate::sys::{fuse_device, process, socket};
+
+/// How long the last worker has to notice that the connection has ended.
+const END_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Somebody who is connected.
+pub(super) struct Client {
+    pub(super) connection: OwnedFd,
+    pub(super) wants_events: bool,
+}
+
+/// What becomes of a client, or of the keeper.
+pub(super) enum Step {
+    Keep,
+    Drop,
+    End,
+}
+
+impl Keeper {
+    /// Tells an event to whoever asked for events.
+    pub(super) fn publish(&mut self, event: &ConnectionEvent) {
+        let message = encode(&Answer::Event { event: event.clone() });
+        // A reader that does not keep up is dropped; it asks for the state when it comes back.
+        self.clients.retain(|client| {
+            !client.wants_events || socket::send(client.connection.as_fd(), &message, &[]).is_ok()
+        });
+    }
+
+    /// Answers the next request of a client.
+    pub(super) fn answer(&mut self, place: usize) -> Step {
+        let Some(client) = self.clients.get_mut(place) else { return Step::Keep };
+        let Ok((packet, _)) = socket::receive(client.connection.as_fd()) else {
+            return Step::Drop;
+        };
+        if packet.is_empty() {
+            return Step::Drop;
+        }
+        let mut step = Step::Keep;
+        let mut descriptor = None;
+        let answer = match decode(&packet) {
+            Some(Request::Hello { .. }) => hello_answer(&self.identity),
+            Some(Request::Status { .. }) => Answer::Keeper { status: self.status() },
+            Some(Request::Descriptor) => {
+                descriptor = Some(self.device.as_fd());
+                Answer::Done
+            }
+            Some(Request::Events) => {
+                client.wants_events = true;
+                Answer::Done
+            }
+            Some(Request::Stop { how }) => match self.may_end(how) {
+                Ok(()) => {
+                    self.end(how);
+                    step = Step::End;
+                    Answer::Done
+                }
+                Err(answer) => answer,
+            },
+            _ => Answer::Failed {
+                kind: FailureKind::Unsupported,
+                message: "the keeper does not know this request".to_owned(),
+            },
+        };
+        let Some(client) = self.clients.get(place) else { return step };
+        let descriptors: Vec<_> = descriptor.into_iter().collect();
+        match socket::send(client.connection.as_fd(), &encode(&answer), &descriptors) {
+            Err(_) if matches!(step, Step::Keep) => Step::Drop,
+            _ => step,
+        }
+    }
+
+    fn status(&self) -> KeeperStatus {
+        let worker = match &self.worker {
+            Some(worker) if worker.is_ready => {
+                WorkerState::Running { process: worker.identity.clone() }
+            }
+            _ if self.attempts.is_failing() => WorkerState::Failing {
+                attempts: self.attempts.count(),
+                reason: self.attempts.reason().to_owned(),
+            },
+            _ => WorkerState::Starting,
+        };
+        KeeperStatus {
+            process: self.identity.clone(),
+            worker,
+            restarts: self.restarts,
+            connection: self.minor,
+            generation: Session::open(&self.config.directory).map_or(0, |session| session.born()),
+        }
+    }
+
+    fn may_end(&self, how: Stop) -> Result<(), Answer> {
+        let open = Session::open(&self.config.directory).map_or(0, |session| session.open_files());
+        if how == Stop::IfUnused && open > 0 {
+            return Err(Answer::Failed {
+                kind: FailureKind::Busy,
+                message: format!("{open} files on the mount are open"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Ends the connection, the worker and the files of both.
+    pub(super) fn end(&mut self, how: Stop) {
+        if how == Stop::Force
+            && let Err(error) = fuse_device::abort(self.minor)
+        {
+            tracing::warn!(%error, "could not abort the connection; it ends with its descriptor");
+        }
+        if let Err(error) = keeper_mount::detach(&self.config) {
+            tracing::warn!(%error, "could not detach the mount");
+        }
+        if let Some(worker) = self.worker.take() {
+            if how == Stop::IfUnused && !worker.ends_within(END_PATIENCE) {
+                // An overlay still has the file system; whoever stops us was to take care of that.
+                let _ = fuse_device::abort(self.minor);
+            }
+            if !worker.ends_within(END_PATIENCE) {
+                let _ = process::send_signal(worker.pidfd.as_fd(), 9);
+                worker.ends_within(END_PATIENCE);
+            }
+            worker.reap();
+        }
+        keeper_mount::sweep(&self.config);
+    }
+}
