@@ -30,6 +30,8 @@ impl Served {
             run_dir: settings.run_dir.clone(),
             registry: registry(settings),
             log_level: settings.log.level.clone(),
+            fuse: settings.feature("SUPERVISOR_FUSE")?,
+            passthrough: settings.feature("SUPERVISOR_PASSTHROUGH")?,
             idle_limit,
         };
         let control = Control::start(options)?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use crate::fuse::Feature;
 use crate::telemetry::{LogFormat, LogOptions};
 
 use super::args::{GlobalArguments, LogFormatArgument};
@@ -51,6 +52,17 @@ impl Settings {
             docker_config,
             environment,
         })
+    }
+}
+
+impl Settings {
+    /// Whether a feature of the host is used, by a variable: `auto` (or nothing) or `off`.
+    pub(super) fn feature(&self, variable: &str) -> anyhow::Result<Feature> {
+        match self.environment.get(variable).map(String::as_str) {
+            None | Some("" | "auto") => Ok(Feature::Probe),
+            Some("off") => Ok(Feature::Off),
+            Some(other) => bail!("`{variable}` is `{other}`; expected `auto` or `off`"),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! to look into is mounted here, read-only and without a writable part.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use crate::sys::mount::{self, OverlayCall};
@@ -35,14 +36,16 @@ pub enum MountError {
 /// # Errors
 /// When the kernel refuses.
 pub fn mount_read_only(layers: &[PathBuf], target: &Path) -> Result<(), MountError> {
-    // An overlay without a writable part has at least two layers, and an image may have fewer. The directory may go
-    // right after the mount: the overlay holds it.
-    let empty = tempfile::tempdir().map_err(MountError::Empty)?;
-    let mut lower = vec![empty.path().to_path_buf()];
-    if layers.is_empty() {
-        let second = empty.path().join("second");
-        std::fs::create_dir(&second).map_err(MountError::Empty)?;
-        lower = vec![second.clone(), second];
+    // An overlay without a writable part has at least two layers, and an image may have fewer. A removed directory
+    // would not do: listing it fails, and so does every listing of the overlay.
+    let empty = mount::empty().map_err(MountError::Empty)?;
+    let below = PathBuf::from(format!("/proc/self/fd/{}", empty.as_raw_fd()));
+    let missing = 2_usize.saturating_sub(layers.len());
+    let mut lower = Vec::with_capacity(layers.len() + missing);
+    for number in 0..missing {
+        let place = below.join(number.to_string());
+        std::fs::create_dir(&place).map_err(MountError::Empty)?;
+        lower.push(place);
     }
     lower.extend_from_slice(layers);
     mount::overlay(&lower, None, target, OverlayCall::Best).map_err(|source| MountError::Overlay {

@@ -18,6 +18,7 @@ use super::execute::Host;
 use super::handle::{ControlHandle, REQUEST_QUEUE};
 use super::images::Images;
 use super::lazy_mounts::LazyMounts;
+use crate::fuse::Feature;
 use crate::image::Digest;
 use crate::layer::Layers;
 use crate::registry::{Client, ClientError, ClientOptions};
@@ -35,6 +36,10 @@ pub struct ControlOptions {
     pub registry: ClientOptions,
     /// Log directives of the other roles.
     pub log_level: String,
+    /// Whether FUSE is used where the host has it.
+    pub fuse: Feature,
+    /// Whether complete files are read by the kernel itself where it can.
+    pub passthrough: Feature,
     /// End after so long without anything to supervise; never when `None`.
     pub idle_limit: Option<Duration>,
 }

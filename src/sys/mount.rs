@@ -171,6 +171,17 @@ pub fn fuse(device: BorrowedFd<'_>, source: &str) -> io::Result<OwnedFd> {
     )
 }
 
+/// An empty file system in memory that is attached nowhere and goes with its last user.
+///
+/// # Errors
+/// Those of the mount API.
+pub fn empty() -> io::Result<OwnedFd> {
+    let context = FsContext::open("tmpfs")?;
+    context.set("source", "supervisor")?;
+    context.set("mode", "0755")?;
+    context.mount(MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)
+}
+
 /// The writable part of an overlay.
 #[derive(Debug, Clone)]
 pub struct Upper {
