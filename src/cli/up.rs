@@ -176,6 +176,9 @@ fn show(event: &Event, project: &str) {
         EventLevel::Error => output::failure(&event.message, hint),
         EventLevel::Warning => output::warning(&event.message),
         EventLevel::Info if event.kind.starts_with("project-") => {}
+        EventLevel::Info if event.kind == "image-pulling" => {
+            output::note(&format!(" … {}", event.message))
+        }
         EventLevel::Info => output::note(&format!(" ✔ {}", event.message)),
     }
 }

@@ -267,8 +267,10 @@ impl Driver {
     pub(super) fn save_project(&self, name: &ProjectName) {
         let Some(project) = self.projects.get(name) else { return };
         let path = super::project::record_path(self.host.store.root(), name.as_str());
-        if let Err(error) = record::save(&path, &project.record) {
-            let message = Chain(&error).to_string();
+        let saved = super::project::make_folder(&path).and_then(|()| {
+            record::save(&path, &project.record).map_err(|error| Chain(&error).to_string())
+        });
+        if let Err(message) = saved {
             self.events.emit(
                 Subject::Project(name.as_str()),
                 EventLevel::Error,

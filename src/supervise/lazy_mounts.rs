@@ -296,6 +296,5 @@ fn describe_content(event: &LazyEvent) -> (EventLevel, &'static str, String) {
             "cache-repaired",
             format!("kept content {} was damaged and is fetched again", content.short()),
         ),
-        other => (Info, "lazy-content", format!("{other:?}")),
     }
 }

@@ -1,6 +1,7 @@
 //! One project: what its user asked for, kept across restarts of control.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -149,4 +150,14 @@ impl Project {
 /// Where a project's record is.
 pub(super) fn record_path(state_dir: &Path, project: &str) -> PathBuf {
     state_dir.join("services").join(project).join("project")
+}
+
+/// Makes the folder that a record is in.
+pub(super) fn make_folder(record: &Path) -> Result<(), String> {
+    let folder = record.parent().unwrap_or(Path::new("/"));
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| format!("could not create `{}`: {error}", folder.display()))
 }

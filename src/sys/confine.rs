@@ -139,8 +139,10 @@ fn restrict_paths(rights: &Rights) -> Result<(), String> {
         .create()
         .map_err(|error| words(&error))?;
     let read = AccessFs::from_read(abi) & !AccessFs::Execute;
-    let write = (AccessFs::from_all(abi) & !AccessFs::Execute)
-        & !(AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev);
+    // With execution: the kernel opens a passthrough file with the credentials of who registered it, also when it is
+    // opened to be executed. This process itself executes nothing, see `FORBIDDEN`.
+    let write =
+        AccessFs::from_all(abi) & !(AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev);
     for (paths, access) in [(&rights.read, read), (&rights.write, write)] {
         for path in paths {
             // What does not exist can be neither read nor named in a rule.

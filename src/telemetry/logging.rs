@@ -55,8 +55,9 @@ impl FromStr for LogFormat {
 /// # Errors
 /// When the level is none.
 pub fn init_logging(options: &LogOptions) -> Result<(), LogOptionsError> {
-    // libcontainer reports every creation at info and common conditions at warn.
-    let directives = format!("{},libcontainer=error,libcgroups=error", options.level);
+    // libcontainer logs each error before it returns it, in the container's own output; fuser warns of every request
+    // that a read-only file system need not answer.
+    let directives = format!("{},libcontainer=off,libcgroups=off,fuser=error", options.level);
     let filter = EnvFilter::try_new(directives)
         .map_err(|_| LogOptionsError::Level(options.level.clone()))?;
     let builder = tracing_subscriber::fmt()
