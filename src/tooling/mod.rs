@@ -1,4 +1,4 @@
-//! Making images: [`pack`] a folder, [`convert`] an image into one that can be mounted lazily.
+//! Making images: [`pack()`] a folder, [`convert()`] an image into one that can be mounted lazily.
 //!
 //! Images are written into OCI image layout folders. Reading them is `registry`'s, the format of layers `estargz`'s.
 
