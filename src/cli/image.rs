@@ -38,7 +38,7 @@ fn mount(settings: &Settings, arguments: &ImageMountArguments) -> anyhow::Result
     runtime.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let image: MountableImage = client.call(Method::POST, "/v1/mounts", &request).await?;
-        if let Err(error) = rootfs::mount_read_only(&image.layers, &target) {
+        if let Err(error) = rootfs::mount_read_only(&image.layers, &target, &image.instance) {
             let _: Result<(), _> = client.call(Method::DELETE, "/v1/mounts", &request).await;
             return Err(error)
                 .with_context(|| format!("could not mount the image at `{}`", target.display()));
@@ -50,7 +50,7 @@ fn mount(settings: &Settings, arguments: &ImageMountArguments) -> anyhow::Result
 
 fn umount(settings: &Settings, directory: &Path) -> anyhow::Result<ExitCode> {
     let target = absolute(directory)?;
-    let ours = rootfs::is_image_mount(&target)?;
+    let ours = rootfs::is_image_mount(&target, &settings.instance()?)?;
     ensure!(ours, "`{}` is not an image that this program mounted", target.display());
     sys::mount::unmount(&target)
         .with_context(|| format!("could not unmount `{}`", target.display()))?;

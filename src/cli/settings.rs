@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use crate::fuse::Feature;
+use crate::supervise;
 use crate::telemetry::{LogFormat, LogOptions};
 
 use super::args::{GlobalArguments, LogFormatArgument};
@@ -56,6 +57,14 @@ impl Settings {
 }
 
 impl Settings {
+    /// The instance of the run directory.
+    pub(super) fn instance(&self) -> anyhow::Result<String> {
+        let resolved = std::fs::canonicalize(&self.run_dir).with_context(|| {
+            format!("no supervisor has run with the run directory `{}`", self.run_dir.display())
+        })?;
+        Ok(supervise::instance_of(&resolved))
+    }
+
     /// Whether a feature of the host is used, by a variable: `auto` (or nothing) or `off`.
     pub(super) fn feature(&self, variable: &str) -> anyhow::Result<Feature> {
         match self.environment.get(variable).map(String::as_str) {

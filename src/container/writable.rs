@@ -120,7 +120,11 @@ pub(super) fn mount(rootfs: &Rootfs, layer: &WritableLayer, target: &Path) -> io
         volatile: rootfs.writable == Writable::Volatile,
     };
     let call = if rootfs.legacy_mount { OverlayCall::Legacy } else { OverlayCall::Best };
-    mount::overlay(&rootfs.layers, Some(&upper), target, call)
+    mount::overlay(
+        mount::Overlay { source: "supervisor", lower: &rootfs.layers, upper: Some(&upper) },
+        target,
+        call,
+    )
 }
 
 /// Unmounts the root file system; `Ok` when nothing uses it any more and no write to it was lost.

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::mount::{self, OverlayCall};
 
-/// The source of our mounts in the mount table, which is how they are told from other people's.
-const SOURCE: &str = "supervisor";
+/// The source of an image mount in the mount table: what tells ours from other people's and other instances'.
+fn source(instance: &str) -> String {
+    format!("supervisor-{instance}")
+}
 
 /// An image could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -31,11 +33,15 @@ pub enum MountError {
     Empty(#[source] io::Error),
 }
 
-/// Mounts `layers` (lowest first) read-only at `target`.
+/// Mounts `layers` (lowest first) read-only at `target`, for `instance`.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn mount_read_only(layers: &[PathBuf], target: &Path) -> Result<(), MountError> {
+pub fn mount_read_only(
+    layers: &[PathBuf],
+    target: &Path,
+    instance: &str,
+) -> Result<(), MountError> {
     // An overlay without a writable part has at least two layers, and an image may have fewer. A removed directory
     // would not do: listing it fails, and so does every listing of the overlay.
     let empty = mount::empty().map_err(MountError::Empty)?;
@@ -48,26 +54,28 @@ pub fn mount_read_only(layers: &[PathBuf], target: &Path) -> Result<(), MountErr
         lower.push(place);
     }
     lower.extend_from_slice(layers);
-    mount::overlay(&lower, None, target, OverlayCall::Best).map_err(|source| MountError::Overlay {
+    let overlay = mount::Overlay { source: &source(instance), lower: &lower, upper: None };
+    mount::overlay(overlay, target, OverlayCall::Best).map_err(|source| MountError::Overlay {
         layers: layers.len(),
         target: target.to_path_buf(),
         source,
     })
 }
 
-/// Where images are mounted in this mount namespace.
+/// Where `instance` has images mounted in this mount namespace.
 ///
 /// # Errors
 /// When the mount table cannot be read.
-pub fn image_mounts() -> io::Result<Vec<PathBuf>> {
-    let ours = |mount: &mount::Mount| mount.fs_type == "overlay" && mount.source == SOURCE;
+pub fn image_mounts(instance: &str) -> io::Result<Vec<PathBuf>> {
+    let source = source(instance);
+    let ours = |mount: &mount::Mount| mount.fs_type == "overlay" && mount.source == source;
     Ok(mount::mounts()?.into_iter().filter(ours).map(|mount| mount.mount_point).collect())
 }
 
-/// Whether an image of ours is mounted at `target`.
+/// Whether `instance` has an image mounted at `target`.
 ///
 /// # Errors
 /// When the mount table cannot be read.
-pub fn is_image_mount(target: &Path) -> io::Result<bool> {
-    Ok(image_mounts()?.iter().any(|mounted| mounted == target))
+pub fn is_image_mount(target: &Path, instance: &str) -> io::Result<bool> {
+    Ok(image_mounts(instance)?.iter().any(|mounted| mounted == target))
 }

@@ -92,15 +92,19 @@ impl Driver {
             }
         }
         self.shutdown.cancel();
-        if !self.containers.values().any(Held::may_run) && !super::images::Images::has_mounts() {
-            self.host.images.lazy().stop_if_unused().await;
+        if !self.any_runs() {
+            self.host.images.stop_lazy_if_unused().await;
         }
+    }
+
+    fn any_runs(&self) -> bool {
+        self.containers.values().any(|held| held.may_run() || held.busy.is_some())
     }
 
     /// Nothing runs and nothing should.
     fn is_idle(&self) -> bool {
         let wanted = self.projects.values().any(|project| project.record.wish != Wish::Stop);
-        !wanted && !self.containers.values().any(|held| held.may_run() || held.busy.is_some())
+        !wanted && !self.any_runs()
     }
 
     /// Several outcomes often come together; one pass is enough for them.
@@ -317,6 +321,7 @@ impl Driver {
 
     /// Tells those who wait for a project to stop or go that it has, or that it cannot.
     fn answer_waiters(&mut self) {
+        let any_runs = self.any_runs();
         let names: Vec<ProjectName> = self.projects.keys().cloned().collect();
         for name in names {
             let busy =
@@ -340,7 +345,15 @@ impl Driver {
                     (Waiter::Stopped(reply), Some(error)) => drop(reply.send(Err(error))),
                     (Waiter::Gone(reply, _), Some(error)) => drop(reply.send(Err(error))),
                     (Waiter::Stopped(reply), None) if !busy => drop(reply.send(Ok(()))),
-                    (Waiter::Gone(reply, names), None) if empty => drop(reply.send(Ok(names))),
+                    (Waiter::Gone(reply, names), None) if empty => {
+                        let (images, runs) = (Arc::clone(&self.host.images), any_runs);
+                        tokio::spawn(async move {
+                            if !runs {
+                                images.stop_lazy_if_unused().await;
+                            }
+                            let _ = reply.send(Ok(names));
+                        });
+                    }
                     (waiter, None) => project.waiters.push(waiter),
                 }
             }

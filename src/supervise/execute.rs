@@ -1,14 +1,15 @@
 //! Carries actions out, one function each. No decision is made here: what an action needs is in it, and its outcome
 //! goes back to the driver.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
 use super::held::ContainerRecord;
-use super::images::{Extent, Images, PullError};
+use super::images::{Extent, Images};
 use super::launch::{self, Place};
+use super::pull_error::PullError;
 use crate::container::{
     self, ContainerId, Link, MonitorHandle, Outcome as RunOutcome, Phase, Seen, Signal,
 };
@@ -188,12 +189,10 @@ impl Host {
     }
 
     async fn try_remove(&self, id: &ContainerId) -> Result<(), String> {
-        let paths = container::RunPaths::new(&self.run_dir, id);
-        let (store, id) = (self.store.clone(), id.clone());
+        let (store, run_dir, id) = (self.store.clone(), self.run_dir.clone(), id.clone());
         // A writable layer may hold many files.
         let removing = tokio::task::spawn_blocking(move || {
-            forget(&paths.dir, |path| std::fs::remove_dir_all(path))?;
-            forget(&paths.socket_dir.join(&paths.socket_name), |path| std::fs::remove_file(path))?;
+            container::remove(&run_dir, &id).map_err(|error| Chain(&error).to_string())?;
             store.remove_container(id.as_str()).map_err(|error| Chain(&error).to_string())
         });
         removing.await.map_err(|error| error.to_string())?
@@ -205,16 +204,6 @@ impl Host {
             .await
             .map_err(|error| Chain(&error).to_string());
         let _ = outcomes.send(Outcome::Adopted { container, result }).await;
-    }
-}
-
-/// Removes what may be gone already.
-fn forget(path: &Path, remove: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), String> {
-    match remove(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("could not remove `{}`: {error}", path.display()))
-        }
-        _ => Ok(()),
     }
 }
 

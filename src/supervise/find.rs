@@ -15,6 +15,7 @@ use crate::telemetry::Chain;
 impl Driver {
     /// Reads the records and connects to the monitors that live. What needs an action is left to the first plan.
     pub(super) async fn find_what_is_there(&mut self) {
+        self.host.images.settle();
         self.find_projects();
         let ids = match self.host.store.containers() {
             Ok(ids) => ids,

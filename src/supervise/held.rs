@@ -130,14 +130,16 @@ impl Held {
     /// What the planner sees.
     pub(super) fn observed(&self, clock: &Clock) -> Container {
         let state = match (self.busy, self.status.as_ref().map(|status| &status.phase)) {
-            (Some(operation), _) => ContainerState::Busy(operation),
-            (None, Some(Phase::Starting)) => ContainerState::Busy(Operation::Start),
-            (None, Some(Phase::Stopping { .. })) => ContainerState::Busy(Operation::Stop),
-            (None, Some(Phase::Running { started_at, .. })) => {
+            (Some(operation), _) if operation != Operation::Adopt => {
+                ContainerState::Busy(operation)
+            }
+            (_, Some(Phase::Starting)) => ContainerState::Busy(Operation::Start),
+            (_, Some(Phase::Stopping { .. })) => ContainerState::Busy(Operation::Stop),
+            (_, Some(Phase::Running { started_at, .. })) => {
                 ContainerState::Running { since: clock.at(*started_at) }
             }
-            (None, None) if self.monitor_lost => ContainerState::Running { since: 0 },
-            (None, Some(Phase::Ended(_)) | None) => self.ended(clock),
+            (_, None) if self.monitor_lost => ContainerState::Running { since: 0 },
+            (_, Some(Phase::Ended(_)) | None) => self.ended(clock),
         };
         Container {
             instance: self.record.instance.clone(),
@@ -146,7 +148,11 @@ impl Held {
             fingerprint: self.record.fingerprint.clone(),
             manifest: self.record.manifest,
             state,
-            monitor: if self.monitor_lost { Monitor::Lost } else { Monitor::Alive },
+            monitor: match (self.busy, self.monitor_lost) {
+                (Some(Operation::Adopt), _) => Monitor::Adopting,
+                (_, true) => Monitor::Lost,
+                (_, false) => Monitor::Alive,
+            },
             writable: if self.writable_lost { WritableLayer::Lost } else { WritableLayer::Usable },
             run: self.record.run(),
             failed: self.failed.clone(),

@@ -1,23 +1,20 @@
 //! Images on this host: pull them, make their layers ready, tell how much of each is here.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 
 use super::events::{EventLog, Subject};
-use super::handle::{RequestError, RequestErrorKind};
 use super::lazy_mounts::LazyMounts;
-use super::report::{
-    ContentReport, EventLevel, ImageReport, MountableImage, PullLayer, PullProgress,
-};
+use super::pull_error::PullError;
+use super::report::{EventLevel, PullLayer, PullProgress};
 use crate::image::{Digest, ImageConfig, ImageRef, Manifest, Platform};
-use crate::layer::{Kept, LayerError, Layers, Manner, Progress, WantedLayer};
-use crate::registry::{BlobSource, Client, FetchError};
+use crate::layer::{Kept, Layers, Manner, Progress, WantedLayer};
+use crate::registry::{BlobSource, Client};
 use crate::store::{ImageRecord, Store, StoreError};
-use crate::telemetry::Chain;
 
 /// How much of an image is brought here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,56 +23,6 @@ pub enum Extent {
     Lazy,
     /// Every layer whole.
     Full,
-}
-
-/// Why an image is not here.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum PullError {
-    /// Manifest or configuration could not be had.
-    #[error("could not resolve `{image}`")]
-    Resolve {
-        /// Which image.
-        image: String,
-        /// Why.
-        #[source]
-        source: FetchError,
-    },
-    /// A layer could not be had.
-    #[error(transparent)]
-    Layer(#[from] LayerError),
-    /// The store refused.
-    #[error("could not store the image `{image}`")]
-    Store {
-        /// Which image.
-        image: String,
-        /// Why.
-        #[source]
-        source: Arc<StoreError>,
-    },
-}
-
-impl PullError {
-    /// Whether another try may help without anybody changing anything.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Resolve { source, .. } => source.is_transient(),
-            Self::Layer(source) => source.is_transient(),
-            Self::Store { .. } => false,
-        }
-    }
-
-    /// What to do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Resolve { source, .. } => source.hint(),
-            Self::Layer(source) => source.hint(),
-            Self::Store { source, .. } => {
-                source.is_disk_full().then(|| "free some space in the state directory".to_owned())
-            }
-        }
-    }
 }
 
 /// An image that is here: every layer indexed or unpacked.
@@ -113,13 +60,13 @@ pub(super) struct MountedImage {
 pub(super) struct Images {
     client: Client,
     layers: Layers,
-    lazy: LazyMounts,
+    pub(super) lazy: LazyMounts,
     platform: Platform,
     events: EventLog,
     /// Why layers were pulled fully although lazy was asked for; of this run of control.
-    why_full: Mutex<HashMap<Digest, String>>,
+    pub(super) why_full: Mutex<HashMap<Digest, String>>,
     /// Where images are mounted for people.
-    mounts: Mutex<BTreeMap<PathBuf, MountedImage>>,
+    pub(super) mounts: Mutex<BTreeMap<PathBuf, MountedImage>>,
     /// One lock per reference that is being pulled.
     flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -138,11 +85,7 @@ impl Images {
         }
     }
 
-    pub(super) fn lazy(&self) -> &LazyMounts {
-        &self.lazy
-    }
-
-    fn store(&self) -> &Store {
+    pub(super) fn store(&self) -> &Store {
         self.layers.store()
     }
 
@@ -161,7 +104,7 @@ impl Images {
         self.load_manifest(reference, manifest)
     }
 
-    fn load(&self, record: &ImageRecord) -> Result<Option<LocalImage>, StoreError> {
+    pub(super) fn load(&self, record: &ImageRecord) -> Result<Option<LocalImage>, StoreError> {
         self.load_manifest(&record.reference, record.manifest)
     }
 
@@ -268,6 +211,7 @@ impl Images {
         };
         // Last, so that what the store lists is here.
         store.record_image(&record).map_err(&failed)?;
+        self.settle();
         let attributes =
             [("image", reference.to_string()), ("digest", local.manifest_digest.to_string())];
         self.events.emit(
@@ -309,6 +253,17 @@ impl Images {
             let _ = progress.send(PullProgress::LayerReady { digest, lazy, why_full }).await;
         }
         Ok(())
+    }
+
+    /// Syncs full layers that were unpacked without waiting for the disk. Nobody waits for this either: after a power
+    /// cut before its end they are fetched again.
+    pub(super) fn settle(&self) {
+        let store = self.store().clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.settle() {
+                tracing::warn!(error = %crate::telemetry::Chain(&error), "full layers could not be synced");
+            }
+        });
     }
 
     fn note(&self, digest: Digest, kept: &Kept) -> Option<String> {
@@ -361,117 +316,12 @@ impl Images {
         Ok(mounted)
     }
 
-    /// How much of an image is here, weighted by the sizes of its layers.
-    pub(super) async fn content(&self, manifest: &Manifest) -> ContentReport {
-        let (mut local, mut total) = (0.0, 0.0);
-        let mut report = ContentReport {
-            local: 0.0,
-            lazy_layers: 0,
-            layers: manifest.layers.len(),
-            full_because: Vec::new(),
-        };
-        for descriptor in &manifest.layers {
-            let layer = self.store().layer(descriptor.digest);
-            #[expect(clippy::cast_precision_loss, reason = "a share needs no exact bytes")]
-            let size = descriptor.size.max(1) as f64;
-            total += size;
-            if layer.is_full() {
-                local += size;
-                let reasons = self.why_full.lock().unwrap_or_else(PoisonError::into_inner);
-                let why = match (reasons.get(&descriptor.digest), descriptor.toc_digest()) {
-                    (Some(why), _) => Some(why.clone()),
-                    (None, None) => Some(crate::layer::NotLazy::NoTocDigest.to_string()),
-                    (None, Some(_)) => None,
-                };
-                report.full_because.extend(why.filter(|why| !report.full_because.contains(why)));
-            } else if layer.is_indexed() {
-                report.lazy_layers += 1;
-                local += size * self.lazy.share(&layer).await;
-            }
+    /// Takes the lazy mount down, unless somebody looks into an image. Such mounts outlive control, so the mount
+    /// table is asked, not memory.
+    pub(super) async fn stop_lazy_if_unused(&self) {
+        if crate::rootfs::image_mounts(self.lazy.instance()).is_ok_and(|mounts| mounts.is_empty()) {
+            self.lazy.stop_if_unused().await;
         }
-        // Nothing is missing of an image without layers.
-        report.local = if total > 0.0 { local / total } else { 1.0 };
-        report
-    }
-
-    pub(super) async fn pull_reporting(
-        &self,
-        image: &str,
-        extent: Extent,
-        progress: mpsc::Sender<PullProgress>,
-    ) {
-        let outcome = match image.parse::<ImageRef>() {
-            Ok(reference) => self
-                .pull(&reference, extent, Some(&progress))
-                .await
-                .map_err(|error| (Chain(&error).to_string(), error.hint())),
-            Err(error) => Err((error.to_string(), None)),
-        };
-        let image = image.to_owned();
-        let step = match outcome {
-            Ok(local) => PullProgress::Done { image, digest: local.manifest_digest },
-            Err((message, hint)) => PullProgress::Failed { image, message, hint },
-        };
-        let _ = progress.send(step).await;
-    }
-
-    pub(super) async fn list(&self) -> Result<Vec<ImageReport>, RequestError> {
-        let failed = |error: StoreError| {
-            RequestError::new(RequestErrorKind::Failed, Chain(&error).to_string())
-        };
-        let mut reports = Vec::new();
-        for record in self.store().images().map_err(failed)? {
-            let Some(local) = self.load(&record).map_err(failed)? else { continue };
-            reports.push(ImageReport {
-                reference: record.reference.to_string(),
-                digest: record.manifest,
-                platform: record.platform.to_string(),
-                size: local.manifest.layers.iter().map(|layer| layer.size).sum(),
-                pulled_at: record.pulled_at,
-                content: self.content(&local.manifest).await,
-            });
-        }
-        Ok(reports)
-    }
-
-    pub(super) async fn mountable(
-        &self,
-        image: &str,
-        extent: Extent,
-        target: &Path,
-    ) -> Result<MountableImage, RequestError> {
-        let reference: ImageRef = image.parse().map_err(|error: crate::image::RefError| {
-            RequestError::new(RequestErrorKind::Invalid, error.to_string())
-        })?;
-        let failed = |error: PullError| {
-            RequestError::new(RequestErrorKind::Failed, Chain(&error).to_string())
-                .with_hint(error.hint())
-        };
-        let local = self.ensure(&reference, extent).await.map_err(failed)?;
-        let mounted = self.mount(&local).await.map_err(failed)?;
-        let layers = mounted.layers.clone();
-        self.mounts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(target.to_path_buf(), mounted);
-        Ok(MountableImage { digest: local.manifest_digest, layers })
-    }
-
-    pub(super) async fn unmounted(&self, target: &Path) -> Result<(), RequestError> {
-        let found = self.mounts.lock().unwrap_or_else(PoisonError::into_inner).remove(target);
-        match found {
-            Some(_) => Ok(()),
-            None => Err(RequestError::new(
-                RequestErrorKind::NotFound,
-                format!("no image is mounted at `{}`", target.display()),
-            )),
-        }
-    }
-
-    /// Whether somebody looks into an image: lazy layers must stay then. Mounts outlive control, so the mount table
-    /// is asked, not memory.
-    pub(super) fn has_mounts() -> bool {
-        crate::rootfs::image_mounts().map_or(true, |mounts| !mounts.is_empty())
     }
 }
 

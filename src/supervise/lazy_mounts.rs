@@ -67,6 +67,11 @@ impl LazyMounts {
         }
     }
 
+    /// The instance whose mounts these are.
+    pub(super) fn instance(&self) -> &str {
+        &self.options.instance
+    }
+
     /// Makes sure that layers can be mounted; the error is the reason why not.
     pub(super) async fn ensure(&self) -> Result<(), String> {
         self.connected().await.map(drop)

@@ -168,6 +168,8 @@ pub struct MountableImage {
     pub digest: Digest,
     /// Its layers' directories, lowest first.
     pub layers: Vec<PathBuf>,
+    /// The instance that has them, for the mount's name.
+    pub instance: String,
 }
 
 /// The output of one service.

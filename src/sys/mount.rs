@@ -202,18 +202,24 @@ pub enum OverlayCall {
     Legacy,
 }
 
-/// Mounts an overlay of `lower` (bottom first, at least one) and `upper` at `target`.
+/// An overlay to be mounted.
+#[derive(Debug, Clone, Copy)]
+pub struct Overlay<'a> {
+    /// Names the mount in the mount table.
+    pub source: &'a str,
+    /// Read-only layers, lowest first; at least one, or two without a writable part.
+    pub lower: &'a [PathBuf],
+    /// The writable part.
+    pub upper: Option<&'a Upper>,
+}
+
+/// Mounts `overlay` at `target`.
 ///
 /// # Errors
 /// Those of the kernel, with its own words where it logged some.
-pub fn overlay(
-    lower: &[PathBuf],
-    upper: Option<&Upper>,
-    target: &Path,
-    call: OverlayCall,
-) -> io::Result<()> {
+pub fn overlay(overlay: Overlay<'_>, target: &Path, call: OverlayCall) -> io::Result<()> {
     if call == OverlayCall::Best {
-        match overlay_by_layers(lower, upper) {
+        match overlay_by_layers(overlay) {
             Ok(mount) => return attach(mount.as_fd(), target),
             // Before 6.7 the option is unknown, before 5.2 the call.
             Err(error)
@@ -222,7 +228,7 @@ pub fn overlay(
                     io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
                 ) =>
             {
-                return overlay_legacy(lower, upper, target).map_err(|legacy| {
+                return overlay_legacy(overlay, target).map_err(|legacy| {
                     io::Error::new(
                         legacy.kind(),
                         format!("{legacy} (and by the newer call: {error})"),
@@ -232,12 +238,13 @@ pub fn overlay(
             Err(error) => return Err(error),
         }
     }
-    overlay_legacy(lower, upper, target)
+    overlay_legacy(overlay, target)
 }
 
-fn overlay_by_layers(lower: &[PathBuf], upper: Option<&Upper>) -> io::Result<OwnedFd> {
+fn overlay_by_layers(overlay: Overlay<'_>) -> io::Result<OwnedFd> {
+    let Overlay { source, lower, upper } = overlay;
     let context = FsContext::open("overlay")?;
-    context.set("source", "supervisor")?;
+    context.set("source", source)?;
     // The topmost layer is appended first.
     for dir in lower.iter().rev() {
         context.set("lowerdir+", dir)?;
@@ -252,7 +259,8 @@ fn overlay_by_layers(lower: &[PathBuf], upper: Option<&Upper>) -> io::Result<Own
     context.mount(MountAttrFlags::empty())
 }
 
-fn overlay_legacy(lower: &[PathBuf], upper: Option<&Upper>, target: &Path) -> io::Result<()> {
+fn overlay_legacy(overlay: Overlay<'_>, target: &Path) -> io::Result<()> {
+    let Overlay { source, lower, upper } = overlay;
     // The options of this call fit in one page, so each layer is named by a short link to a descriptor of it.
     let mut layers = Vec::with_capacity(lower.len());
     for dir in lower.iter().rev() {
@@ -279,13 +287,7 @@ fn overlay_legacy(lower: &[PathBuf], upper: Option<&Upper>, target: &Path) -> io
     }
     let options = std::ffi::CString::new(options)
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    rustix::mount::mount(
-        "supervisor",
-        target,
-        "overlay",
-        MountFlags::empty(),
-        Some(options.as_c_str()),
-    )?;
+    rustix::mount::mount(source, target, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
     Ok(())
 }
 

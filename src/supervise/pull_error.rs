@@ -1,0 +1,57 @@
+//! Why an image is not here.
+
+use std::sync::Arc;
+
+use crate::layer::LayerError;
+use crate::registry::FetchError;
+use crate::store::StoreError;
+
+/// Why an image is not here.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PullError {
+    /// Manifest or configuration could not be had.
+    #[error("could not resolve `{image}`")]
+    Resolve {
+        /// Which image.
+        image: String,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// A layer could not be had.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
+    /// The store refused.
+    #[error("could not store the image `{image}`")]
+    Store {
+        /// Which image.
+        image: String,
+        /// Why.
+        #[source]
+        source: Arc<StoreError>,
+    },
+}
+
+impl PullError {
+    /// Whether another try may help without anybody changing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Resolve { source, .. } => source.is_transient(),
+            Self::Layer(source) => source.is_transient(),
+            Self::Store { .. } => false,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Resolve { source, .. } => source.hint(),
+            Self::Layer(source) => source.hint(),
+            Self::Store { source, .. } => {
+                source.is_disk_full().then(|| "free some space in the state directory".to_owned())
+            }
+        }
+    }
+}
