@@ -12,8 +12,8 @@ use supervisor::fuse::{
 use supervisor::image::Digest;
 use supervisor::registry::BlobSource;
 use supervisor::store::Store;
-use supervisor::sys::mount;
 use supervisor::sys::process::{self, ProcessIdentity, SealedExe};
+use supervisor::sys::{cgroup, mount};
 use tokio::runtime::Runtime;
 use tokio::sync::broadcast;
 
@@ -74,6 +74,11 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     std::iter::repeat_with(step).take(length).collect()
 }
 
+/// The control group of a host's keeper and worker.
+fn lazy_group(run: &Path) -> String {
+    format!("/supervisor-{}", &Digest::of(run.as_os_str().as_encoded_bytes()).hex()[..8])
+}
+
 /// Two directories and what runs on them.
 pub(crate) struct LazyHost {
     pub(crate) run: tempfile::TempDir,
@@ -112,10 +117,10 @@ impl LazyHost {
     }
 
     pub(crate) fn options(&self) -> LazyOptions {
-        let id = Digest::of(self.run.path().as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
-        let mut options = LazyOptions::new(id);
+        let group = lazy_group(self.run.path());
+        let mut options = LazyOptions::new(group.trim_start_matches("/supervisor-"));
         options.log_level = "debug".to_owned();
-        options.cgroup = Some(format!("/supervisor-{}", options.instance));
+        options.cgroup = Some(group);
         options
     }
 
@@ -208,7 +213,15 @@ impl Drop for LazyHost {
                 eprintln!("--- {log}\n{}", text.unwrap_or_default());
             }
         }
-        let _ = self.runtime.block_on(lazy.stop(Stop::Force));
+        let group = lazy_group(self.run.path());
+        let stopped = self.runtime.block_on(lazy.stop(Stop::Force));
+        if !std::thread::panicking() {
+            stopped.unwrap();
+            for hierarchy in cgroup::hierarchies().unwrap() {
+                let path = hierarchy.mount_point.join(group.trim_start_matches('/'));
+                assert!(!path.exists(), "{} is left", path.display());
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::channel::Channel;
 use super::handle_error::{LazyError, LazyUnavailable};
@@ -36,6 +36,8 @@ use crate::sys::{cgroup, fuse_device, socket};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two tries.
 const RETRY: Duration = Duration::from_millis(20);
+/// How long the control group of processes that have ended may stay.
+const CGROUP_PATIENCE: Duration = Duration::from_secs(3);
 /// Events that wait for a reader.
 const EVENT_ROOM: usize = 1024;
 
@@ -61,24 +63,23 @@ pub struct LazyStatus {
 
 /// The lazy side of one run directory. Cheap to clone. Dropping it stops nothing; see [`Lazy::stop`].
 #[derive(Debug, Clone)]
-pub struct Lazy(Arc<Shared>);
+pub struct Lazy {
+    shared: Arc<Shared>,
+    /// Ends the watching when the last handle is dropped.
+    _watching: Arc<DropGuard>,
+}
 
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) directory: PathBuf,
     pub(super) events: broadcast::Sender<ConnectionEvent>,
     pub(super) stopped: CancellationToken,
+    /// Held while a keeper is replaced or stopped, so that nobody replaces the one that was told to stop.
+    pub(super) changing: tokio::sync::Mutex<()>,
     state_dir: PathBuf,
     exe: Arc<SealedExe>,
     options: LazyOptions,
     handle: OwnedFd,
-}
-
-/// Ends the watching when the last handle is dropped.
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.stopped.cancel();
-    }
 }
 
 impl Lazy {
@@ -106,6 +107,7 @@ impl Lazy {
             directory,
             events,
             stopped: CancellationToken::new(),
+            changing: tokio::sync::Mutex::new(()),
             state_dir,
             exe,
             options,
@@ -113,13 +115,14 @@ impl Lazy {
         });
         let (keeper, child) = shared.find_or_start_keeper(stored).await?;
         watch::begin(&shared, keeper, child);
-        Ok(Self(shared))
+        let watching = Arc::new(shared.stopped.clone().drop_guard());
+        Ok(Self { shared, _watching: watching })
     }
 
     /// The directory below which the layers' directories are.
     #[must_use]
     pub fn mount_point(&self) -> PathBuf {
-        self.0.directory.join(MOUNT)
+        self.shared.directory.join(MOUNT)
     }
 
     /// Mounts a layer, or finds it mounted.
@@ -131,7 +134,7 @@ impl Lazy {
         let blob = Blob::open_layout_file(&layer.source, &layer.digest)
             .map_err(|source| LazyError::LayoutBlob { digest: layer.digest, source })?;
         let blobs: Vec<_> = blob.iter().map(|file| file.as_fd()).collect();
-        match self.0.worker(&Request::Mount { layer }, &blobs).await? {
+        match self.shared.worker(&Request::Mount { layer }, &blobs).await? {
             Answer::Mounted { slot, name } => {
                 Ok(MountedLayer { slot, directory: self.mount_point().join(name) })
             }
@@ -144,7 +147,7 @@ impl Lazy {
     /// # Errors
     /// When nobody answers.
     pub async fn release(&self, digest: Digest) -> Result<(), LazyError> {
-        match self.0.worker(&Request::Release { digest }, &[]).await {
+        match self.shared.worker(&Request::Release { digest }, &[]).await {
             Err(LazyError::Refused { kind: FailureKind::NotMounted, .. }) => Ok(()),
             other => done(other?),
         }
@@ -155,7 +158,7 @@ impl Lazy {
     /// # Errors
     /// When the layer is not mounted or nobody answers.
     pub async fn prefetch(&self, digest: Digest) -> Result<(), LazyError> {
-        done(self.0.worker(&Request::Prefetch { digest }, &[]).await?)
+        done(self.shared.worker(&Request::Prefetch { digest }, &[]).await?)
     }
 
     /// Begins to fetch the whole layer, giving way to reads.
@@ -163,7 +166,7 @@ impl Lazy {
     /// # Errors
     /// When the layer is not mounted or nobody answers.
     pub async fn background(&self, digest: Digest) -> Result<(), LazyError> {
-        done(self.0.worker(&Request::Background { digest }, &[]).await?)
+        done(self.shared.worker(&Request::Background { digest }, &[]).await?)
     }
 
     /// How it goes. Does not wait for a worker that is being replaced.
@@ -171,7 +174,7 @@ impl Lazy {
     /// # Errors
     /// When the keeper does not answer.
     pub async fn status(&self) -> Result<LazyStatus, LazyError> {
-        let keeper = match self.0.keeper(&Request::Status { after: 0 }).await?.0 {
+        let keeper = match self.shared.keeper(&Request::Status { after: 0 }).await?.0 {
             Answer::Keeper { status } => status,
             other => return Err(unexpected(other)),
         };
@@ -179,7 +182,7 @@ impl Lazy {
         let mut seen = None;
         let mut after = 0;
         while let Ok((Answer::Worker { status, layers, more }, _)) =
-            self.0.ask(WORKER_SOCKET, &Request::Status { after }, &[]).await
+            self.shared.ask(WORKER_SOCKET, &Request::Status { after }, &[]).await
         {
             after = layers.last().map_or(u32::MAX, |layer| layer.slot);
             all.extend(layers);
@@ -194,7 +197,7 @@ impl Lazy {
     /// What happens from now on. A reader that falls behind loses the oldest.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<ConnectionEvent> {
-        self.0.events.subscribe()
+        self.shared.events.subscribe()
     }
 
     /// A copy of the connection's descriptor, for somebody who keeps it (a service manager).
@@ -202,24 +205,25 @@ impl Lazy {
     /// # Errors
     /// When the keeper does not answer.
     pub async fn descriptor(&self) -> Result<OwnedFd, LazyError> {
-        let (answer, descriptors) = self.0.keeper(&Request::Descriptor).await?;
+        let (answer, descriptors) = self.shared.keeper(&Request::Descriptor).await?;
         descriptors.into_iter().next().ok_or_else(|| unexpected(answer))
     }
 
-    /// Ends the connection, keeper and worker, and removes the mount and their control group.
+    /// Ends the connection, keeper and worker, and removes the mount and their control group. A second time it does
+    /// nothing.
     ///
     /// # Errors
     /// [`FailureKind::Busy`] when files are open and it was not told to force it; when the keeper does not answer.
     pub async fn stop(&self, how: Stop) -> Result<(), LazyError> {
-        let keeper = watch::keeper_of(&self.0);
-        done(self.0.keeper(&Request::Stop { how }).await?.0)?;
-        self.0.stopped.cancel();
-        watch::wait_for_end(keeper).await;
-        if let Some(group) = &self.0.options.cgroup
-            && let Err(error) = cgroup::remove(group)
-        {
-            tracing::warn!(%error, "could not remove the control group");
+        let _changing = self.shared.changing.lock().await;
+        if self.shared.stopped.is_cancelled() {
+            return Ok(());
         }
+        let keeper = watch::keeper_of(&self.shared);
+        done(self.shared.keeper(&Request::Stop { how }).await?.0)?;
+        self.shared.stopped.cancel();
+        watch::wait_for_end(keeper).await;
+        self.shared.remove_cgroup().await;
         Ok(())
     }
 }
@@ -285,7 +289,7 @@ impl Shared {
                 }
                 Ok(Ok(Some((Report::Failed { step, message }, _)))) => {
                     watch::reap(started).await;
-                    self.remove_cgroup();
+                    self.remove_cgroup().await;
                     return Err(match step {
                         FailedStep::Device => LazyUnavailable::NoDevice { message },
                         FailedStep::Mount => LazyUnavailable::MountRefused { message },
@@ -306,9 +310,19 @@ impl Shared {
         }
     }
 
-    fn remove_cgroup(&self) {
-        if let Some(group) = &self.options.cgroup {
-            let _ = cgroup::remove(group);
+    /// A process that has ended may stay in its group for a moment, so this tries again.
+    async fn remove_cgroup(&self) {
+        let Some(group) = &self.options.cgroup else { return };
+        let deadline = Instant::now() + CGROUP_PATIENCE;
+        loop {
+            match cgroup::remove(group) {
+                Ok(left) if left.is_empty() => return,
+                Ok(left) if Instant::now() >= deadline => {
+                    return tracing::warn!(?left, "could not remove the control group");
+                }
+                Ok(_) => tokio::time::sleep(RETRY).await,
+                Err(error) => return tracing::warn!(%error, "could not list control groups"),
+            }
         }
     }
 

@@ -48,12 +48,13 @@ async fn watch_keeper(
             let _ = child.try_wait();
         }
         let Some(alive) = shared.upgrade() else { return };
-        if stopped.is_cancelled() {
-            return;
-        }
         tracing::warn!(pid = keeper.pid, "keeper ended; starting another");
         let before = born(&alive);
         loop {
+            let changing = alive.changing.lock().await;
+            if stopped.is_cancelled() {
+                return;
+            }
             match alive.find_or_start_keeper(None).await {
                 Ok((next, started)) => {
                     (keeper, child) = (next, started);
@@ -70,6 +71,7 @@ async fn watch_keeper(
                     let _ = alive.events.send(ConnectionEvent::KeeperFailing { reason });
                 }
             }
+            drop(changing);
             tokio::select! {
                 // Cancel-safe: a timer.
                 () = stopped.cancelled() => return,
