@@ -236,6 +236,8 @@ impl LazyLayer {
                 tracing::warn!(error = %Chain(&error), layer = %self.digest, "could not sync content");
             }
             self.tell(LazyEvent::LayerComplete { layer: self.digest });
+        } else {
+            self.save_hint_if_grown();
         }
     }
 

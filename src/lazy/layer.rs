@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
@@ -42,6 +42,8 @@ pub struct LazyLayer {
     pub(super) health: Health,
     pub(super) flights: Flights,
     pub(super) progress: Progress,
+    /// [`LazyLayer::local_bytes`] when it was last noted on disk.
+    noted_bytes: AtomicU64,
     pub(super) fill: Fill,
     pub(super) closed: CancellationToken,
     pub(super) is_announced: AtomicBool,
@@ -86,6 +88,7 @@ impl LazyLayer {
             fill: Fill::default(),
             closed: CancellationToken::new(),
             is_announced: AtomicBool::new(progress.is_complete()),
+            noted_bytes: AtomicU64::new(progress.local_bytes()),
             progress,
             refusals: Refusals::default(),
             places: Mutex::default(),
@@ -335,7 +338,17 @@ impl LazyLayer {
         self.refusals.of(number, &self.shared.limits)
     }
 
+    /// Notes what is local after each fiftieth of the layer: a worker that is killed then forgets next to nothing of
+    /// what it would show, and the notes cost next to nothing. Blocks.
+    pub(super) fn save_hint_if_grown(&self) {
+        let (local, noted) = (self.local_bytes(), self.noted_bytes.load(Ordering::Relaxed));
+        if local.saturating_sub(noted) > self.total_bytes() / 50 {
+            self.save_hint();
+        }
+    }
+
     pub(super) fn save_hint(&self) {
+        self.noted_bytes.store(self.local_bytes(), Ordering::Relaxed);
         self.shared.cache.save_hint(&self.digest, &self.progress.to_hint());
     }
 

@@ -93,7 +93,7 @@ impl Driver {
         }
         self.shutdown.cancel();
         if !self.any_runs() {
-            self.host.images.stop_lazy_if_unused().await;
+            self.host.leave_nothing().await;
         }
     }
 
@@ -346,10 +346,10 @@ impl Driver {
                     (Waiter::Gone(reply, _), Some(error)) => drop(reply.send(Err(error))),
                     (Waiter::Stopped(reply), None) if !busy => drop(reply.send(Ok(()))),
                     (Waiter::Gone(reply, names), None) if empty => {
-                        let (images, runs) = (Arc::clone(&self.host.images), any_runs);
+                        let (host, runs) = (Arc::clone(&self.host), any_runs);
                         tokio::spawn(async move {
                             if !runs {
-                                images.stop_lazy_if_unused().await;
+                                host.leave_nothing().await;
                             }
                             let _ = reply.send(Ok(names));
                         });

@@ -83,6 +83,14 @@ impl Host {
         self.store.root().join("logs").join(project).join(service).join("log.json")
     }
 
+    /// Takes down what is only there for containers: the lazy mount and our control groups. What is in use stays.
+    pub(super) async fn leave_nothing(&self) {
+        self.images.stop_lazy_if_unused().await;
+        if let Err(error) = crate::sys::cgroup::remove(&format!("/supervisor-{}", self.instance)) {
+            tracing::debug!(%error, "control groups could not be listed");
+        }
+    }
+
     pub(super) async fn pull(&self, image: ImageRef, attempt: u32, outcomes: Outcomes) {
         let result =
             self.images.pull(&image, Extent::Lazy, None).await.map(|local| local.manifest_digest);
