@@ -83,13 +83,16 @@ mod tests {
         1000:x:7:8::/odd:\nhomeless:x:50:50::relative:\n";
     const GROUP: &str = "root:x:0:\nweb:x:34:\nlog:x:4:www,other\ndisk:x:6:other\nmore:x:5:www\n";
 
-    fn ids(spec: &str) -> Option<(u32, u32, Vec<u32>)> {
+    /// User, group, further groups.
+    type Ids = (u32, u32, Vec<u32>);
+
+    fn ids(spec: &str) -> Option<Ids> {
         resolve(spec, PASSWD, GROUP).ok().map(|user| (user.uid, user.gid, user.groups))
     }
 
     #[test]
     fn users_and_groups_are_found_by_name_and_number() {
-        let table: &[(&str, Option<(u32, u32, Vec<u32>)>)] = &[
+        let table: &[(&str, Option<Ids>)] = &[
             ("", Some((0, 0, vec![]))),
             ("root", Some((0, 0, vec![]))),
             ("www", Some((33, 34, vec![4, 5]))),

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::keeper_worker::open_log;
 use super::options::{DIRECTORY, LazyOptions, MOUNT, RoleConfig};
 use super::protocol::{
     Answer, ConnectionEvent, FailedStep, FailureKind, KEEPER_SOCKET, KeeperStatus, LayerStatus,
-    Report, Request, Stop, WORKER_SOCKET, WorkerStatus, encode, hello,
+    Report, Request, Stop, WORKER_SOCKET, WorkerStatus, encode,
 };
 use super::session::LayerMount;
 use super::watch;
@@ -33,9 +33,9 @@ use crate::sys::process::{ProcessIdentity, RoleChild, RoleCommand, SealedExe};
 use crate::sys::{cgroup, fuse_device, socket};
 
 /// How long a request is tried while nobody answers: longer than any restart that succeeds.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two tries.
-const RETRY: Duration = Duration::from_millis(20);
+pub(super) const RETRY: Duration = Duration::from_millis(20);
 /// How long the control group of processes that have ended may stay.
 const CGROUP_PATIENCE: Duration = Duration::from_secs(3);
 /// Events that wait for a reader.
@@ -79,7 +79,7 @@ pub(super) struct Shared {
     state_dir: PathBuf,
     exe: Arc<SealedExe>,
     options: LazyOptions,
-    handle: OwnedFd,
+    pub(super) handle: OwnedFd,
 }
 
 impl Lazy {
@@ -338,66 +338,5 @@ impl Shared {
             command = command.descriptor(stored, STORED_FD);
         }
         Ok((command.spawn(&self.exe)?, Channel::new(ours)?))
-    }
-
-    /// Connects and says hello.
-    pub(super) async fn connect(&self, name: &str) -> io::Result<(Channel, ProcessIdentity)> {
-        let channel = Channel::new(socket::connect(self.handle.as_fd(), name)?)?;
-        channel.send(&hello(), &[]).await?;
-        let answer = tokio::time::timeout(PATIENCE, channel.receive::<Answer>()).await;
-        match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
-            Some((Answer::Hello { process, .. }, _)) => Ok((channel, process)),
-            Some(_) => Err(io::Error::from(io::ErrorKind::InvalidData)),
-            None => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
-        }
-    }
-
-    /// One request, one answer, one attempt.
-    async fn ask(
-        &self,
-        name: &str,
-        request: &Request,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> io::Result<(Answer, Vec<OwnedFd>)> {
-        let (channel, _) = self.connect(name).await?;
-        channel.send(request, descriptors).await?;
-        channel
-            .receive::<Answer>()
-            .await?
-            .ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionReset))
-    }
-
-    async fn ask_patiently(
-        &self,
-        role: &'static str,
-        name: &str,
-        request: &Request,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<(Answer, Vec<OwnedFd>), LazyError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.ask(name, request, descriptors).await {
-                Ok((Answer::Failed { kind, message }, _)) => {
-                    return Err(LazyError::Refused { kind, message });
-                }
-                Ok(answer) => return Ok(answer),
-                Err(source) if Instant::now() >= deadline || self.stopped.is_cancelled() => {
-                    return Err(LazyError::Silent { role, source });
-                }
-                Err(_) => tokio::time::sleep(RETRY).await,
-            }
-        }
-    }
-
-    async fn worker(
-        &self,
-        request: &Request,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Answer, LazyError> {
-        Ok(self.ask_patiently("worker", WORKER_SOCKET, request, descriptors).await?.0)
-    }
-
-    async fn keeper(&self, request: &Request) -> Result<(Answer, Vec<OwnedFd>), LazyError> {
-        self.ask_patiently("keeper", KEEPER_SOCKET, request, &[]).await
     }
 }

@@ -20,6 +20,7 @@
 //!
 //! Only this module names fuser, which is pinned: take-over relies on how that release starts a session.
 
+mod ask;
 mod backing;
 mod channel;
 mod connect;
