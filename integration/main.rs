@@ -6,6 +6,7 @@
 )]
 
 mod container;
+mod golden;
 mod large_image;
 mod lazy_engine;
 mod lazy_mount;

@@ -1,5 +1,6 @@
 //! What integration tests share: stand-ins for networks and registries, and drivers of real ones.
 
+pub(crate) mod cli;
 pub(crate) mod docker_registry;
 pub(crate) mod lazy_host;
 pub(crate) mod link;

@@ -4,7 +4,7 @@ mod child;
 mod entries;
 mod golden;
 mod hostile;
-mod snapshot;
+pub(crate) mod snapshot;
 
 use std::io::Write as _;
 use std::os::fd::AsFd as _;

@@ -10,22 +10,22 @@ use supervisor::image::Digest;
 
 /// What is compared of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Node {
-    pub(super) kind: char,
-    pub(super) mode: u32,
-    pub(super) owner: (u32, u32),
-    pub(super) mtime: (i64, i64),
+pub(crate) struct Node {
+    pub(crate) kind: char,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) mtime: (i64, i64),
     /// Content of a file, target of a symbolic link.
-    pub(super) content: Option<Digest>,
-    pub(super) target: Vec<u8>,
-    pub(super) device: (u32, u32),
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) content: Option<Digest>,
+    pub(crate) target: Vec<u8>,
+    pub(crate) device: (u32, u32),
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// First path, in order, of the same inode; of files with several names.
-    pub(super) same_as: Option<Vec<u8>>,
+    pub(crate) same_as: Option<Vec<u8>>,
 }
 
 /// All of the tree at `root`; the root itself is the empty path.
-pub(super) fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
+pub(crate) fn snapshot(root: &Path) -> BTreeMap<Vec<u8>, Node> {
     let mut nodes = BTreeMap::new();
     let mut pending = vec![Vec::new()];
     while let Some(path) = pending.pop() {
@@ -86,7 +86,7 @@ fn node(at: &Path, metadata: &std::fs::Metadata) -> Node {
     }
 }
 
-pub(super) fn xattrs(at: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+pub(crate) fn xattrs(at: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 64 << 10];
     let length = rustix::fs::llistxattr(at, &mut names).unwrap();
     names[..length]
