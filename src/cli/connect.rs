@@ -100,7 +100,8 @@ fn spawn(settings: &Settings, log_path: &std::path::Path) -> anyhow::Result<Role
         .open(log_path)
         .with_context(|| format!("could not open `{}`", log_path.display()))?;
     let exe = SealedExe::of_current().context("could not copy the executable into memory")?;
-    let level = if settings.log.level == "warn" { "info" } else { &settings.log.level };
+    // Its log is a file, so it may say more than a command does by default.
+    let level = if settings.log.level.starts_with("warn") { "info" } else { &settings.log.level };
     let format = match settings.log.format {
         LogFormat::Text => "text",
         LogFormat::Json => "json",

@@ -20,16 +20,16 @@ pub(super) fn run(settings: &Settings, arguments: &ImagesArguments) -> anyhow::R
             images.iter().for_each(|image| output::line(&json_line(image).to_string()))
         }
         ListFormat::Table => {
-            let heading = ["IMAGE", "DIGEST", "PLATFORM", "SIZE", "LOCAL", "LAZY", "PULLED"];
+            let heading = ["IMAGE", "DIGEST", "PLATFORM", "SIZE", "PULLED", "LOCAL", "LAZY"];
             let row = |image: &ImageReport| {
                 vec![
                     image.reference.clone(),
                     image.digest.short(),
                     image.platform.clone(),
                     output::bytes(image.size),
+                    format!("{} ago", output::span(output::since(image.pulled_at)).to_lowercase()),
                     output::percent(image.content.local),
                     ps::lazy(&image.content),
-                    format!("{} ago", output::span(output::since(image.pulled_at)).to_lowercase()),
                 ]
             };
             output::table(&heading, images.iter().map(row));

@@ -45,8 +45,12 @@ pub fn main() -> ExitCode {
         }
     };
     // People read what a command prints; the log of what happens inside is for those who ask.
-    let default_level =
-        if matches!(arguments.command, Command::Daemon(_)) { "info" } else { "warn" };
+    let default_level = match arguments.command {
+        Command::Daemon(_) => "info",
+        // It prints the events itself.
+        Command::Up(_) => "warn,supervisor::supervise::events=off",
+        _ => "warn",
+    };
     let failed = if matches!(arguments.command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
     let settings = match Settings::new(&arguments.global, default_level) {
         Ok(settings) => settings,

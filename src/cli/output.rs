@@ -1,6 +1,6 @@
 //! Printing: lines, lists, errors with their hints. Colours and widths follow what is at the other end.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::time::Duration;
 
 use anstream::{eprintln, println};
@@ -51,13 +51,12 @@ pub(super) fn failure(message: &str, hint: Option<&str>) {
 /// Columns with a heading, cut to the terminal's width; whole when nobody looks.
 pub(super) fn table(heading: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(
-        if std::io::stdout().is_terminal() {
-            ContentArrangement::Dynamic
-        } else {
-            ContentArrangement::Disabled
-        },
-    );
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
+        && size.ws_col > 0
+    {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(size.ws_col);
+    }
     table.set_header(heading.iter().copied());
     for row in rows {
         table.add_row(row);

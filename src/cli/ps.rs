@@ -39,9 +39,15 @@ pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Resul
             reports.iter().for_each(|report| output::line(&json_line(report).to_string()))
         }
         ListFormat::Table => {
-            let heading =
-                ["SERVICE", "IMAGE", "STATE", "PID", "UPTIME", "RESTARTS", "LOCAL", "LAZY"];
-            output::table(&heading, reports.iter().map(row));
+            let first = reports.first().map(|report| &report.project);
+            let several = reports.iter().any(|report| Some(&report.project) != first);
+            let heading = [
+                "PROJECT", "SERVICE", "IMAGE", "STATE", "PID", "UPTIME", "RESTARTS", "LOCAL",
+                "LAZY",
+            ];
+            let skipped = usize::from(!several);
+            let rows = reports.iter().map(|report| row(report).split_off(skipped));
+            output::table(&heading[skipped..], rows);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -50,6 +56,7 @@ pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Resul
 fn row(report: &ServiceReport) -> Vec<String> {
     let dash = || "-".to_owned();
     vec![
+        report.project.clone(),
         report.service.clone(),
         report.image.clone(),
         report.status.clone(),

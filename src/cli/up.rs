@@ -16,9 +16,6 @@ use super::{connect, logs, output, project, run};
 use crate::api::{ApiClient, LogLine, LogsQuery, StopRequest};
 use crate::supervise::report::{Event, EventLevel, UpRequest};
 
-/// Exit code after a Ctrl-C, as of a program that the signal ended.
-const INTERRUPTED: u8 = 130;
-
 pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result<ExitCode> {
     let (file, services) = targets(arguments.targets)?;
     ensure!(
@@ -70,6 +67,8 @@ fn targets(targets: Vec<String>) -> anyhow::Result<(Option<PathBuf>, Vec<String>
 enum End {
     Interrupted,
     HungUp,
+    /// Somebody else took the project down.
+    Down,
     Lost(anyhow::Error),
 }
 
@@ -104,6 +103,9 @@ async fn attached(
                 Err(error) => break End::Lost(error.into()),
             },
             event = events.next::<Event>() => match event {
+                Ok(Some(event)) if event.kind == "project-down" && event.project == request.project => {
+                    break End::Down;
+                }
                 Ok(Some(event)) => show(&event, &request.project),
                 Ok(None) => break End::Lost(anyhow::anyhow!("the supervisor has ended")),
                 Err(error) => break End::Lost(error.into()),
@@ -112,6 +114,13 @@ async fn attached(
     };
     match end {
         End::Lost(error) => Err(error),
+        End::Down => {
+            output::note(&format!("project {} was taken down", request.project));
+            if let Some(served) = served {
+                served.stop().await;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         End::HungUp => {
             // Detached: the services go on, and so must their control.
             if let Some(served) = served {
@@ -125,7 +134,7 @@ async fn attached(
             if let Some(served) = served {
                 served.stop().await;
             }
-            Ok(ExitCode::from(INTERRUPTED))
+            Ok(ExitCode::SUCCESS)
         }
     }
 }

@@ -12,10 +12,10 @@ use crate::store::LayerDir;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotLazy {
     /// The manifest gives no TOC digest, so lazy content could not be verified.
-    #[error("not eStargz: the manifest gives no digest of a table of contents")]
+    #[error("not eStargz (no TOC digest in the manifest)")]
     NoTocDigest,
     /// The blob has no footer of the format.
-    #[error("not eStargz: no table of contents at the end of the layer")]
+    #[error("not eStargz (no table of contents in the layer)")]
     NoFooter,
     /// The table of contents is not the one that the manifest names, or is unusable.
     #[error("table of contents is unusable: {0}")]

@@ -359,6 +359,9 @@ impl Driver {
             }
             if empty && project.record.wish == Wish::Down && project.waiters.is_empty() {
                 self.projects.remove(&name);
+                let message = format!("project {name} is down");
+                let subject = Subject::Project(name.as_str());
+                self.events.emit(subject, EventLevel::Info, "project-down", message, []);
                 let path = super::project::record_path(self.host.store.root(), name.as_str());
                 if let Err(error) = record::remove(&path) {
                     tracing::warn!(project = %name, error = %Chain(&error), "could not remove the project's record");
