@@ -39,6 +39,7 @@ pub(super) struct GlobalArguments {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         value_name = "DIR",
         env = "SUPERVISOR_STATE_DIR",
         default_value = "/var/lib/supervisor"
@@ -48,18 +49,27 @@ pub(super) struct GlobalArguments {
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         value_name = "DIR",
         env = "SUPERVISOR_RUN_DIR",
         default_value = "/run/supervisor"
     )]
     pub(super) run_dir: PathBuf,
     /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
-    #[arg(long, global = true, value_name = "LEVEL", env = "SUPERVISOR_LOG_LEVEL")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        help_heading = "Global options",
+        value_name = "LEVEL",
+        env = "SUPERVISOR_LOG_LEVEL"
+    )]
     pub(super) log_level: Option<String>,
     /// Form of log lines on standard error
     #[arg(
         long,
         global = true,
+        help_heading = "Global options",
         value_name = "FORMAT",
         env = "SUPERVISOR_LOG_FORMAT",
         default_value = "text"

@@ -25,13 +25,13 @@ mod oci;
 mod record;
 mod remove;
 mod seccomp;
-mod signal;
 mod start;
 mod terminal;
 mod user;
 mod wire;
 mod writable;
 
+pub use crate::spec::{Signal, SignalError};
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
@@ -42,4 +42,3 @@ pub use launch::{
 pub(crate) use monitor::monitor_main;
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
 pub use remove::{RemoveError, remove};
-pub use signal::{Signal, SignalError};

@@ -45,8 +45,6 @@ pub(super) fn stop_signal(service: &Service, image: &ImageConfig) -> Signal {
     let named = |text: &String| text.parse().ok();
     service
         .stop_signal
-        .as_ref()
-        .and_then(|signal| signal.to_string().parse().ok())
         .or_else(|| image.stop_signal.as_ref().and_then(named))
         .unwrap_or(Signal::TERM)
 }
@@ -94,4 +92,86 @@ pub(super) fn launch(
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::spec::{ParseInput, ProjectChoice};
+
+    fn service(fields: &str) -> Service {
+        let text = format!("services:\n  web:\n    image: example\n{fields}");
+        let environment = BTreeMap::new();
+        let input = ParseInput {
+            file: "services.yaml",
+            project: "site".parse().unwrap(),
+            project_choice: ProjectChoice::Explicit,
+            base_dir: std::path::Path::new("/srv"),
+            environment: &environment,
+        };
+        let mut desired = crate::spec::parse(&text, &input).unwrap();
+        desired.services.remove("web").unwrap()
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig::parse(
+            br#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]},
+            "config":{"Entrypoint":["/entry"],"Cmd":["default"],"Env":["A=1","B=2"],
+            "WorkingDir":"/app","User":"www","StopSignal":"SIGQUIT"}}"#,
+        )
+        .unwrap()
+    }
+
+    fn place() -> Place {
+        Place {
+            id: "site-web-1".parse().unwrap(),
+            instance: "00c0ffee".to_owned(),
+            run_dir: PathBuf::from("/run/supervisor"),
+            state_dir: PathBuf::from("/state/containers/site-web-1"),
+            log: PathBuf::from("/state/logs/site/web/log.json"),
+        }
+    }
+
+    #[test]
+    fn command_lines_combine_as_under_docker() {
+        for (fields, expected) in [
+            ("", vec!["/entry", "default"]),
+            ("    command: [run]\n", vec!["/entry", "run"]),
+            ("    command: []\n", vec!["/entry"]),
+            ("    entrypoint: [/other]\n", vec!["/other"]),
+            ("    entrypoint: [/other]\n    command: [run]\n", vec!["/other", "run"]),
+            ("    entrypoint: []\n    command: [run]\n", vec!["run"]),
+        ] {
+            assert_eq!(command_line(&service(fields), &image()), expected, "{fields}");
+        }
+    }
+
+    #[test]
+    fn what_the_service_says_wins_over_the_image() {
+        let fields = "    environment: {B: two, C: three}\n    user: '1000'\n    working_dir: /srv\n    \
+            stop_signal: INT\n    stop_grace_period: 3s\n    network_mode: none\n    read_only: true\n    \
+            volumes: [./data:/data:ro]\n";
+        let launch = launch(&service(fields), &image(), vec![PathBuf::from("/l/1")], place());
+        assert_eq!(launch.process.env, ["A=1", "B=two", "C=three"]);
+        assert_eq!(launch.process.user.as_deref(), Some("1000"));
+        assert_eq!(launch.process.cwd.as_deref(), Some("/srv"));
+        assert_eq!((launch.stop.signal.number(), launch.stop.grace_ms), (2, 3000));
+        assert_eq!(launch.network, Network::None);
+        assert!(launch.rootfs.read_only && launch.mounts[0].read_only);
+        let source = PathBuf::from("/srv/data");
+        assert_eq!(launch.mounts[0].kind, MountKind::Bind { source, create: true });
+    }
+
+    #[test]
+    fn what_the_service_leaves_open_is_the_image_s() {
+        let launch = launch(&service(""), &image(), vec![PathBuf::from("/l/1")], place());
+        assert_eq!(launch.process.env, ["A=1", "B=2"]);
+        assert_eq!(launch.process.user.as_deref(), Some("www"));
+        assert_eq!(launch.process.cwd.as_deref(), Some("/app"));
+        assert_eq!((launch.stop.signal.number(), launch.stop.grace_ms), (3, 10_000));
+        assert_eq!(launch.network, Network::Host);
+        assert_eq!(launch.check(), Ok(()));
+    }
 }

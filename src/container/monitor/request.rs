@@ -102,7 +102,7 @@ impl Monitor {
             .as_ref()
             .filter(|init| self.outcome.is_none() && (self.starting.is_none() || init.has_begun()));
         let init = init.ok_or("the container does not run")?;
-        send_signal(init.pidfd.as_fd(), signal.number())
+        send_signal(init.pidfd.as_fd(), i32::from(signal.number()))
             .map_err(|error| format!("could not send {signal}: {error}"))
     }
 
