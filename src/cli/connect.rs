@@ -15,6 +15,8 @@ use super::settings::Settings;
 
 /// A control that has not opened its socket by then has a problem that its log tells.
 const START_LIMIT: Duration = Duration::from_secs(20);
+/// So long a control that is ending may break connections.
+const DYING: Duration = Duration::from_secs(3);
 const START_POLL: Duration = Duration::from_millis(10);
 
 /// A Tokio runtime for one command.
@@ -27,19 +29,26 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// A client of the running control, started if there is none.
 pub(super) async fn connect_or_start(settings: &Settings) -> anyhow::Result<ApiClient> {
-    match ApiClient::connect(&settings.run_dir).await {
-        Ok((client, hello)) => {
-            if hello.state_dir != settings.state_dir {
-                output::warning(&format!(
-                    "the running supervisor uses the state directory `{}`, not `{}`",
-                    hello.state_dir.display(),
-                    settings.state_dir.display()
-                ));
+    let deadline = tokio::time::Instant::now() + DYING;
+    loop {
+        match ApiClient::connect(&settings.run_dir).await {
+            Ok((client, hello)) => {
+                if hello.state_dir != settings.state_dir {
+                    output::warning(&format!(
+                        "the running supervisor uses the state directory `{}`, not `{}`",
+                        hello.state_dir.display(),
+                        settings.state_dir.display()
+                    ));
+                }
+                return Ok(client);
             }
-            Ok(client)
+            Err(error) if error.is_not_running() => return start(settings).await,
+            // It was there a moment ago and is ending: the next look finds none, or its successor.
+            Err(ClientError::Lost(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(START_POLL).await;
+            }
+            Err(error) => return Err(error.into()),
         }
-        Err(error) if error.is_not_running() => start(settings).await,
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -50,6 +59,12 @@ pub(super) async fn connect(settings: &Settings) -> anyhow::Result<Option<ApiCli
         Err(error) if error.is_not_running() => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Starts control in the background as the successor of the one in this process, which ends right after: what only
+/// one control may hold is free by then, and the successor waits for it.
+pub(super) fn hand_over(settings: &Settings) -> anyhow::Result<()> {
+    spawn(settings, &settings.run_dir.join("control.log")).map(drop)
 }
 
 /// Starts control in the background and waits until it answers.

@@ -4,6 +4,7 @@
 //! itself when none runs.
 
 mod args;
+mod attach;
 mod connect;
 mod down;
 mod exec;

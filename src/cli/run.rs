@@ -11,10 +11,14 @@ use super::args::DaemonArguments;
 use super::settings::Settings;
 use crate::api;
 use crate::registry::{ClientOptions, ProxySettings};
+use crate::store::StoreError;
 use crate::supervise::{Control, ControlError, ControlOptions};
 
 /// A control that was started for one command ends when it has had nothing to do for so long.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A predecessor that is ending has let go of its directories by then.
+const PREDECESSOR: Duration = Duration::from_secs(3);
 
 /// A control that is served on its socket.
 pub(super) struct Served {
@@ -66,10 +70,19 @@ pub(super) fn is_running(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<ControlError>(), Some(ControlError::Running(_)))
 }
 
+/// Whether another control holds one of the directories.
+fn is_taken(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<ControlError>() {
+        Some(ControlError::Running(_)) => true,
+        Some(ControlError::Store(error)) => matches!(error, StoreError::Locked { .. }),
+        _ => false,
+    }
+}
+
 /// `supervisor daemon`: until a signal, or until there is nothing to do if it was started on demand.
 pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
-        let served = Served::start(settings, arguments.on_demand.then_some(IDLE_LIMIT))?;
+        let served = start_patiently(settings, arguments).await?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let ended = served.control.ended();
@@ -81,6 +94,26 @@ pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// A control that was started for one command may be the successor of one that is just ending.
+async fn start_patiently(
+    settings: &Settings,
+    arguments: &DaemonArguments,
+) -> anyhow::Result<Served> {
+    let deadline = tokio::time::Instant::now() + PREDECESSOR;
+    loop {
+        match Served::start(settings, arguments.on_demand.then_some(IDLE_LIMIT)) {
+            Err(error)
+                if arguments.on_demand
+                    && is_taken(&error)
+                    && tokio::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 pub(super) fn registry(settings: &Settings) -> ClientOptions {

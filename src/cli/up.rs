@@ -5,16 +5,15 @@ use std::process::ExitCode;
 
 use anyhow::{bail, ensure};
 use hyper::Method;
-use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::UpArguments;
-use super::logs::Printer;
+use super::attach::{Attached, Claim, Seen};
 use super::run::Served;
 use super::settings::{ServicesFile, Settings};
-use super::{connect, logs, output, project, run};
-use crate::api::{ApiClient, LogLine, LogsQuery, StopRequest};
-use crate::supervise::report::{Event, EventLevel, UpRequest};
+use super::{connect, output, project, run};
+use crate::api::{ApiClient, StopRequest};
+use crate::supervise::report::UpRequest;
 
 pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result<ExitCode> {
     let (file, services) = targets(arguments.targets)?;
@@ -29,22 +28,7 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
         ensure!(known, "no such service in `{}`: `{name}`", file.display);
     }
     let request = project::request(settings, file, &desired, services);
-    run::runtime()?.block_on(async {
-        let served = match connect::connect(settings).await? {
-            Some(_) => None,
-            None => match Served::start(settings, None) {
-                Ok(served) => Some(served),
-                // Another command started one between the two.
-                Err(error) if run::is_running(&error) => None,
-                Err(error) => return Err(error),
-            },
-        };
-        let client = match served {
-            Some(_) => ApiClient::connect(&settings.run_dir).await?.0,
-            None => connect::connect_or_start(settings).await?,
-        };
-        attached(settings, &client, &request, served).await
-    })
+    run::runtime()?.block_on(Box::pin(follow(settings, &request)))
 }
 
 /// A target is a file if it looks like one, else a service.
@@ -63,80 +47,62 @@ fn targets(targets: Vec<String>) -> anyhow::Result<(Option<PathBuf>, Vec<String>
     }
 }
 
-/// What ends an attached `up`.
+/// What ends an `up`.
 enum End {
     Interrupted,
     HungUp,
     /// Somebody else took the project down.
     Down,
-    Lost(anyhow::Error),
 }
 
-async fn attached(
-    settings: &Settings,
-    client: &ApiClient,
-    request: &UpRequest,
-    served: Option<Served>,
-) -> anyhow::Result<ExitCode> {
+async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<ExitCode> {
     // Signals first: from here on, ending means stopping the services.
     let mut signals = Signals::new()?;
-    let mut events = client.lines(Method::GET, "/v1/events", &()).await?;
-    let since = Timestamp::now();
-    let path = format!("/v1/projects/{}", request.project);
-    client.call::<_, ()>(Method::PUT, &path, request).await?;
-    let query = LogsQuery {
-        project: request.project.clone(),
-        services: request.services.join(","),
-        follow: true,
-        tail: None,
-        since: Some(since),
+    let served = match connect::connect(settings).await? {
+        Some(_) => None,
+        None => match Served::start(settings, None) {
+            Ok(served) => Some(served),
+            // Another command started one between the two.
+            Err(error) if run::is_running(&error) => None,
+            Err(error) => return Err(error),
+        },
     };
-    let mut lines = client.lines(Method::GET, &logs::path(&query), &()).await?;
-    let mut printer = Printer::default();
+    let mut client = match served {
+        Some(_) => ApiClient::connect(&settings.run_dir).await?.0,
+        None => connect::connect_or_start(settings).await?,
+    };
+    let mut attached = Attached::to(&client, request, Claim::Up).await?;
     let end = loop {
         tokio::select! {
             // Cancel-safe: a stream keeps what it has read of a line.
             end = signals.next() => break end,
-            line = lines.next::<LogLine>() => match line {
-                Ok(Some(line)) => printer.print(&line),
-                Ok(None) => break End::Lost(anyhow::anyhow!("the supervisor has ended")),
-                Err(error) => break End::Lost(error.into()),
-            },
-            event = events.next::<Event>() => match event {
-                Ok(Some(event)) if event.kind == "project-down" && event.project == request.project => {
-                    break End::Down;
+            seen = attached.show_next() => match seen {
+                Seen::Shown => {}
+                Seen::Down => break End::Down,
+                Seen::Lost(error) if served.is_some() => return Err(error),
+                // The services go on without control; what they need is another one.
+                Seen::Lost(_) => {
+                    output::warning("the supervisor ended; the services go on, and another one takes over");
+                    client = connect::connect_or_start(settings).await?;
+                    attached.again(&client, request).await?;
                 }
-                Ok(Some(event)) => show(&event, &request.project),
-                Ok(None) => break End::Lost(anyhow::anyhow!("the supervisor has ended")),
-                Err(error) => break End::Lost(error.into()),
             },
         }
     };
     match end {
-        End::Lost(error) => Err(error),
-        End::Down => {
-            output::note(&format!("project {} was taken down", request.project));
-            if let Some(served) = served {
-                served.stop().await;
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        End::HungUp => {
-            // Detached: the services go on, and so must their control.
-            if let Some(served) = served {
-                served.stop().await;
-                connect::start(settings).await?;
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        End::Interrupted => {
-            stop(client, request, &mut signals, &mut lines, &mut events, &mut printer).await?;
-            if let Some(served) = served {
-                served.stop().await;
-            }
-            Ok(ExitCode::SUCCESS)
+        End::Down => output::note(&format!("project {} was taken down", request.project)),
+        End::HungUp => {}
+        End::Interrupted => stop(&client, request, &mut signals, &mut attached).await?,
+    }
+    if let Some(served) = served {
+        // Detached, or the control of others too: it goes on in the background.
+        let goes_on = served.control.handle().wants_anything().await.unwrap_or(false);
+        served.stop().await;
+        if goes_on {
+            connect::hand_over(settings)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Stops the project, shows what it still has to say, and kills it at the second signal.
@@ -144,9 +110,7 @@ async fn stop(
     client: &ApiClient,
     request: &UpRequest,
     signals: &mut Signals,
-    lines: &mut crate::api::Lines,
-    events: &mut crate::api::Lines,
-    printer: &mut Printer,
+    attached: &mut Attached,
 ) -> anyhow::Result<()> {
     output::note("\nstopping; Ctrl-C again kills");
     let path = format!("/v1/projects/{}/stop", request.project);
@@ -156,12 +120,7 @@ async fn stop(
         tokio::select! {
             // Cancel-safe: as above; the request itself is polled to its end or given up for good.
             stopped = &mut stopping => {
-                // What the services said last has been written by now.
-                while let Ok(Ok(Some(line))) =
-                    tokio::time::timeout(std::time::Duration::from_millis(50), lines.next::<LogLine>()).await
-                {
-                    printer.print(&line);
-                }
+                attached.show_rest().await;
                 return Ok(stopped?);
             }
             _ = signals.next() => {
@@ -169,26 +128,8 @@ async fn stop(
                 client.call::<_, ()>(Method::POST, &path, &kill).await?;
                 return Ok(());
             }
-            Ok(Some(line)) = lines.next::<LogLine>() => printer.print(&line),
-            Ok(Some(event)) = events.next::<Event>() => show(&event, &request.project),
+            seen = attached.show_next() => if let Seen::Lost(error) = seen { return Err(error) },
         }
-    }
-}
-
-/// Tells people what happens to the project, and to the host as far as it may concern it.
-fn show(event: &Event, project: &str) {
-    if event.project != project && !event.project.is_empty() {
-        return;
-    }
-    let hint = event.attributes.get("hint").filter(|hint| !hint.is_empty()).map(String::as_str);
-    match event.level {
-        EventLevel::Error => output::failure(&event.message, hint),
-        EventLevel::Warning => output::warning(&event.message),
-        EventLevel::Info if event.kind.starts_with("project-") => {}
-        EventLevel::Info if event.kind == "image-pulling" => {
-            output::note(&format!(" … {}", event.message))
-        }
-        EventLevel::Info => output::note(&format!(" ✔ {}", event.message)),
     }
 }
 

@@ -40,6 +40,10 @@ impl Driver {
             Request::Exec { project, service, reply } => {
                 drop(reply.send(self.exec(&project, &service)))
             }
+            Request::Wanted { reply } => {
+                let wanted = self.projects.values().any(|project| project.record.wish == Wish::Up);
+                drop(reply.send(Ok(wanted)));
+            }
             Request::ImagesChanged => {
                 for name in self.projects.keys().cloned().collect::<Vec<_>>() {
                     self.look_up_images(&name);

@@ -85,7 +85,8 @@ impl Driver {
                     None => break,
                 },
                 () = sleep(wake) => {}
-                () = sleep(idle) => {
+                // What came without passing here, such as a pull, may have changed it.
+                () = sleep(idle) => if self.is_idle() {
                     tracing::info!("nothing is left to supervise");
                     break;
                 }
@@ -104,7 +105,7 @@ impl Driver {
     /// Nothing runs and nothing should.
     fn is_idle(&self) -> bool {
         let wanted = self.projects.values().any(|project| project.record.wish != Wish::Stop);
-        !wanted && !self.any_runs()
+        !wanted && !self.any_runs() && !self.host.images.is_working()
     }
 
     /// Several outcomes often come together; one pass is enough for them.

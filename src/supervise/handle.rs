@@ -93,6 +93,9 @@ pub(super) enum Request {
         service: String,
         reply: Reply<ExecTarget>,
     },
+    Wanted {
+        reply: Reply<bool>,
+    },
     /// An image was pulled by name.
     ImagesChanged,
     Shutdown {
@@ -150,6 +153,14 @@ impl ControlHandle {
         self.ask(|reply| Request::Projects { reply }).await
     }
 
+    /// Whether any project should run.
+    ///
+    /// # Errors
+    /// While control shuts down.
+    pub async fn wants_anything(&self) -> Result<bool, RequestError> {
+        self.ask(|reply| Request::Wanted { reply }).await
+    }
+
     /// Stops a project's services and keeps their containers. Returns when they have stopped.
     ///
     /// # Errors
@@ -201,6 +212,7 @@ impl ControlHandle {
         extent: super::images::Extent,
         progress: mpsc::Sender<PullProgress>,
     ) {
+        let _working = self.images.work();
         self.images.pull_reporting(&image, extent, progress).await;
         let _ = self.requests.send(Request::ImagesChanged).await;
     }
@@ -223,6 +235,7 @@ impl ControlHandle {
         extent: super::images::Extent,
         target: std::path::PathBuf,
     ) -> Result<MountableImage, RequestError> {
+        let _working = self.images.work();
         self.images.mountable(&image, extent, &target).await
     }
 

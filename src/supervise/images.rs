@@ -67,6 +67,8 @@ pub(super) struct Images {
     pub(super) why_full: Mutex<HashMap<Digest, String>>,
     /// Where images are mounted for people.
     pub(super) mounts: Mutex<BTreeMap<PathBuf, MountedImage>>,
+    /// Requests of people that are worked on; control does not end for want of work meanwhile.
+    working: Arc<()>,
     /// One lock per reference that is being pulled.
     flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -81,8 +83,19 @@ impl Images {
             events,
             why_full: Mutex::default(),
             mounts: Mutex::default(),
+            working: Arc::default(),
             flights: Mutex::default(),
         }
+    }
+
+    /// Marks that somebody waits for work on images, until it is dropped.
+    pub(super) fn work(&self) -> Arc<()> {
+        Arc::clone(&self.working)
+    }
+
+    /// Whether somebody waits for work on images.
+    pub(super) fn is_working(&self) -> bool {
+        Arc::strong_count(&self.working) > 1
     }
 
     pub(super) fn store(&self) -> &Store {
