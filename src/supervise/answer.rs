@@ -149,7 +149,13 @@ impl Driver {
             None => self.host.images.local(reference).ok()?,
         });
         let mut state = status.phase.word().to_owned();
-        let mut text = status.phase.render(self.clock.now());
+        let mut text = match (&status.phase, wanted) {
+            (Phase::Pulling { .. }, Some(wanted)) => {
+                let percent = self.host.images.pulled_percent(&wanted.image);
+                Phase::Pulling { percent }.render(self.clock.now())
+            }
+            (phase, _) => phase.render(self.clock.now()),
+        };
         if let (Phase::Running { .. }, Some(pending)) = (&status.phase, &status.pending) {
             text = format!("{text}, to be recreated: {pending}");
         }

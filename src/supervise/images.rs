@@ -10,9 +10,10 @@ use tokio::sync::mpsc;
 use super::events::{EventLog, Subject};
 use super::lazy_mounts::LazyMounts;
 use super::pull_error::PullError;
-use super::report::{EventLevel, PullLayer, PullProgress};
+use super::report::{EventLevel, PullProgress};
+use super::tally::{Tally, Teller, nobody};
 use crate::image::{Digest, ImageConfig, ImageRef, Manifest, Platform};
-use crate::layer::{Kept, Layers, Manner, Progress, WantedLayer};
+use crate::layer::{Kept, Layers, Manner, WantedLayer};
 use crate::registry::{BlobSource, Client};
 use crate::store::{ImageRecord, Store, StoreError};
 
@@ -69,6 +70,7 @@ pub(super) struct Images {
     pub(super) mounts: Mutex<BTreeMap<PathBuf, MountedImage>>,
     /// Requests of people that are worked on; control does not end for want of work meanwhile.
     working: Arc<()>,
+    tally: Arc<Tally>,
     /// One lock per reference that is being pulled.
     flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -84,6 +86,7 @@ impl Images {
             why_full: Mutex::default(),
             mounts: Mutex::default(),
             working: Arc::default(),
+            tally: Arc::default(),
             flights: Mutex::default(),
         }
     }
@@ -170,7 +173,9 @@ impl Images {
                 .or_default(),
         );
         let _alone = flight.lock().await;
-        let result = self.pull_alone(reference, extent, progress).await;
+        let teller = Teller { image: reference, tally: &self.tally, progress };
+        let result = self.pull_alone(reference, extent, teller).await;
+        self.tally.end(reference);
         self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
         result
     }
@@ -179,7 +184,7 @@ impl Images {
         &self,
         reference: &ImageRef,
         extent: Extent,
-        progress: Option<&mpsc::Sender<PullProgress>>,
+        teller: Teller<'_>,
     ) -> Result<LocalImage, PullError> {
         let resolved = self
             .client
@@ -199,22 +204,9 @@ impl Images {
             config: resolved.config,
             source: resolved.source,
         };
-        if let Some(progress) = progress {
-            let layers = local
-                .manifest
-                .layers
-                .iter()
-                .map(|d| PullLayer { digest: d.digest, size: d.size })
-                .collect();
-            let step = PullProgress::Resolved {
-                image: reference.to_string(),
-                digest: local.manifest_digest,
-                layers,
-            };
-            let _ = progress.send(step).await;
-        }
+        teller.resolved(local.manifest_digest, &local.manifest).await;
         let wanted = local.wanted();
-        try_join_all(wanted.iter().map(|layer| self.prepare(layer, extent, progress))).await?;
+        try_join_all(wanted.iter().map(|layer| self.prepare(layer, extent, teller))).await?;
         let record = ImageRecord {
             reference: reference.clone(),
             manifest: local.manifest_digest,
@@ -241,7 +233,7 @@ impl Images {
         &self,
         wanted: &WantedLayer,
         extent: Extent,
-        progress: Option<&mpsc::Sender<PullProgress>>,
+        teller: Teller<'_>,
     ) -> Result<(), PullError> {
         let digest = wanted.descriptor.digest;
         let manner = match extent {
@@ -255,17 +247,19 @@ impl Images {
             }
             Extent::Lazy => Manner::Lazy,
         };
-        let kept = self.layers.prepare(wanted, manner, &report_to(progress, digest)).await?;
+        let kept = self.layers.prepare(wanted, manner, &teller.layer(digest)).await?;
         let why_full = self.note(digest, &kept);
         // The prefetch runs from here on; nobody waits for it.
         if kept == Kept::Indexed {
             self.prefetch(wanted).await;
         }
-        if let Some(progress) = progress {
-            let lazy = kept == Kept::Indexed;
-            let _ = progress.send(PullProgress::LayerReady { digest, lazy, why_full }).await;
-        }
+        teller.ready(digest, kept == Kept::Indexed, why_full).await;
         Ok(())
+    }
+
+    /// How far the pull of an image is, 0 to 100, while there is one.
+    pub(super) fn pulled_percent(&self, image: &ImageRef) -> Option<u8> {
+        self.tally.percent(image)
     }
 
     /// Syncs full layers that were unpacked without waiting for the disk. Nobody waits for this either: after a power
@@ -316,13 +310,13 @@ impl Images {
                             attributes,
                         );
                         let full = Manner::Full(Some(reason));
-                        let kept =
-                            self.layers.prepare(&wanted, full, &report_to(None, digest)).await?;
+                        let kept = self.layers.prepare(&wanted, full, &nobody()).await?;
                         self.note(digest, &kept);
                     }
                 }
             } else if !layer.is_full() {
-                self.prepare(&wanted, Extent::Full, None).await?;
+                let kept = self.layers.prepare(&wanted, Manner::Full(None), &nobody()).await?;
+                self.note(digest, &kept);
             }
             mounted.layers.push(layer.full_path());
         }
@@ -341,14 +335,4 @@ impl Images {
 fn store_failed(reference: &ImageRef) -> impl Fn(StoreError) -> PullError {
     let image = reference.to_string();
     move |source| PullError::Store { image: image.clone(), source: Arc::new(source) }
-}
-
-/// A progress that goes to `progress`; a step that finds the queue full is dropped, since a later one says more.
-fn report_to(progress: Option<&mpsc::Sender<PullProgress>>, digest: Digest) -> Progress {
-    match progress.cloned() {
-        None => Arc::new(|_, _| {}),
-        Some(progress) => Arc::new(move |done, total| {
-            let _ = progress.try_send(PullProgress::Layer { digest, done, total });
-        }),
-    }
 }

@@ -27,6 +27,7 @@ mod outcome;
 mod project;
 mod pull_error;
 pub mod report;
+mod tally;
 mod watch;
 
 pub use control::{Control, ControlError, ControlOptions, instance_of};
