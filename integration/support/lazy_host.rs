@@ -151,7 +151,7 @@ impl LazyHost {
     /// Mounts a layer whose blob is at `source`.
     pub(crate) fn mount(&self, layer: &TestLayer, source: BlobSource) -> PathBuf {
         let place = self.store.layer(layer.digest);
-        place.write_index(&index_of(&layer.blob).unwrap()).unwrap();
+        place.write_index(layer.digest, &index_of(&layer.blob).unwrap()).unwrap();
         let mount = LayerMount {
             digest: layer.digest,
             blob_size: layer.blob.len() as u64,

@@ -107,6 +107,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
     let directory = File::open(&config.directory).map_err(failed("open the directory"))?;
     let listener =
         socket::listen(directory.as_fd(), WORKER_SOCKET).map_err(failed("make the socket"))?;
+    let open_files = open_files(process::raise_descriptor_limit());
     let gaps = confine(config)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -115,7 +116,8 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
         .build()
         .map_err(failed("start the runtime"))?;
     let (sink, engine_events) = EventSink::channel(EVENT_ROOM);
-    let limits = Limits { wait_limit: Some(config.read_deadline), ..Limits::default() };
+    let mut limits = Limits { wait_limit: Some(config.read_deadline), ..Limits::default() };
+    limits.open_files = limits.open_files.min(open_files);
     let options = EngineOptions { files_dir: store.files_dir(), boot_id, limits, events: sink };
     let engine = Engine::open(options, runtime.handle().clone())?;
     let (events, _) = tokio::sync::broadcast::channel(EVENT_ROOM);
@@ -167,6 +169,12 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
     // Tasks may be waiting for the network; nobody waits for them any more.
     runtime.shutdown_background();
     outcome.map_err(failed("serve the connection"))
+}
+
+/// How many files of the cache may stay open where a process can have `descriptors`: an incomplete file has three,
+/// and as many again are left for requests that are under way, connections and the rest.
+fn open_files(descriptors: u64) -> usize {
+    usize::try_from(descriptors / 6).unwrap_or(usize::MAX)
 }
 
 /// Takes away what serving does not need.

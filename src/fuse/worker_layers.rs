@@ -139,6 +139,8 @@ impl Layers {
         if let Some((&slot, present)) = present
             && present.layer.is_ok()
         {
+            // Fails when the index is another one than that which the slot serves.
+            self.open(&mount, map_index(&mount)?, blob)?;
             return Ok((slot, directory_name(slot, digest)));
         }
         let broken = present.map(|(slot, _)| *slot);

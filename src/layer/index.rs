@@ -20,6 +20,9 @@ pub enum NotLazy {
     /// The table of contents is not the one that the manifest names, or is unusable.
     #[error("table of contents is unusable: {0}")]
     Toc(String),
+    /// Another image has the same layer, but not the same table of contents for it.
+    #[error("another image gives this layer another table of contents")]
+    OtherToc,
     /// The registry sends whole blobs only.
     #[error("the registry does not serve parts of a layer")]
     NoRanges,
@@ -36,12 +39,15 @@ impl Layers {
         wanted: &WantedLayer,
         progress: &Progress,
     ) -> Result<Result<(), NotLazy>, LayerError> {
-        if layer.is_indexed() {
-            return Ok(Ok(()));
-        }
         let Some(expected) = wanted.descriptor.toc_digest() else {
             return Ok(Err(NotLazy::NoTocDigest));
         };
+        match layer.indexed_toc() {
+            Some(toc) if toc == expected => return Ok(Ok(())),
+            // The index may be mounted, so it stays what it is; the unpacked layer is right for both images.
+            Some(_) => return Ok(Err(NotLazy::OtherToc)),
+            None => {}
+        }
         let source = Self::source_of(wanted)?;
         let blob =
             self.client.blob(&wanted.source, wanted.descriptor.digest, wanted.descriptor.size);
@@ -57,9 +63,8 @@ impl Layers {
             Ok(Err(reason)) => return Ok(Err(reason)),
             Err(_) => return Ok(Err(NotLazy::Toc("its reader failed".to_owned()))),
         };
-        // The index last: it is what says that the layer is here.
         layer.write_source(&source).map_err(store_failed(layer))?;
-        layer.write_index(&index).map_err(store_failed(layer))?;
+        layer.write_index(expected, &index).map_err(store_failed(layer))?;
         Ok(Ok(()))
     }
 }

@@ -161,7 +161,10 @@ impl LazyLayer {
     pub fn open_local(&self, entry: EntryNo) -> Result<Option<Opened>, ReadError> {
         let place = self.place(entry)?;
         Ok(match self.shared.cache.find(&place, Verify::Later) {
-            Some(Content::Complete(file)) => Some(Opened::Complete(file)),
+            Some(Content::Complete(file)) => {
+                self.count_whole(entry, place.chunks);
+                Some(Opened::Complete(file))
+            }
             Some(Content::Partial(_)) => Some(Opened::Partial),
             None if place.chunks > 1 && !self.shared.cache.needs_verification(&place) => {
                 Some(Opened::Partial)
@@ -187,7 +190,10 @@ impl LazyLayer {
             layer.shared.cache.find(&at, Verify::Now)
         });
         match content.await? {
-            Some(Content::Complete(file)) => return Ok(Opened::Complete(file)),
+            Some(Content::Complete(file)) => {
+                self.count_whole(entry, place.chunks);
+                return Ok(Opened::Complete(file));
+            }
             Some(Content::Partial(_)) => return Ok(Opened::Partial),
             None if place.chunks != 1 => return Ok(Opened::Partial),
             None => {}
@@ -286,8 +292,26 @@ impl LazyLayer {
         }
         let place = self.place(entry)?;
         let Some(content) = self.shared.cache.find(&place, verify) else { return Ok(None) };
+        if matches!(content, Content::Complete(_)) {
+            self.count_whole(entry, place.chunks);
+        }
         self.shared.table.insert(key, content.clone());
         Ok(Some(content))
+    }
+
+    /// Counts a file as local that was found whole: another file, another layer or an earlier process brought it.
+    fn count_whole(&self, entry: EntryNo, chunks: u32) {
+        if self.is_complete() {
+            return;
+        }
+        for chunk in (0..chunks).filter_map(|n| self.index.chunk(entry, n)) {
+            self.progress.set(chunk.number.0, chunk.size);
+        }
+        if self.is_complete()
+            && let Ok(layer) = self.strong()
+        {
+            self.shared.runtime.spawn_blocking(move || layer.settle(&[]));
+        }
     }
 
     /// Where the content of `entry` is kept.

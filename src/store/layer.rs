@@ -3,6 +3,7 @@
 //! ```text
 //! layers/<hex>/
 //!   index         what the lazy engine maps
+//!   toc           digest of the table of contents that the index was made of
 //!   source        record: where the bytes come from
 //!   fs/           the unpacked tree, whole if it is there
 //!   unsettled     boot id: fs/ has not been synced yet since that boot
@@ -126,18 +127,36 @@ impl LayerDir {
         self.full_path().is_dir()
     }
 
-    /// Whether there is an index; the index itself tells whether it is intact.
+    /// The digest of the table of contents that the index was made of, if there is an index; the index itself tells
+    /// whether it is intact.
+    ///
+    /// The digest of a layer's blob says nothing about the index: ranges of a blob are vouched for by the table of
+    /// contents alone, and that only by the manifest that names it. So whoever uses the index of a layer compares this
+    /// with its own manifest, or an image could choose the files of every other image that shares a layer with it.
     #[must_use]
-    pub fn is_indexed(&self) -> bool {
-        self.index_path().is_file()
+    pub fn indexed_toc(&self) -> Option<Digest> {
+        let hex = std::fs::read_to_string(self.toc_path()).ok()?;
+        let toc = Digest::from_hex(&hex).ok()?;
+        self.index_path().is_file().then_some(toc)
     }
 
-    /// Stores the index. A connection that mapped the older one goes on with that.
+    /// Whether there is an index that was made of the table of contents `toc`; of none, where a manifest names none.
+    #[must_use]
+    pub fn is_indexed_by(&self, toc: Option<Digest>) -> bool {
+        toc.is_some() && self.indexed_toc() == toc
+    }
+
+    /// Stores the index that was made of the table of contents `toc`. A connection that mapped the older one goes on
+    /// with that.
     ///
     /// # Errors
     /// When the file system refuses.
-    pub fn write_index(&self, index: &[u8]) -> Result<(), StoreError> {
+    pub fn write_index(&self, toc: Digest, index: &[u8]) -> Result<(), StoreError> {
         self.make()?;
+        let path = self.toc_path();
+        durable::write(&path, toc.hex().as_bytes(), Previous::Discard)
+            .map_err(failed("write", &path))?;
+        // Last: it is what says that the layer is here.
         let path = self.index_path();
         durable::write(&path, index, Previous::Discard).map_err(failed("write the index", &path))
     }
@@ -218,6 +237,10 @@ impl LayerDir {
     /// When the file system refuses.
     pub fn remove(&self) -> Result<(), StoreError> {
         remove_tree(&self.path).map_err(failed("remove the layer", &self.path))
+    }
+
+    fn toc_path(&self) -> PathBuf {
+        self.path.join("toc")
     }
 
     fn marker_path(&self) -> PathBuf {

@@ -102,9 +102,13 @@ fn an_image_is_found_by_its_reference_until_it_is_removed() {
 fn a_layer_keeps_index_and_source() {
     let (_dir, store) = store();
     let layer = store.layer(Digest::of(b"layer"));
-    assert!(!layer.is_indexed() && !layer.is_full());
+    assert!(layer.indexed_toc().is_none() && !layer.is_full());
     assert_eq!(layer.read_source().unwrap(), None);
-    layer.write_index(b"index").unwrap();
+    let (toc, other) = (Digest::of(b"toc"), Digest::of(b"other"));
+    layer.write_index(toc, b"index").unwrap();
+    assert!(layer.is_indexed_by(Some(toc)));
+    // A manifest that names another table of contents, or none, must not be given this one's files.
+    assert!(!layer.is_indexed_by(Some(other)) && !layer.is_indexed_by(None));
     let source = LayerSource {
         blob: serde_json::json!({"layout": {"path": "/images"}}),
         size: 5,

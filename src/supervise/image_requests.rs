@@ -37,7 +37,7 @@ impl Images {
                     (None, Some(_)) => None,
                 };
                 report.full_because.extend(why.filter(|why| !report.full_because.contains(why)));
-            } else if layer.is_indexed() {
+            } else if layer.is_indexed_by(descriptor.toc_digest()) {
                 report.lazy_layers += 1;
                 local += size * self.lazy.share(&layer).await;
             }

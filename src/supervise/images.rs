@@ -139,7 +139,7 @@ impl Images {
         let Ok(config) = ImageConfig::parse(&bytes) else { return Ok(None) };
         let here = manifest.layers.iter().all(|descriptor| {
             let layer = self.store().layer(descriptor.digest);
-            layer.is_full() || layer.is_indexed()
+            layer.is_full() || layer.is_indexed_by(descriptor.toc_digest())
         });
         let source = BlobSource::of(reference);
         Ok(here.then_some(LocalImage { manifest_digest: digest, manifest, config, source }))
@@ -292,7 +292,7 @@ impl Images {
         for wanted in image.wanted() {
             let digest = wanted.descriptor.digest;
             let layer = self.store().layer(digest);
-            if !layer.is_full() && layer.is_indexed() {
+            if !layer.is_full() && layer.is_indexed_by(wanted.descriptor.toc_digest()) {
                 match self.lazy.mount(&layer).await {
                     Ok(directory) => {
                         mounted.layers.push(directory);

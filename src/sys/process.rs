@@ -339,6 +339,16 @@ pub fn fork_child(body: impl FnOnce() -> u8) -> io::Result<Forked> {
     }
 }
 
+/// Raises the number of descriptors that this process may have to what it may raise it to, and returns that. Only for
+/// roles that start no containers: programs that still use select(2) rely on the low number, which children inherit.
+pub fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let limit = if raised.is_ok() { limit.maximum } else { limit.current };
+    limit.unwrap_or(u64::MAX)
+}
+
 /// Takes ownership of a descriptor that the parent passed by number.
 ///
 /// # Errors

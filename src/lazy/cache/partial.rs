@@ -76,12 +76,15 @@ impl Partial {
             }
             (Err(error), _) | (_, Err(error)) => return Err(error.into()),
         };
-        let bits = match load(&map, place, nonce)? {
+        // A map outlives its data when a process dies while it publishes; data that is new, or was cut, has none of
+        // what the map says.
+        let is_sized = data.metadata()?.len() == place.size;
+        let bits = match load(&map, place, nonce)?.filter(|_| is_sized) {
             Some(bits) => bits,
             None if missing == Missing::Leave => return Ok(None),
             None => initialize(&map, place, nonce)?,
         };
-        if data.metadata()?.len() != place.size {
+        if !is_sized {
             data.set_len(place.size)?;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;

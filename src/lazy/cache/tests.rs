@@ -255,3 +255,29 @@ fn a_guest_is_trusted_in_this_boot_and_spoils_no_record() {
     assert!(cache.find(&place, Verify::Later).is_none());
     assert!(cache.find(&place, Verify::Now).is_some());
 }
+
+#[test]
+fn a_map_whose_data_has_gone_vouches_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = b"0123456789";
+    let (place, pieces) = chunked(content);
+    for piece in &pieces[..2] {
+        keep(&open(dir.path(), "one"), &place, piece, content);
+    }
+    let (data, _) = partial::names(&place.id);
+    for cut in [None, Some(3)] {
+        match cut {
+            None => std::fs::remove_file(dir.path().join(&data)).unwrap(),
+            Some(length) => {
+                File::options().write(true).open(dir.path().join(&data)).unwrap().set_len(length)
+            }
+            .unwrap(),
+        }
+        let cache = open(dir.path(), "one");
+        keep(&cache, &place, &pieces[2], content);
+        let found = cache.find(&place, Verify::Now).expect("a new one was begun");
+        assert!(!cache.has_piece(&pieces[0], &found), "it would be zeros");
+        assert_eq!(cache.read_piece(&pieces[2], &found).unwrap(), &b"89"[..]);
+        keep(&cache, &place, &pieces[1], content);
+    }
+}

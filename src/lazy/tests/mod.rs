@@ -318,3 +318,28 @@ fn damaged(layer: &BuiltLayer) -> crate::sys::MappedFile {
     layer.index[middle] ^= 1;
     layer.mapped_index()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_that_another_file_brought_counts_as_local() {
+    let bed = Bed::new();
+    let (large, small) = (content(9000, 5), content(300, 6));
+    let layer = LayerBuilder::new()
+        .file("one", &large, 4096)
+        .file("two", &small, 4096)
+        .file("one again", &large, 4096)
+        .file("two again", &small, 4096)
+        .build();
+    let source = source(&layer);
+    let mut running = bed.engine();
+    let opened = running.open(&layer, &source);
+    let _ = opened.read(entry(&opened, "one"), 0, 9000).await.unwrap();
+    eventually("the first is published", || {
+        matches!(opened.open_local(entry(&opened, "one")), Ok(Some(Opened::Complete(_))))
+    })
+    .await;
+    for path in ["two", "one again", "two again"] {
+        assert!(matches!(opened.open(entry(&opened, path)).await, Ok(Opened::Complete(_))));
+    }
+    assert_eq!(opened.local_bytes(), opened.total_bytes());
+    running.event(|event| matches!(event, LazyEvent::LayerComplete { .. })).await;
+}
