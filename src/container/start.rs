@@ -121,7 +121,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         Network::None => Some(child::make_loopback_network().map_err(StartError::Network)?),
         Network::Host | Network::Namespace(_) => None,
     };
-    let facts = Facts {
+    let mut facts = Facts {
         network: network
             .as_ref()
             .map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))),
@@ -151,6 +151,12 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         .map_err(StartError::Create)?;
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
     let process = ProcessIdentity::of(pid).map_err(StartError::Report)?;
+    if facts.network.is_some() {
+        // The descriptor ends with this process, and the runtime looks at the path again when it runs a program.
+        facts.network = Some(PathBuf::from(format!("/proc/{pid}/ns/net")));
+        record::write_json(&paths.bundle.join("config.json"), &oci::spec(launch, &facts))
+            .map_err(|error| StartError::Prepare(paths.bundle.clone(), error))?;
+    }
     // Before the program runs, so that no death of the monitor leaves a program that nobody knows.
     let started_at = Timestamp::now();
     let run = RunRecord {
