@@ -79,7 +79,8 @@ async fn fetch_toc(
     progress: &Progress,
 ) -> Result<Result<TocBytes, NotLazy>, LayerError> {
     let size = blob.size();
-    let mut from = size - estargz::tail::first_tail_len(size);
+    // Never the whole blob, however small: only a part that was asked for and sent shows that parts can be had later.
+    let mut from = (size - estargz::tail::first_tail_len(size)).max(1).min(size);
     let mut known = Bytes::new();
     // At most twice: the second time the start of the table of contents is known.
     loop {
