@@ -55,10 +55,10 @@ fn umount(settings: &Settings, directory: &Path) -> anyhow::Result<ExitCode> {
     sys::mount::unmount(&target)
         .with_context(|| format!("could not unmount `{}`", target.display()))?;
     connect::runtime()?.block_on(async {
-        if let Some(client) = connect::connect(settings).await? {
-            let request = MountRequest { image: String::new(), full: false, target };
-            let _: Result<(), _> = client.call(Method::DELETE, "/v1/mounts", &request).await;
-        }
+        // Started if it had nothing else to do and has ended: it is control that ends the lazy mount below the last one.
+        let client = connect::connect_or_start(settings).await?;
+        let request = MountRequest { image: String::new(), full: false, target };
+        let _: Result<(), _> = client.call(Method::DELETE, "/v1/mounts", &request).await;
         Ok(ExitCode::SUCCESS)
     })
 }

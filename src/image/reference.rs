@@ -166,7 +166,10 @@ fn parse_registry(text: &str) -> Result<ImageRef, &'static str> {
         (None, None) => Some("latest".to_owned()),
         (tag, _) => tag.map(str::to_owned),
     };
-    Ok(ImageRef::Registry { host: host.to_ascii_lowercase(), repository, tag, digest })
+    // A capital letter may be all that tells the host from a repository, in what we print too.
+    let lower = host.to_ascii_lowercase();
+    let host = if names_a_host(&lower) { lower } else { host.to_owned() };
+    Ok(ImageRef::Registry { host, repository, tag, digest })
 }
 
 /// Docker's rule: the first component is a host if it could not be a part of a repository.
