@@ -110,6 +110,16 @@ fn a_lazy_mount_goes_on_as_a_whole_one_after_a_full_pull() {
 }
 
 #[test]
+fn an_image_that_is_unmounted_after_control_has_gone_leaves_nothing() {
+    let cli = Cli::new();
+    mounted(&cli, &image("gnu-esgz"), &[]);
+    cli.end_control();
+    assert_eq!(std::fs::read(cli.folder().join("image/a/f")).unwrap().len(), 1);
+    // The check that nothing is left is made when the instance is dropped.
+    cli.run(["image", "umount", "image"]).ok();
+}
+
+#[test]
 fn every_runnable_image_runs() {
     let cli = Cli::new();
     let mut yaml = "name: golden\nservices:\n".to_owned();

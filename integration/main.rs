@@ -6,6 +6,7 @@
 )]
 
 mod container;
+mod faults;
 mod golden;
 mod large_image;
 mod lazy_engine;

@@ -178,6 +178,26 @@ impl Cli {
             .collect()
     }
 
+    /// Ends control in the background, and waits until it has.
+    pub(crate) fn end_control(&self) {
+        let is_control = |(_, arguments): &(Pid, String)| arguments.contains(" daemon ");
+        for (process, _) in self.processes().into_iter().filter(is_control) {
+            let _ = kill_process(process, Signal::TERM);
+        }
+        eventually("control ends", || !self.processes().iter().any(is_control));
+    }
+
+    /// Ends control in the background, and waits until what it no longer needs is gone too.
+    pub(crate) fn end_daemons(&self) {
+        self.end_control();
+        let start = Instant::now();
+        while !(self.processes().is_empty() && self.mounts().is_empty())
+            && start.elapsed() < END_PATIENCE
+        {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
     fn end(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for mount in self.mounts().into_iter().filter(|mount| !mount.starts_with(self.run_dir())) {
@@ -189,17 +209,7 @@ impl Cli {
             let ran = self.run(["down"]);
             wrong.extend((ran.code != Some(0)).then(|| format!("down: {ran:?}")));
         }
-        for (process, arguments) in self.processes() {
-            if arguments.contains(" daemon ") {
-                let _ = kill_process(process, Signal::TERM);
-            }
-        }
-        let start = Instant::now();
-        while !(self.processes().is_empty() && self.mounts().is_empty())
-            && start.elapsed() < END_PATIENCE
-        {
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
+        self.end_daemons();
         for (process, arguments) in self.processes() {
             wrong.push(format!("left running: {arguments}"));
             let _ = kill_process(process, Signal::KILL);
@@ -216,13 +226,14 @@ impl Drop for Cli {
     #[expect(clippy::print_stderr, reason = "what the roles logged explains a failed test")]
     fn drop(&mut self) {
         let wrong = self.end();
-        if std::thread::panicking() {
+        if std::thread::panicking() || !wrong.is_empty() {
             for log in ["up.log", "run/control.log", "run/lazy/keeper.log", "run/lazy/worker.log"] {
                 if let Ok(text) = fs::read_to_string(self.folder().join(log)) {
                     eprintln!("--- {log}\n{text}");
                 }
             }
-        } else {
+        }
+        if !std::thread::panicking() {
             assert!(wrong.is_empty(), "{wrong:#?}");
         }
     }

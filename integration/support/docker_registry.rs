@@ -81,7 +81,8 @@ impl DockerRegistry {
         self.copy(layout, tag, name, &["--format", "v2s2"]);
     }
 
-    fn copy(&self, layout: &Path, tag: &str, name: &str, options: &[&str]) {
+    /// Copies an image with options of `skopeo copy`.
+    pub(crate) fn copy(&self, layout: &Path, tag: &str, name: &str, options: &[&str]) {
         let status = Command::new("skopeo")
             // A host without a signature policy of its own is the normal case in tests.
             .args(["--insecure-policy", "copy", "--quiet"])

@@ -2,6 +2,7 @@
 
 pub(crate) mod cli;
 pub(crate) mod docker_registry;
+pub(crate) mod image;
 pub(crate) mod lazy_host;
 pub(crate) mod link;
 pub(crate) mod program;

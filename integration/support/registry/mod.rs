@@ -97,9 +97,14 @@ pub(crate) struct FaultRegistry {
 impl FaultRegistry {
     /// An empty registry on a free port of 127.0.0.1.
     pub(crate) fn start() -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// An empty registry at this address.
+    pub(crate) fn start_at(address: SocketAddr) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
         let stop = CancellationToken::new();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let listener = std::net::TcpListener::bind(address).expect("a free port");
         listener.set_nonblocking(true).expect("a non-blocking listener");
         let address = listener.local_addr().expect("a bound listener has an address");
         let (served, stopped) = (Arc::clone(&state), stop.clone());
@@ -139,6 +144,11 @@ impl FaultRegistry {
         let digest = Digest::of(bytes);
         self.state().blobs.insert(digest.to_string(), Arc::new(bytes.to_vec()));
         digest
+    }
+
+    /// Adds a blob under a digest that is not its own.
+    pub(crate) fn put_wrong_blob(&self, digest: Digest, bytes: &[u8]) {
+        self.state().blobs.insert(digest.to_string(), Arc::new(bytes.to_vec()));
     }
 
     /// Adds a document under its digest, and under a tag.

@@ -48,6 +48,8 @@ impl Answer {
 }
 
 pub(super) async fn serve(mut stream: TcpStream, state: Arc<Mutex<State>>, address: SocketAddr) {
+    // Head and body are written apart, and a client that delays its acknowledgement would wait 40 ms for the second.
+    let _ = stream.set_nodelay(true);
     while let Ok(Some(head)) = read_head(&mut stream).await {
         if !answer(&mut stream, &head, &state, address).await.unwrap_or(false) {
             break;
