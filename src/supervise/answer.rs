@@ -164,6 +164,10 @@ impl Driver {
         {
             "created".clone_into(&mut state);
         }
+        // Compose has no word for who ended it; the status says that.
+        if matches!(status.phase, Phase::Stopped) && held.is_some() {
+            "exited".clone_into(&mut state);
+        }
         let report = ServiceReport {
             project: project.to_string(),
             service: service.to_string(),

@@ -98,7 +98,7 @@ impl Driver {
         }
     }
 
-    fn any_runs(&self) -> bool {
+    pub(super) fn any_runs(&self) -> bool {
         self.containers.values().any(|held| held.may_run() || held.busy.is_some())
     }
 

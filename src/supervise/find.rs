@@ -38,6 +38,10 @@ impl Driver {
                 }
             }
         }
+        if self.any_runs() {
+            let images = std::sync::Arc::clone(&self.host.images);
+            tokio::spawn(async move { images.resume_lazy().await });
+        }
     }
 
     fn find_projects(&mut self) {

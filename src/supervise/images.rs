@@ -323,6 +323,11 @@ impl Images {
         Ok(mounted)
     }
 
+    /// Watches over the lazy mount of an earlier control, if it left one.
+    pub(super) async fn resume_lazy(&self) {
+        self.lazy.resume().await;
+    }
+
     /// Takes the lazy mount down, unless somebody looks into an image. Such mounts outlive control, so the mount
     /// table is asked, not memory.
     pub(super) async fn stop_lazy_if_unused(&self) {

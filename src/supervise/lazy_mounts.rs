@@ -169,6 +169,19 @@ impl LazyMounts {
         Some(share.min(0.999))
     }
 
+    /// Watches over a connection that an earlier control left. Its keeper may have died with that control, and then
+    /// the worker is the last one that holds the descriptor.
+    pub(super) async fn resume(&self) {
+        if self.run_dir.join("lazy").exists()
+            && let Err(reason) = self.connected().await
+        {
+            tracing::warn!(
+                reason,
+                "the lazy mounts of an earlier run have nobody to watch over them"
+            );
+        }
+    }
+
     /// Takes the connection down if nothing uses it.
     pub(super) async fn stop_if_unused(&self) {
         // One that an earlier control left is found first.

@@ -21,7 +21,8 @@ pub struct ServiceReport {
     pub image: String,
     /// What runs, as a command line; empty before the image is known.
     pub command: String,
-    /// One word: `created`, `pulling`, `starting`, `running`, `stopping`, `restarting`, `exited`, `failed`.
+    /// One word: `created`, `pulling`, `waiting`, `starting`, `running`, `stopping`, `restarting`, `exited`,
+    /// `removing`, `failed`; `stopped` only where there is no container.
     pub state: String,
     /// The same with its circumstances, for people.
     pub status: String,
