@@ -12,6 +12,7 @@ mod large_image;
 mod lazy_engine;
 mod lazy_mount;
 mod registry;
+mod services;
 mod support;
 mod takeover;
 mod tidy;

@@ -1,10 +1,22 @@
 //! The program itself, with directories of its own, driven from outside as a user does.
+//!
+//! It finds what it started by its folder and its instance, so it touches nothing of anybody else, and it fails a
+//! test that left a process, a mount or a control group behind.
+
+mod trace;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use supervisor::logs::{LogReader, ReadOptions, Stream};
+
+/// How long a condition may take on a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One instance of supervisor; what it started goes when it is dropped, whatever the test did to it.
 pub(crate) struct Program {
@@ -21,6 +33,11 @@ impl Program {
         // `scripts/test` looks for mounts with this name when all tests have ended.
         let folder = tempfile::Builder::new().prefix("supervisor-test-").tempdir().unwrap();
         Self { folder }
+    }
+
+    /// Its folder, where relative paths start.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where its sockets and mounts are.
@@ -40,7 +57,14 @@ impl Program {
         &self,
         arguments: impl IntoIterator<Item = I>,
     ) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_supervisor"));
+        self.prepare(Command::new(env!("CARGO_BIN_EXE_supervisor")), arguments)
+    }
+
+    fn prepare<I: AsRef<OsStr>>(
+        &self,
+        mut command: Command,
+        arguments: impl IntoIterator<Item = I>,
+    ) -> Command {
         command
             .args(arguments)
             .current_dir(self.folder.path())
@@ -51,16 +75,40 @@ impl Program {
         command
     }
 
-    /// Runs the program to its end.
+    /// Runs the program to its end, which comes by force if it does not come in time.
     pub(crate) fn run<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Output {
-        self.command(arguments).output().unwrap()
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=5", "60", env!("CARGO_BIN_EXE_supervisor")]);
+        self.prepare(command, arguments).output().unwrap()
+    }
+
+    /// Runs the program, which must succeed, and gives what it printed.
+    pub(crate) fn ok<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> String {
+        let output = self.run(arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{:?}: {errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Starts `up` in the foreground, its output in `up.log`.
     pub(crate) fn up(&self) -> Child {
+        self.up_with(&[])
+    }
+
+    /// Starts `up` with more arguments.
+    pub(crate) fn up_with(&self, arguments: &[&str]) -> Child {
         let log = fs::File::create(self.log_path()).unwrap();
         let errors = log.try_clone().unwrap();
-        self.command(["up", "-f", "services.yaml"]).stdout(log).stderr(errors).spawn().unwrap()
+        let mut command = self.command(["up", "-f", "services.yaml"]);
+        let mut up = command.args(arguments).stdout(log).stderr(errors).spawn().unwrap();
+        // A `ps` that comes first would start a control of its own, which the test does not mean.
+        let socket = self.run_dir().join("api.sock");
+        self.until("up is served", || {
+            let ended = up.try_wait().unwrap();
+            assert!(ended.is_none(), "up ended with {ended:?}: {}", self.log());
+            std::os::unix::net::UnixStream::connect(&socket).ok()
+        });
+        up
     }
 
     /// What `up` has printed.
@@ -72,46 +120,94 @@ impl Program {
         self.folder.path().join("up.log")
     }
 
-    /// Processes whose arguments name the folder: control and the roles.
-    fn processes(&self) -> Vec<rustix::process::Pid> {
-        let needle = self.folder.path().as_os_str().as_encoded_bytes();
-        let own = std::process::id().to_string();
-        fs::read_dir("/proc")
-            .unwrap()
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| *name != own)
-            .filter(|name| {
-                let arguments = fs::read(format!("/proc/{name}/cmdline")).unwrap_or_default();
-                arguments.windows(needle.len()).any(|window| window == needle)
-            })
-            .filter_map(|name| rustix::process::Pid::from_raw(name.parse().ok()?))
-            .collect()
+    /// Waits until `up` has printed a text.
+    pub(crate) fn said(&self, text: &str) {
+        self.until(&format!("up says `{text}`"), || self.log().contains(text).then_some(()));
+    }
+
+    /// All services as `ps` shows them. Starts a control when none runs, as `ps` does.
+    pub(crate) fn ps(&self) -> Vec<Value> {
+        let text = self.ok(["ps", "--format", "json"]);
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// One service as `ps` shows it.
+    pub(crate) fn service(&self, name: &str) -> Option<Value> {
+        self.ps().into_iter().find(|service| service["Service"] == name)
+    }
+
+    /// Waits until a service is in a state, and gives what `ps` shows then.
+    pub(crate) fn state(&self, name: &str, state: &str) -> Value {
+        self.until(&format!("`{name}` is {state}"), || {
+            self.service(name).filter(|service| service["State"] == state)
+        })
+    }
+
+    /// Waits until a service runs, and gives the id of its first process.
+    pub(crate) fn running(&self, name: &str) -> Pid {
+        let pid = self.state(name, "running")["Pid"].as_i64().unwrap();
+        Pid::from_raw(i32::try_from(pid).unwrap()).expect("a running service has a process")
+    }
+
+    /// What a service has written to its standard output so far, read from the disk: asks no process of ours.
+    pub(crate) fn output(&self, service: &str) -> Vec<String> {
+        let Ok(projects) = fs::read_dir(self.folder.path().join("state/logs")) else {
+            return Vec::new();
+        };
+        let mut lines = Vec::new();
+        for project in projects.flatten() {
+            let path = project.path().join(service).join("log.json");
+            let Ok(mut reader) = LogReader::open(&path, ReadOptions::default()) else { continue };
+            while let Some(entry) = reader.next_entry().unwrap() {
+                if entry.stream == Stream::Stdout {
+                    lines.push(entry.text().to_owned());
+                }
+            }
+        }
+        lines
+    }
+
+    /// Waits until the output of a service has a line.
+    pub(crate) fn wrote(&self, service: &str, line: &str) {
+        self.until(&format!("`{service}` writes `{line}`"), || {
+            self.output(service).iter().any(|written| written == line).then_some(())
+        });
+    }
+
+    /// Waits until a condition gives something, looking again every few milliseconds.
+    pub(crate) fn until<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = condition() {
+                return found;
+            }
+            assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+            // A timer without a sleep: nobody unparks this thread on purpose.
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until a process that this test started ends.
+    pub(crate) fn ended(&self, child: &mut Child) -> ExitStatus {
+        self.until("the process ends", || child.try_wait().unwrap())
+    }
+
+    /// Interrupts `up`, waits for its end and gives its exit code, which is 0 when all was stopped.
+    pub(crate) fn interrupt(&self, mut up: Child) -> Option<i32> {
+        signal(Pid::from_child(&up), Signal::INT);
+        self.ended(&mut up).code()
     }
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
-        let used = self.folder.path().join("services.yaml").exists();
-        let down = used.then(|| self.run(["down", "-f", "services.yaml"]));
-        for process in self.processes() {
-            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
-        }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let below = self.folder.path().display().to_string();
-        // Last mounted first.
-        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-            if mount.starts_with(&below) {
-                let flags = rustix::mount::UnmountFlags::DETACH;
-                let _ = rustix::mount::unmount(mount, flags);
-            }
-        }
-        // After the cleaning, and not on top of the test's own failure.
-        if let Some(down) = down.filter(|down| !down.status.success())
-            && !std::thread::panicking()
-        {
-            panic!("down failed: {}", String::from_utf8_lossy(&down.stderr));
-        }
-    }
+/// Sends a signal to a process that must be there.
+pub(crate) fn signal(process: Pid, signal: Signal) {
+    kill_process(process, signal).unwrap();
+}
+
+/// Kills `up` as a crash does.
+pub(crate) fn crash(mut up: Child) {
+    up.kill().unwrap();
+    up.wait().unwrap();
 }
 
 /// Waits until `condition` gives something, looking again every few milliseconds.

@@ -1,0 +1,72 @@
+//! The whole program as a user has it: services come up, change, die, and are found again.
+
+mod adoption;
+mod image;
+mod instances;
+mod lifecycle;
+mod reconcile;
+mod roles;
+
+use std::path::Path;
+
+/// The shell image that another tool made.
+fn shell_image() -> String {
+    let layout = Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs-fixtures/golden/small-esgz");
+    format!("oci:{}", layout.display())
+}
+
+/// Prints a counter ten times a second, and ends with code 0 when it is asked to.
+const TICK: &str = "trap 'exit 0' TERM; n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.1; done";
+
+/// Does nothing until it is asked to end.
+const IDLE: &str = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+
+/// One service of a services file.
+#[derive(Clone)]
+struct Service {
+    name: String,
+    image: String,
+    script: String,
+    keys: Vec<String>,
+}
+
+/// A service that runs `script` in the shell image.
+fn service(name: &str, script: &str) -> Service {
+    Service {
+        name: name.to_owned(),
+        image: shell_image(),
+        script: script.to_owned(),
+        keys: Vec::new(),
+    }
+}
+
+impl Service {
+    fn image(self, image: impl Into<String>) -> Self {
+        Self { image: image.into(), ..self }
+    }
+
+    /// Another key, as one line of YAML.
+    fn key(mut self, line: &str) -> Self {
+        self.keys.push(line.to_owned());
+        self
+    }
+
+    fn yaml(&self) -> String {
+        // A JSON string is a YAML string, and a dollar that is no variable is written twice.
+        let script = serde_json::to_string(&self.script).unwrap().replace('$', "$$");
+        let mut text = format!(
+            "  {}:\n    image: \"{}\"\n    command: [\"sh\", \"-c\", {script}]\n",
+            self.name, self.image
+        );
+        for key in &self.keys {
+            text.push_str(&format!("    {key}\n"));
+        }
+        text
+    }
+}
+
+/// A services file.
+fn file(services: &[Service]) -> String {
+    let services: String = services.iter().map(Service::yaml).collect();
+    format!("services:\n{services}")
+}
