@@ -5,4 +5,5 @@ mod confine;
 mod content;
 mod degraded;
 mod input;
+mod outage;
 mod peers;

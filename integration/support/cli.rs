@@ -99,7 +99,11 @@ impl Cli {
         fs::write(self.folder().join("services.yaml"), yaml).unwrap();
     }
 
-    fn command<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Command {
+    /// A command that has not been started.
+    pub(crate) fn command<I: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = I>,
+    ) -> Command {
         let program = env!("CARGO_BIN_EXE_supervisor");
         let mut command = match self.wrapper.split_first() {
             None => Command::new(program),
@@ -178,6 +182,18 @@ impl Cli {
             .collect()
     }
 
+    /// Control groups of the instance, in every hierarchy.
+    fn groups(&self) -> Vec<PathBuf> {
+        let Ok(run_dir) = self.run_dir().canonicalize() else { return Vec::new() };
+        let name = format!("supervisor-{}", supervisor::supervise::instance_of(&run_dir));
+        let mounts = supervisor::sys::mount::mounts().unwrap();
+        let hierarchies = mounts.iter().filter(|mount| mount.fs_type.starts_with("cgroup"));
+        hierarchies
+            .map(|mount| mount.mount_point.join(&name))
+            .filter(|group| group.exists())
+            .collect()
+    }
+
     /// Ends control in the background, and waits until it has.
     pub(crate) fn end_control(&self) {
         let is_control = |(_, arguments): &(Pid, String)| arguments.contains(" daemon ");
@@ -191,7 +207,7 @@ impl Cli {
     pub(crate) fn end_daemons(&self) {
         self.end_control();
         let start = Instant::now();
-        while !(self.processes().is_empty() && self.mounts().is_empty())
+        while !(self.processes().is_empty() && self.mounts().is_empty() && self.groups().is_empty())
             && start.elapsed() < END_PATIENCE
         {
             std::thread::park_timeout(Duration::from_millis(20));
@@ -214,6 +230,7 @@ impl Cli {
             wrong.push(format!("left running: {arguments}"));
             let _ = kill_process(process, Signal::KILL);
         }
+        wrong.extend(self.groups().iter().map(|group| format!("left: {}", group.display())));
         for mount in self.mounts() {
             wrong.push(format!("left mounted: {}", mount.display()));
             let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
