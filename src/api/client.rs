@@ -95,16 +95,28 @@ impl ApiClient {
     /// When no control runs there, or one that speaks another version.
     pub async fn connect(run_dir: &Path) -> Result<(Self, Hello), ClientError> {
         let client = Self { run_dir: run_dir.to_path_buf() };
-        let hello: Hello = client.call(Method::GET, "/hello", &()).await?;
+        let hello: Hello = match client.call(Method::GET, "/hello", &()).await {
+            // One that is ending takes the connection and then lets it fall, or says so.
+            Err(ClientError::Lost(error)) => {
+                return Err(client.not_running(io::Error::other(error)));
+            }
+            Err(error @ ClientError::Refused { .. }) => {
+                return Err(client.not_running(io::Error::other(error)));
+            }
+            other => other?,
+        };
         if hello.api != API_VERSION {
             return Err(ClientError::Version { version: hello.version, api: hello.api });
         }
         Ok((client, hello))
     }
 
+    fn not_running(&self, source: io::Error) -> ClientError {
+        ClientError::NotRunning { run_dir: self.run_dir.clone(), source }
+    }
+
     async fn stream_to(&self) -> Result<UnixStream, ClientError> {
-        let not_running =
-            |source| ClientError::NotRunning { run_dir: self.run_dir.clone(), source };
+        let not_running = |source| self.not_running(source);
         let directory = File::open(&self.run_dir).map_err(not_running)?;
         // Through the descriptor, because socket paths are short.
         let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd());

@@ -137,14 +137,15 @@ fn received<T: Send + 'static>(
     })
 }
 
-async fn hello(State(context): State<Context>) -> Json<Hello> {
-    Json(Hello {
+async fn hello(State(context): State<Context>) -> Result<Json<Hello>, RequestError> {
+    context.control.visit().await?;
+    Ok(Json(Hello {
         api: API_VERSION,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         instance: context.control.instance().to_owned(),
         state_dir: context.state_dir,
-    })
+    }))
 }
 
 async fn projects(State(context): State<Context>) -> Result<Response, RequestError> {

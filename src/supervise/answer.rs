@@ -44,6 +44,8 @@ impl Driver {
                 let wanted = self.projects.values().any(|project| project.record.wish == Wish::Up);
                 drop(reply.send(Ok(wanted)));
             }
+            // Its arrival has begun the time of idleness anew.
+            Request::Visit => {}
             Request::ImagesChanged => {
                 for name in self.projects.keys().cloned().collect::<Vec<_>>() {
                     self.look_up_images(&name);

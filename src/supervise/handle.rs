@@ -98,6 +98,8 @@ pub(super) enum Request {
     },
     /// An image was pulled by name.
     ImagesChanged,
+    /// Somebody is about to ask for something.
+    Visit,
     Shutdown {
         reply: Reply<()>,
     },
@@ -203,6 +205,15 @@ impl ControlHandle {
         service: String,
     ) -> Result<ExecTarget, RequestError> {
         self.ask(|reply| Request::Exec { project, service, reply }).await
+    }
+
+    /// Keeps a control that was started on demand alive for a while, for requests that follow.
+    ///
+    /// # Errors
+    /// When it is ending already.
+    pub async fn visit(&self) -> Result<(), RequestError> {
+        let ending = |_| RequestError::new(RequestErrorKind::Failed, "control is shutting down");
+        self.requests.send(Request::Visit).await.map_err(ending)
     }
 
     /// Brings an image here; progress goes to `progress`, which ends with `Done` or `Failed`.
