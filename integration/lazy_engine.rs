@@ -74,3 +74,38 @@ async fn a_full_disk_costs_no_read_of_a_lazy_layer() {
     opened.close();
     drop(engine);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_starts_on_a_full_disk_serves() {
+    let disk = FsContext::open("tmpfs").unwrap();
+    disk.set("size", "1m").unwrap();
+    let disk = disk.mount(MountAttrFlags::empty()).expect("mounting a tmpfs needs root");
+    let files_dir = std::path::PathBuf::from(format!("/proc/self/fd/{}", disk.as_raw_fd()));
+    let content = noise(64 << 10);
+    let layer = LayerBuilder::new().file("kept", &content, 1 << 20).file("new", b"new", 9).build();
+    let mut blob = tempfile::tempfile().unwrap();
+    blob.write_all(&layer.blob).unwrap();
+    let blob = Blob::from_file(blob, layer.digest, layer.blob.len() as u64);
+    let source: Arc<dyn RangeSource> = Arc::new(blob);
+    for round in 0..2 {
+        let mut limits = Limits::default();
+        limits.background_after = None;
+        let options = EngineOptions {
+            files_dir: files_dir.clone(),
+            boot_id: "boot".to_owned(),
+            limits,
+            events: EventSink::none(),
+        };
+        let engine = Engine::open(options, tokio::runtime::Handle::current()).unwrap();
+        let spec = LayerSpec { digest: layer.digest, index: layer.mapped_index() };
+        let opened = engine.open_layer(spec, Arc::clone(&source)).unwrap();
+        let kept = opened.index().find(b"kept").unwrap();
+        if round == 1 {
+            assert!(matches!(opened.open_local(kept), Ok(Some(Opened::Complete(_)))));
+            let new = opened.index().find(b"new").unwrap();
+            assert_eq!(opened.read(new, 0, 3).await.unwrap(), "new");
+        }
+        assert_eq!(opened.read(kept, 0, 64 << 10).await.unwrap(), content);
+        let _ = std::fs::write(files_dir.join("fill"), noise(1 << 20));
+    }
+}

@@ -10,7 +10,8 @@
 //!
 //! One process at a time owns the record, by a lock. Another one that opens the cache meanwhile (its predecessor is
 //! still dying, say) is a *guest*: it stamps with the counter 0, which is never synced, and so trusts and is trusted
-//! within this boot only.
+//! within this boot only. So does an owner that cannot write the record, since the disk is full: whoever reads from
+//! the layers must be served all the same.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -22,6 +23,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Digest;
+use crate::telemetry::Chain;
 
 const LOCK: &str = "lock";
 const RECORD: &str = "epoch";
@@ -45,8 +47,10 @@ pub(super) struct Epoch {
     current: RwLock<Stamp>,
     nonce: u64,
     synced: RwLock<Vec<(u64, u64)>>,
-    /// The record and the lock on it; of a guest nothing.
-    owned: Option<(Mutex<Record>, OwnedFd)>,
+    /// Of the owner the record, if it could be written.
+    record: Option<Mutex<Record>>,
+    /// Of the owner the lock.
+    lock: Option<OwnedFd>,
 }
 
 /// What is on disk. Counters of one boot are consecutive: `boot_start` to `counter`.
@@ -82,13 +86,21 @@ impl Epoch {
             counter: 0,
             synced: Vec::new(),
         });
+        let synced = record.synced.clone();
+        let mut is_recorded = false;
         if is_owner {
             record.counter += 1;
             if record.boot_id != boot_id {
                 boot_id.clone_into(&mut record.boot_id);
                 record.boot_start = record.counter;
             }
-            write_record(dir, &record)?;
+            match write_record(dir, &record) {
+                Ok(()) => is_recorded = true,
+                Err(error) => {
+                    let error = Chain(&error).to_string();
+                    tracing::warn!(error, "what is kept from now on is verified after a reboot");
+                }
+            }
         } else {
             tracing::debug!("the content cache is in use by another process");
         }
@@ -99,18 +111,19 @@ impl Epoch {
         let nonce = 1 + u64::from_le_bytes(word) % 999_999_999;
         Ok(Self {
             current: RwLock::new(Stamp {
-                counter: if is_owner { record.counter } else { 0 },
+                counter: if is_recorded { record.counter } else { 0 },
                 nonce,
             }),
             nonce,
-            synced: RwLock::new(record.synced.clone()),
-            owned: is_owner.then(|| (Mutex::new(record), lock)),
+            synced: RwLock::new(synced),
+            record: is_recorded.then(|| Mutex::new(record)),
+            lock: is_owner.then_some(lock),
         })
     }
 
     /// Whether no other process uses the cache.
     pub(super) fn is_owner(&self) -> bool {
-        self.owned.is_some()
+        self.lock.is_some()
     }
 
     /// Marks this boot: differs between any two.
@@ -133,7 +146,7 @@ impl Epoch {
     /// Makes everything published before this call durable, and trusted after any later boot. Takes as long as the
     /// disk needs.
     pub(super) fn sync(&self, dir: &OwnedFd) -> io::Result<()> {
-        let Some((record, _)) = &self.owned else { return Ok(()) };
+        let Some(record) = &self.record else { return Ok(()) };
         // Held throughout: sync points follow each other.
         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
         let closing = record.counter;
