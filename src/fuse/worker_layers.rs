@@ -11,7 +11,7 @@ use super::protocol::{ConnectionEvent, LayerStatus, STATUS_PAGE};
 use super::session::{LayerMount, Session, SessionError, Slot};
 use super::translator::Served;
 use super::tree::{Layer, directory_name};
-use crate::estargz::{Index, IndexError};
+use crate::estargz::{IndexError, index};
 use crate::image::Digest;
 use crate::lazy::{Engine, LayerSpec, LazyLayer};
 use crate::registry::{Blob, BlobSource, Client};
@@ -59,7 +59,7 @@ impl Prepared {
         let digest = slot.mount.digest;
         let index = map_index(&slot.mount);
         if let Ok(index) = &index
-            && let Err(source @ IndexError::Version(_)) = Index::open(index.as_ref())
+            && let Err(source @ IndexError::Version(_)) = index::check_version(index.as_ref())
         {
             return Err(LayersError::NewerIndex { digest, source });
         }

@@ -29,6 +29,24 @@ pub enum IndexError {
     Inconsistent(&'static str),
 }
 
+/// Whether `data` begins like an index that this build can open, without a look at the rest of it.
+///
+/// # Errors
+/// When it is something else, or of another version.
+pub fn check_version(data: &[u8]) -> Result<(), IndexError> {
+    if !data.starts_with(&MAGIC) {
+        return Err(IndexError::Magic);
+    }
+    if data.len() < HEADER + CHECKSUM {
+        let expected = (HEADER + CHECKSUM) as u64;
+        return Err(IndexError::Length { expected, found: data.len() as u64 });
+    }
+    match u32_at(data, 8) {
+        VERSION => Ok(()),
+        other => Err(IndexError::Version(other)),
+    }
+}
+
 impl<B: AsRef<[u8]>> Index<B> {
     /// Opens an index that [`super::build()`] made. Every byte is read once.
     ///
@@ -36,17 +54,8 @@ impl<B: AsRef<[u8]>> Index<B> {
     /// When the bytes are not exactly what was written.
     pub fn open(bytes: B) -> Result<Self, IndexError> {
         let data = bytes.as_ref();
-        if !data.starts_with(&MAGIC) {
-            return Err(IndexError::Magic);
-        }
+        check_version(data)?;
         let found = data.len() as u64;
-        if data.len() < HEADER + CHECKSUM {
-            return Err(IndexError::Length { expected: (HEADER + CHECKSUM) as u64, found });
-        }
-        match u32_at(data, 8) {
-            VERSION => {}
-            other => return Err(IndexError::Version(other)),
-        }
         let header = Header::read(data);
         let sections = header.sections();
         let [.., end] = sections;

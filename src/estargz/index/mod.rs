@@ -15,7 +15,7 @@ mod tree;
 use std::ops::Range;
 
 pub use build::build;
-pub use check::IndexError;
+pub use check::{IndexError, check_version};
 pub use entry::{Chunk, ChunkNo, Entry, EntryKind, EntryNo, IndexInput};
 use format::{CHILD, CHUNK, DIGEST, ENTRY, Header, NONE, ORDER, XATTR, u32_at, u64_at};
 
