@@ -7,3 +7,4 @@ mod degraded;
 mod input;
 mod outage;
 mod peers;
+mod stacks;
