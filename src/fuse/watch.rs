@@ -48,6 +48,11 @@ async fn watch_keeper(
             let _ = child.try_wait();
         }
         let Some(alive) = shared.upgrade() else { return };
+        // One that was told to stop has ended as it should.
+        drop(alive.changing.lock().await);
+        if stopped.is_cancelled() {
+            return;
+        }
         tracing::warn!(pid = keeper.pid, "keeper ended; starting another");
         let before = born(&alive);
         loop {
