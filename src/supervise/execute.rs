@@ -182,8 +182,13 @@ impl Host {
             None => Err("its monitor is gone".to_owned()),
             Some(monitor) => match monitor.stop(None, None).await {
                 Ok(()) => wait_ended(&monitor).await,
-                // It ended between the plan and now.
-                Err(_) if matches!(monitor.seen().status.phase, Phase::Ended(_)) => Ok(()),
+                // It ended between the plan and now, or its monitor did: the next plan sees which.
+                Err(_)
+                    if matches!(monitor.seen().status.phase, Phase::Ended(_))
+                        || monitor.seen().link == Link::Closed =>
+                {
+                    Ok(())
+                }
                 Err(error) => Err(Chain(&error).to_string()),
             },
         };
@@ -222,7 +227,8 @@ async fn wait_ended(monitor: &MonitorHandle) -> Result<(), String> {
             tracing::warn!(container = %record.id, left = ?record.left_behind, "not everything could be cleaned up");
             Ok(())
         }
-        None => Err("its monitor died before it had ended".to_owned()),
+        // The next plan has it adopted and stopped.
+        None => Ok(()),
     }
 }
 

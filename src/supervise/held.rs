@@ -133,12 +133,13 @@ impl Held {
             (Some(operation), _) if operation != Operation::Adopt => {
                 ContainerState::Busy(operation)
             }
-            (_, Some(Phase::Starting)) => ContainerState::Busy(Operation::Start),
-            (_, Some(Phase::Stopping { .. })) => ContainerState::Busy(Operation::Stop),
             (_, Some(Phase::Running { started_at, .. })) => {
                 ContainerState::Running { since: clock.at(*started_at) }
             }
-            (_, None) if self.monitor_lost => ContainerState::Running { since: 0 },
+            // Nobody goes on with what a dead monitor was doing: the next one finds out how far it came.
+            (_, _) if self.monitor_lost => ContainerState::Running { since: 0 },
+            (_, Some(Phase::Starting)) => ContainerState::Busy(Operation::Start),
+            (_, Some(Phase::Stopping { .. })) => ContainerState::Busy(Operation::Stop),
             (_, Some(Phase::Ended(_)) | None) => self.ended(clock),
         };
         Container {
