@@ -7,4 +7,3 @@ mod degraded;
 mod input;
 mod outage;
 mod peers;
-mod stacks;

@@ -1,9 +1,9 @@
 //! Control dies, and the next one finds everything as it was.
 
-use rustix::process::{Pid, Signal, test_kill_process};
+use rustix::process::{Pid, Signal};
 
 use super::{IDLE, TICK, file, service};
-use crate::support::program::{Program, crash, signal};
+use crate::support::program::{Program, crash, runs, signal};
 
 /// Runs two services under an `up` that is then killed.
 fn abandoned(program: &Program) -> [Pid; 2] {
@@ -48,7 +48,7 @@ fn up_adopts_what_a_killed_up_left_and_does_nothing_to_it() {
     assert_unbroken(&program);
     // The one who adopted is the one who stops.
     assert_eq!(program.interrupt(up), Some(0));
-    assert!(pids.iter().all(|pid| test_kill_process(*pid).is_err()));
+    assert!(pids.iter().all(|pid| !runs(*pid)));
     assert_eq!(program.service("web").unwrap()["ExitCode"], 0);
 }
 
@@ -65,7 +65,7 @@ fn ps_starts_a_control_that_adopts() {
     assert_eq!(program.ok(["exec", "web", "--", "echo", "adopted"]), "adopted\n");
     // It supervises, too, and so does the next one.
     signal(control, Signal::KILL);
-    program.until("the control is dead", || test_kill_process(control).is_err().then_some(()));
+    program.until("the control is dead", || (!runs(control)).then_some(()));
     assert_eq!(["web", "other"].map(|name| program.running(name)), pids);
     assert_ne!(program.background_control(), Some(control));
     let tail = program.ok(["logs", "-n", "1", "web"]);
@@ -101,7 +101,7 @@ fn a_container_that_dies_while_nobody_watches_is_started_again() {
     crash(up);
     for pid in pids {
         signal(pid, Signal::KILL);
-        program.until("it is dead", || test_kill_process(pid).is_err().then_some(()));
+        program.until("it is dead", || (!runs(pid)).then_some(()));
     }
     let shown = program.state("other", "exited");
     assert_eq!(shown["ExitCode"], 137, "the monitor saw it: {shown}");
@@ -124,5 +124,5 @@ fn hanging_up_detaches() {
     let up = program.up();
     program.said("| tick ");
     assert_eq!(program.interrupt(up), Some(0));
-    assert!(test_kill_process(pid).is_err());
+    assert!(!runs(pid));
 }

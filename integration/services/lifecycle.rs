@@ -3,11 +3,11 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use rustix::process::{Signal, test_kill_process};
+use rustix::process::Signal;
 
 use super::image::{READ_ALL, Readable};
 use super::{IDLE, TICK, file, service, shell_image};
-use crate::support::program::{Program, signal};
+use crate::support::program::{Program, runs, signal};
 use crate::support::registry::FaultRegistry;
 
 #[test]
@@ -51,7 +51,7 @@ fn a_service_is_listed_as_compose_lists_it_and_down_leaves_only_images() {
 
     let down = program.run(["down"]);
     assert!(down.status.success(), "{down:?}");
-    assert!(test_kill_process(pid).is_err(), "the process is gone when `down` returns");
+    assert!(!runs(pid), "the process is gone when `down` returns");
     assert_eq!(program.ps(), Vec::<serde_json::Value>::new());
     let containers = program.folder().join("state/containers");
     assert_eq!(std::fs::read_dir(containers).unwrap().count(), 0);
@@ -137,7 +137,7 @@ fn ctrl_c_stops_gracefully() {
     let pid = program.running("web");
     program.said("ready");
     assert_eq!(program.interrupt(up), Some(0));
-    assert!(test_kill_process(pid).is_err());
+    assert!(!runs(pid));
     assert!(program.log().contains("| goodbye"), "its last words are shown: {}", program.log());
     // Stopped by the user: the policy does not start it again, and what it ended with is shown.
     let shown = program.service("web").unwrap();
@@ -155,10 +155,10 @@ fn a_second_ctrl_c_kills() {
     signal(rustix::process::Pid::from_child(&up), Signal::INT);
     program.said("Ctrl-C again kills");
     program.said("| ignored");
-    assert!(up.try_wait().unwrap().is_none() && test_kill_process(pid).is_ok());
+    assert!(up.try_wait().unwrap().is_none() && runs(pid));
     signal(rustix::process::Pid::from_child(&up), Signal::INT);
     assert_eq!(program.ended(&mut up).code(), Some(0));
-    program.until("it is dead", || test_kill_process(pid).is_err().then_some(()));
+    program.until("it is dead", || (!runs(pid)).then_some(()));
     assert_eq!(program.service("web").unwrap()["ExitCode"], 137);
 }
 

@@ -1,6 +1,7 @@
 //! The whole program as a user has it: services come up, change, die, and are found again.
 
 mod adoption;
+mod boundaries;
 mod image;
 mod instances;
 mod lifecycle;

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, test_kill_process};
+use rustix::process::Signal;
 
 use super::{IDLE, TICK, file, service};
-use crate::support::program::{Program, signal};
+use crate::support::program::{Program, runs, signal};
 
 #[test]
 fn an_edit_touches_what_changed_and_nothing_else() {
@@ -21,8 +21,8 @@ fn an_edit_touches_what_changed_and_nothing_else() {
     let pid = program.until("`changed` is recreated", || {
         Some(program.running("changed")).filter(|pid| *pid != before[1])
     });
-    program.until("`gone` is stopped", || test_kill_process(before[2]).is_err().then_some(()));
-    assert!(test_kill_process(before[1]).is_err());
+    program.until("`gone` is stopped", || (!runs(before[2])).then_some(()));
+    assert!(!runs(before[1]));
     assert_eq!(program.running("same"), before[0], "an unchanged service keeps its process");
     assert_eq!(program.service("same").unwrap()["Restarts"], 0);
     assert_eq!(program.ok(["exec", "changed", "--", "sh", "-c", "echo $COLOUR"]), "blue\n");

@@ -143,10 +143,13 @@ impl Program {
         })
     }
 
-    /// Waits until a service runs, and gives the id of its first process.
+    /// Waits until a service runs, and gives the id of its first process, which is not known while its monitor is
+    /// replaced.
     pub(crate) fn running(&self, name: &str) -> Pid {
-        let pid = self.state(name, "running")["Pid"].as_i64().unwrap();
-        Pid::from_raw(i32::try_from(pid).unwrap()).expect("a running service has a process")
+        self.until(&format!("`{name}` runs"), || {
+            let shown = self.service(name).filter(|service| service["State"] == "running")?;
+            Pid::from_raw(i32::try_from(shown["Pid"].as_i64()?).unwrap())
+        })
     }
 
     /// What a service has written to its standard output so far, read from the disk: asks no process of ours.
@@ -202,6 +205,12 @@ impl Program {
 /// Sends a signal to a process that must be there.
 pub(crate) fn signal(process: Pid, signal: Signal) {
     kill_process(process, signal).unwrap();
+}
+
+/// Whether a process runs. One that has ended and waits for its parent, which may be a busy init, does not.
+pub(crate) fn runs(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").starts_with(" Z"))
 }
 
 /// Kills `up` as a crash does.
