@@ -175,7 +175,9 @@ impl Drop for Program {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if failed {
-            eprintln!("{}", self.circumstances());
+            // Straight to the descriptor of the runner, which shows it with the failed test.
+            let _ =
+                std::io::Write::write_all(&mut std::io::stderr(), self.circumstances().as_bytes());
         }
         let used = self.folder().join("services.yaml").exists();
         let down = used.then(|| self.run(["down", "-f", "services.yaml"]));
