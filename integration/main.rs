@@ -9,6 +9,7 @@ mod container;
 mod faults;
 mod golden;
 mod large_image;
+mod lazy_edges;
 mod lazy_engine;
 mod lazy_mount;
 mod registry;

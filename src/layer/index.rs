@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{LayerError, Layers, Progress, WantedLayer, not_lazy, store_failed};
-use crate::estargz::{self, Tail, TocBytes};
+use crate::estargz::{self, Tail};
 use crate::image::Digest;
 use crate::registry::{Blob, FetchError};
 use crate::store::LayerDir;
@@ -51,53 +51,72 @@ impl Layers {
         let source = Self::source_of(wanted)?;
         let blob =
             self.client.blob(&wanted.source, wanted.descriptor.digest, wanted.descriptor.size);
-        let toc = match fetch_toc(&blob, progress).await? {
-            Ok(toc) => toc,
+        let index = match self.fetch_index(&blob, expected, progress).await? {
+            Ok(index) => index,
             Err(reason) => return Ok(Err(reason)),
-        };
-        let blob_size = wanted.descriptor.size;
-        // A hundred thousand entries take a good part of a second, which other layers should not wait for.
-        let built = tokio::task::spawn_blocking(move || build(&toc, expected, blob_size)).await;
-        let index = match built {
-            Ok(Ok(index)) => index,
-            Ok(Err(reason)) => return Ok(Err(reason)),
-            Err(_) => return Ok(Err(NotLazy::Toc("its reader failed".to_owned()))),
         };
         layer.write_source(&source).map_err(store_failed(layer))?;
         layer.write_index(expected, &index).map_err(store_failed(layer))?;
         Ok(Ok(()))
     }
-}
 
-fn build(toc: &TocBytes, expected: Digest, blob_size: u64) -> Result<Vec<u8>, NotLazy> {
-    estargz::toc::verify(&toc.json, expected).map_err(|error| not_lazy(&error))?;
-    estargz::index::build(&toc.json, &toc.index_input(blob_size)).map_err(|error| not_lazy(&error))
-}
-
-async fn fetch_toc(
-    blob: &Blob,
-    progress: &Progress,
-) -> Result<Result<TocBytes, NotLazy>, LayerError> {
-    let size = blob.size();
-    // Never the whole blob, however small: only a part that was asked for and sent shows that parts can be had later.
-    let mut from = (size - estargz::tail::first_tail_len(size)).max(1).min(size);
-    let mut known = Bytes::new();
-    // At most twice: the second time the start of the table of contents is known.
-    loop {
-        let known_from = size - known.len() as u64;
-        let part = match blob.range(from..known_from).await {
-            Ok(part) => part,
-            Err(error) if error.is_range_unsupported() => return Ok(Err(NotLazy::NoRanges)),
-            Err(source) => return Err(fetch_failed(blob, source)),
-        };
-        known = if known.is_empty() { part } else { [part, known].concat().into() };
-        progress(known.len() as u64, known.len() as u64);
-        match estargz::tail::parse(&known, size) {
-            Ok(Tail::Complete(toc)) => return Ok(Ok(toc)),
-            Ok(Tail::NeedFrom(earlier)) if earlier < from => from = earlier,
-            Ok(Tail::NeedFrom(_) | Tail::NotEstargz) => return Ok(Err(NotLazy::NoFooter)),
-            Err(error) => return Ok(Err(not_lazy(&error))),
+    /// The index of the table of contents at the end of `blob`.
+    async fn fetch_index(
+        &self,
+        blob: &Blob,
+        expected: Digest,
+        progress: &Progress,
+    ) -> Result<Result<Vec<u8>, NotLazy>, LayerError> {
+        let size = blob.size();
+        let mut from = size - estargz::tail::first_tail_len(size);
+        let mut known = Bytes::new();
+        let mut _large = None;
+        // At most twice: the second time the start of the table of contents is known.
+        loop {
+            let known_from = size - known.len() as u64;
+            let part = match blob.range(from..known_from).await {
+                Ok(part) => part,
+                Err(error) if error.is_range_unsupported() => return Ok(Err(NotLazy::NoRanges)),
+                Err(source) => return Err(fetch_failed(blob, source)),
+            };
+            known = if known.is_empty() { part } else { [part, known].concat().into() };
+            progress(known.len() as u64, known.len() as u64);
+            let tail = known.clone();
+            let read = {
+                let _alone = self.reading.lock().await;
+                // A hundred thousand entries take a good part of a second.
+                tokio::task::spawn_blocking(move || read_tail(&tail, size, expected)).await
+            };
+            match read {
+                Ok(ReadTail::Index(index)) => return Ok(Ok(index)),
+                Ok(ReadTail::NeedFrom(earlier)) if earlier < from => from = earlier,
+                Ok(ReadTail::NeedFrom(_)) => return Ok(Err(NotLazy::NoFooter)),
+                Ok(ReadTail::NotLazy(reason)) => return Ok(Err(reason)),
+                Err(_) => return Ok(Err(NotLazy::Toc("its reader failed".to_owned()))),
+            }
+            _large = self.large_tails.acquire().await.ok();
         }
+    }
+}
+
+/// What the last bytes of a blob gave.
+enum ReadTail {
+    Index(Vec<u8>),
+    NeedFrom(u64),
+    NotLazy(NotLazy),
+}
+
+fn read_tail(tail: &[u8], blob_size: u64, expected: Digest) -> ReadTail {
+    let built = match estargz::tail::parse(tail, blob_size) {
+        Ok(Tail::NeedFrom(from)) => return ReadTail::NeedFrom(from),
+        Ok(Tail::NotEstargz) => return ReadTail::NotLazy(NotLazy::NoFooter),
+        Ok(Tail::Complete(toc)) => estargz::toc::verify(&toc.json, expected)
+            .and_then(|()| estargz::index::build(&toc.json, &toc.index_input(blob_size))),
+        Err(error) => Err(error),
+    };
+    match built {
+        Ok(index) => ReadTail::Index(index),
+        Err(error) => ReadTail::NotLazy(not_lazy(&error)),
     }
 }
 

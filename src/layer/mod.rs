@@ -112,6 +112,9 @@ impl LayerError {
     }
 }
 
+/// Tables of contents beyond the first request that are fetched at a time.
+const LARGE_TAILS: usize = 4;
+
 /// Makes layers ready; one for a host.
 #[derive(Debug)]
 pub struct Layers {
@@ -120,13 +123,25 @@ pub struct Layers {
     exe: Arc<SealedExe>,
     /// One lock per layer that is being made ready, so that it is fetched once.
     flights: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held while a table of contents is inflated and read: a hostile one of a few megabytes takes hundreds of times
+    /// as much memory, which layers that are pulled at the same time must not multiply.
+    reading: tokio::sync::Mutex<()>,
+    /// For those whose table of contents is larger than the first request; for the same reason.
+    large_tails: tokio::sync::Semaphore,
 }
 
 impl Layers {
     /// Layers of `store`, fetched with `client` and unpacked by children from `exe`.
     #[must_use]
     pub fn new(store: Store, client: Client, exe: Arc<SealedExe>) -> Self {
-        Self { store, client, exe, flights: Mutex::default() }
+        Self {
+            store,
+            client,
+            exe,
+            flights: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+            large_tails: tokio::sync::Semaphore::new(LARGE_TAILS),
+        }
     }
 
     /// The store that they are in.
