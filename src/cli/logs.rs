@@ -1,6 +1,7 @@
 //! `supervisor logs`, and the printing of log lines that `up` shares.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
@@ -9,7 +10,7 @@ use hyper::Method;
 
 use super::args::LogsArguments;
 use super::settings::Settings;
-use super::{connect, output, project};
+use super::{connect, project};
 use crate::api::{LogLine, LogsQuery};
 
 pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
@@ -35,7 +36,10 @@ pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Res
         let mut lines = client.lines(Method::GET, &path(&query), &()).await?;
         let mut printer = Printer::default();
         while let Some(line) = lines.next().await? {
-            printer.print(&line);
+            // A reader that has seen enough ends it, as it ends any filter.
+            if printer.print(&line).is_err() {
+                break;
+            }
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -68,11 +72,13 @@ pub(super) struct Printer {
 }
 
 impl Printer {
-    pub(super) fn print(&mut self, line: &LogLine) {
+    /// Prints one line; fails when nobody reads.
+    pub(super) fn print(&mut self, line: &LogLine) -> std::io::Result<()> {
         let next = COLOURS[self.styles.len() % COLOURS.len()].on_default();
         let style = *self.styles.entry(line.container.clone()).or_insert(next);
         self.width = self.width.max(line.container.len());
         let width = self.width;
-        output::line(&format!("{style}{:width$}  | {style:#}{}", line.container, line.text));
+        let text = &line.text;
+        writeln!(anstream::stdout(), "{style}{:width$}  | {style:#}{text}", line.container)
     }
 }

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use anstream::{eprintln, println};
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
 
@@ -18,33 +17,39 @@ pub(super) fn line(text: &str) {
     let _ = writeln!(anstream::stdout(), "{text}");
 }
 
+/// One line on standard error. That it cannot be written (the terminal has gone, the disk is full) must not end the
+/// one who says it: `up` is control.
+fn say(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
 /// A remark for people on standard error.
 pub(super) fn note(text: &str) {
-    eprintln!("{text}");
+    say(text);
 }
 
 /// Something that works less well than it might.
 pub(super) fn warning(text: &str) {
-    eprintln!("{YELLOW}warning{YELLOW:#}: {text}");
+    say(&format!("{YELLOW}warning{YELLOW:#}: {text}"));
 }
 
 /// An error with everything that caused it, and what to do about it.
 pub(super) fn error(error: &anyhow::Error) {
     let chain: &(dyn std::error::Error + 'static) = error.as_ref();
-    eprintln!("{BOLD_RED}error{BOLD_RED:#}: {}", crate::telemetry::Chain(chain));
+    say(&format!("{BOLD_RED}error{BOLD_RED:#}: {}", crate::telemetry::Chain(chain)));
     let hint = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<ClientError>()?.hint().map(str::to_owned));
     if let Some(hint) = hint {
-        eprintln!(" {CYAN}hint{CYAN:#}: {hint}");
+        say(&format!(" {CYAN}hint{CYAN:#}: {hint}"));
     }
 }
 
 /// A failure that does not end the command.
 pub(super) fn failure(message: &str, hint: Option<&str>) {
-    eprintln!("{BOLD_RED}error{BOLD_RED:#}: {message}");
+    say(&format!("{BOLD_RED}error{BOLD_RED:#}: {message}"));
     if let Some(hint) = hint {
-        eprintln!(" {CYAN}hint{CYAN:#}: {hint}");
+        say(&format!(" {CYAN}hint{CYAN:#}: {hint}"));
     }
 }
 
@@ -65,7 +70,7 @@ pub(super) fn table(heading: &[&str], rows: impl IntoIterator<Item = Vec<String>
         column.set_padding((0, 3));
     }
     for text in table.lines() {
-        println!("{}", text.trim_end());
+        line(text.trim_end());
     }
 }
 

@@ -123,7 +123,11 @@ async fn stop(
                 attached.show_rest().await;
                 return Ok(stopped?);
             }
-            _ = signals.next() => {
+            end = signals.next() => {
+                // A closed terminal asks for no hurry: what is being stopped keeps its grace period.
+                if matches!(end, End::HungUp) {
+                    return Ok(());
+                }
                 output::note("killing");
                 client.call::<_, ()>(Method::POST, &path, &kill).await?;
                 return Ok(());

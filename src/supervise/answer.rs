@@ -42,7 +42,8 @@ impl Driver {
             }
             Request::Wanted { reply } => {
                 let wanted = self.projects.values().any(|project| project.record.wish == Wish::Up);
-                drop(reply.send(Ok(wanted)));
+                // What is being stopped needs somebody who sees to the end of it.
+                drop(reply.send(Ok(wanted || self.any_runs())));
             }
             // Its arrival has begun the time of idleness anew.
             Request::Visit => {}
