@@ -6,6 +6,7 @@
 )]
 
 mod container;
+mod control_edges;
 mod faults;
 mod golden;
 mod large_image;
