@@ -30,9 +30,7 @@ impl Driver {
                 .map(record::Loaded::into_value)
             {
                 Ok(Some(record)) => self.find_container(id, record).await,
-                Ok(None) => {
-                    tracing::warn!(container = %id, "its record is missing; it is left alone")
-                }
+                Ok(None) => self.find_remains(&id),
                 Err(error) => {
                     tracing::warn!(container = %id, error = %Chain(&error), "its record cannot be read")
                 }
@@ -41,6 +39,14 @@ impl Driver {
         if self.any_runs() {
             let images = std::sync::Arc::clone(&self.host.images);
             tokio::spawn(async move { images.resume_lazy().await });
+        }
+    }
+
+    /// A folder without a record: control died after it had made the folder, which is empty then.
+    fn find_remains(&self, id: &ContainerId) {
+        let folder = self.host.store.root().join("containers").join(id.as_str());
+        if std::fs::remove_dir(folder).is_err() {
+            tracing::warn!(container = %id, "its record is missing; it is left alone");
         }
     }
 
