@@ -34,6 +34,21 @@ fn control_that_dies_at_a_step_of_a_start_is_succeeded_at_that_step() {
 }
 
 #[test]
+fn a_folder_that_a_dead_control_made_for_a_container_is_removed() {
+    let program = Program::new();
+    program.services(&file(&[service("web", IDLE)]));
+    let up = program.up();
+    let pid = program.running("web");
+    crash(up);
+    // What is left when control dies between making the folder and writing the record into it.
+    let containers = program.folder().join("state/containers");
+    std::fs::create_dir(containers.join("site-web-1-abcdef")).unwrap();
+    let up = program.up();
+    assert_eq!(is_whole(&program), pid);
+    program.interrupt(up);
+}
+
+#[test]
 fn control_that_dies_while_a_service_stops_is_succeeded() {
     let program = Program::new();
     let script = "trap 'echo stopping; sleep 1; echo stopped; exit 4' TERM; echo ready; \
