@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rustix::process::{Pid, Signal, test_kill_process};
+use rustix::process::{Pid, Signal};
 
 use crate::support::program::{Program, signal};
 
@@ -17,8 +17,9 @@ fn deaf(program: &Program, grace: &str) {
     ));
 }
 
+/// A dead one whose monitor died too waits for the host's init, which need not be quick; it has no program any more.
 fn lives(pid: Pid) -> bool {
-    test_kill_process(pid).is_ok()
+    fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())).is_ok()
 }
 
 #[test]
@@ -64,4 +65,17 @@ fn output_that_cannot_be_written_ends_nothing() {
     assert!(!lives(pid), "up has stopped what it started");
     assert!(program.command(["ps"]).stdout(full()).status().unwrap().code() != Some(101));
     program.ok(["down"]);
+}
+
+#[test]
+fn what_is_left_of_a_project_whose_record_is_lost_can_be_taken_down() {
+    let program = Program::new();
+    deaf(&program, "1s");
+    let mut up = program.up();
+    let pid = program.running("deaf");
+    signal(Pid::from_child(&up), Signal::KILL);
+    program.ended(&mut up);
+    fs::remove_dir_all(program.folder().join("state/services/edges")).unwrap();
+    program.ok(["down"]);
+    assert!(!lives(pid));
 }

@@ -27,7 +27,7 @@ impl Driver {
                 Err(error) => drop(reply.send(Err(error))),
                 Ok(name) => self.wind_down(&name, Wish::Stop, manner, Waiter::Stopped(reply)),
             },
-            Request::Down { project, manner, reply } => match self.known(&project) {
+            Request::Down { project, manner, reply } => match self.known_or_left(&project) {
                 Err(error) => drop(reply.send(Err(error))),
                 Ok(name) => {
                     let names = self.containers_of(&name).map(|(key, _)| key.to_string()).collect();
@@ -64,6 +64,29 @@ impl Driver {
             || RequestError::new(RequestErrorKind::NotFound, format!("no such project: `{name}`"));
         let name: ProjectName = name.parse().map_err(|_| missing())?;
         if self.projects.contains_key(&name) { Ok(name) } else { Err(missing()) }
+    }
+
+    /// As [`Self::known`]; a project of which only containers are left, because its record is lost, is known again.
+    fn known_or_left(&mut self, name: &str) -> Result<ProjectName, RequestError> {
+        let left = name.parse().ok().filter(|name| {
+            !self.projects.contains_key(name) && self.containers_of(name).next().is_some()
+        });
+        if let Some(project) = left {
+            let request = UpRequest {
+                project: name.to_owned(),
+                file: std::path::PathBuf::new(),
+                text: String::new(),
+                base_dir: std::path::PathBuf::new(),
+                environment: std::collections::BTreeMap::new(),
+                services: Vec::new(),
+            };
+            let requests = std::collections::BTreeMap::new();
+            let record = ProjectRecord { request, wish: Wish::Down, requests };
+            let services = std::collections::BTreeMap::new();
+            let desired = crate::spec::Desired { project: project.clone(), services };
+            self.projects.insert(project, Project::new(record, desired));
+        }
+        self.known(name)
     }
 
     fn up(&mut self, request: UpRequest) -> Result<(), RequestError> {
