@@ -81,8 +81,19 @@ pub(super) fn name(
     match parse(settings, &file, None) {
         Ok(desired) => Ok(Some(desired.project.to_string())),
         // A file that is invalid at the moment still names its project.
-        Err(_) => Ok(Some(choice(&file, None)?.0.to_string())),
+        Err(_) => match written_name(&file.text) {
+            Some(name) => Ok(Some(name.to_string())),
+            None => Ok(Some(choice(&file, None)?.0.to_string())),
+        },
     }
+}
+
+/// The project's name in a text that is no valid file, as far as one can tell: what cannot be read must still be
+/// possible to take down.
+fn written_name(text: &str) -> Option<ProjectName> {
+    let value = text.lines().find_map(|line| line.strip_prefix("name:"))?;
+    let value = value.split(" #").next().unwrap_or_default().trim();
+    value.trim_matches(['"', '\'']).parse().ok()
 }
 
 /// The project that is meant by a command that needs one; the only one that control knows if nothing says which.
@@ -105,5 +116,18 @@ pub(super) async fn required(
             "there is no services.yaml in this directory, and no project runs; name a file with `-f FILE`"
         ),
         several => bail!("several projects run ({}); say which with `-p NAME`", several.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_file_still_tells_its_name() {
+        let name = |text| written_name(text).map(|name| name.to_string());
+        assert_eq!(name("# x\nname: \"app\" # mine\nservices: {bad"), Some("app".to_owned()));
+        assert_eq!(name("services:\n  name: web\n"), None);
+        assert_eq!(name("name: Not A Name\n"), None);
     }
 }
