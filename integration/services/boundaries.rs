@@ -9,8 +9,14 @@ use crate::support::program::{Program, crash, runs, signal};
 
 /// Exactly one container runs, and it is whole.
 fn is_whole(program: &Program) -> Pid {
-    let pid = program.running("web");
+    let pid = is_single(program);
     assert_eq!(program.ok(["exec", "web", "--", "cat", "/proc/1/comm"]), "sh\n");
+    pid
+}
+
+/// Exactly one container runs.
+fn is_single(program: &Program) -> Pid {
+    let pid = program.running("web");
     let count = |folder: &str| std::fs::read_dir(program.folder().join(folder)).unwrap().count();
     program.until("one container is left", || (count("state/containers") == 1).then_some(()));
     assert_eq!(count("run/containers"), 1);
@@ -84,7 +90,7 @@ fn a_monitor_that_dies_during_a_start_is_replaced_and_the_service_runs() {
         program.until("somebody else is the monitor", || {
             program.role("monitor", "web").filter(|next| *next != monitor)
         });
-        let pid = is_whole(&program);
+        let pid = is_single(&program);
         program.wrote("web", "ready");
         assert_eq!(program.interrupt(up), Some(0));
         assert!(!runs(pid));
