@@ -40,6 +40,16 @@ impl ImageRoot {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Whether `path` is a directory, links followed as they lead below the root.
+    ///
+    /// # Errors
+    /// Those of openat2(2): `NotFound`, `NotADirectory`.
+    pub(super) fn check_dir(&self, path: &str) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(&self.0, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+        Ok(())
+    }
+
     /// Makes the directory `path` and those above it where they are absent, mode 0755, owned by root.
     pub(super) fn make_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut above = rustix::io::fcntl_dupfd_cloexec(&self.0, 3)?;

@@ -36,6 +36,8 @@ pub(super) enum Joined {
 enum JoinError {
     #[error("could not prepare the program's environment")]
     Prepare(#[source] io::Error),
+    #[error("could not enter the working directory `{0}`")]
+    Directory(String, #[source] io::Error),
     #[error("the container has no configuration")]
     NoConfiguration,
     #[error(transparent)]
@@ -88,15 +90,14 @@ fn join(
     let container: Value = read_json(&paths.bundle.join("config.json"))
         .map_err(JoinError::Prepare)?
         .ok_or(JoinError::NoConfiguration)?;
-    let user = match &request.user {
-        Some(user) => {
-            // As the container sees it, with its mounts.
-            let root = ImageRoot::open(Path::new(&format!("/proc/{init}/root")))
-                .map_err(JoinError::Prepare)?;
-            Some(resolve_user(&root, user)?)
-        }
-        None => None,
-    };
+    // As the container sees it, with its mounts.
+    let root =
+        ImageRoot::open(Path::new(&format!("/proc/{init}/root"))).map_err(JoinError::Prepare)?;
+    let user = request.user.as_ref().map(|user| resolve_user(&root, user)).transpose()?;
+    if let Some(cwd) = &request.cwd {
+        // libcontainer's own error names neither the directory nor the reason.
+        root.check_dir(cwd).map_err(|source| JoinError::Directory(cwd.clone(), source))?;
+    }
     let process = oci::exec_process(&container, request, user.as_ref(), &TRANSIENT);
     let own = std::process::id();
     let process_path = paths.runtime.join(format!("exec-{own}.json"));

@@ -169,7 +169,13 @@ impl Host {
             log: self.log_path(record.project.as_str(), record.service.as_str()),
         };
         let launch = launch::launch(service, &image.config, mounted.layers, place);
-        MonitorHandle::launch(&self.exe, &launch).await.map_err(|error| Chain(&error).to_string())
+        match MonitorHandle::launch(&self.exe, &launch).await {
+            Ok(monitor) => Ok(monitor),
+            // An earlier control may have launched it and died before it could know.
+            Err(error) => MonitorHandle::connect(&self.run_dir, id)
+                .await
+                .map_err(|_| Chain(&error).to_string()),
+        }
     }
 
     pub(super) async fn stop(

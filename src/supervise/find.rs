@@ -129,5 +129,9 @@ impl Driver {
         let known = matches!(container::launch_record(run_dir, id), Ok(Some(_)));
         held.monitor_lost = this_boot && known;
         held.writable_lost = !this_boot;
+        if this_boot && !known {
+            // Control died between recording the start and launching the monitor: it never began.
+            held.record.started_in_boot = None;
+        }
     }
 }
