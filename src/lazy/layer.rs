@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
@@ -43,7 +43,7 @@ pub struct LazyLayer {
     pub(super) flights: Flights,
     pub(super) progress: Progress,
     /// [`LazyLayer::local_bytes`] when it was last noted on disk.
-    noted_bytes: AtomicU64,
+    pub(super) noted_bytes: AtomicU64,
     pub(super) fill: Fill,
     pub(super) closed: CancellationToken,
     pub(super) is_announced: AtomicBool,
@@ -299,21 +299,6 @@ impl LazyLayer {
         Ok(Some(content))
     }
 
-    /// Counts a file as local that was found whole: another file, another layer or an earlier process brought it.
-    fn count_whole(&self, entry: EntryNo, chunks: u32) {
-        if self.is_complete() {
-            return;
-        }
-        for chunk in (0..chunks).filter_map(|n| self.index.chunk(entry, n)) {
-            self.progress.set(chunk.number.0, chunk.size);
-        }
-        if self.is_complete()
-            && let Ok(layer) = self.strong()
-        {
-            self.shared.runtime.spawn_blocking(move || layer.settle(&[]));
-        }
-    }
-
     /// Where the content of `entry` is kept.
     pub(super) fn place(&self, entry: EntryNo) -> Result<Place, ReadError> {
         let size = match self.index.entry(entry) {
@@ -360,20 +345,6 @@ impl LazyLayer {
     /// Why `number` is not fetched at present.
     pub(super) fn refusal(&self, number: u32) -> Option<ReadError> {
         self.refusals.of(number, &self.shared.limits)
-    }
-
-    /// Notes what is local after each fiftieth of the layer: a worker that is killed then forgets next to nothing of
-    /// what it would show, and the notes cost next to nothing. Blocks.
-    pub(super) fn save_hint_if_grown(&self) {
-        let (local, noted) = (self.local_bytes(), self.noted_bytes.load(Ordering::Relaxed));
-        if local.saturating_sub(noted) > self.total_bytes() / 50 {
-            self.save_hint();
-        }
-    }
-
-    pub(super) fn save_hint(&self) {
-        self.noted_bytes.store(self.local_bytes(), Ordering::Relaxed);
-        self.shared.cache.save_hint(&self.digest, &self.progress.to_hint());
     }
 
     fn keep_empty(&self, place: &Place) {

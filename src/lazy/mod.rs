@@ -22,6 +22,7 @@ mod flight;
 mod health;
 mod layer;
 mod limits;
+mod noted;
 mod progress;
 mod refusal;
 mod scheduler;

@@ -172,7 +172,6 @@ impl Program {
 }
 
 impl Drop for Program {
-    #[expect(clippy::print_stderr, reason = "what the roles logged explains a failed test")]
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if failed {
