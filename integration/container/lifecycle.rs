@@ -334,6 +334,8 @@ async fn a_removed_container_leaves_only_its_log() {
     let launch = bench.sh("c", "echo up; touch /written; sleep 1000");
     let handle = bench.start(&launch).await;
     running(&handle).await;
+    let written = launch.state_dir.join("upper/written");
+    eventually_async(|| written.exists()).await;
     let refused = remove(&launch.run_dir, &launch.id).unwrap_err();
     assert!(matches!(refused, RemoveError::Alive(_)), "{refused}");
     handle.stop(None, Some(Duration::ZERO)).await.unwrap();

@@ -159,7 +159,8 @@ mod tests {
         let run = |args: &[&str]| {
             let spec = serde_json::json!({
                 "ociVersion": "1.0.2",
-                "process": { "cwd": "/", "args": args, "env": ["PATH=/usr/bin:/bin"] },
+                "process": { "cwd": "/", "args": args, "env": ["PATH=/usr/bin:/bin"],
+                    "user": { "uid": 0, "gid": 0 } },
             });
             execute(&serde_json::from_value(spec).unwrap()).code
         };

@@ -68,7 +68,9 @@ impl Layers {
         progress: &Progress,
     ) -> Result<Result<Vec<u8>, NotLazy>, LayerError> {
         let size = blob.size();
-        let mut from = size - estargz::tail::first_tail_len(size);
+        // Never the whole blob, however small: only a part that was asked for and sent shows that parts can be had
+        // later.
+        let mut from = (size - estargz::tail::first_tail_len(size)).max(1).min(size);
         let mut known = Bytes::new();
         let mut _large = None;
         // At most twice: the second time the start of the table of contents is known.
