@@ -165,9 +165,11 @@ mod tests {
             execute(&serde_json::from_value(spec).unwrap()).code
         };
         assert_eq!(run(&["surely-no-such-program"]), 127);
-        assert_eq!(run(&["/etc/hostname"]), 126);
         assert_eq!(run(&["/etc"]), 126);
         let dir = tempfile::tempdir().unwrap();
+        let plain = dir.path().join("plain");
+        std::fs::write(&plain, "text").unwrap();
+        assert_eq!(run(&[plain.to_str().unwrap()]), 126);
         let script = dir.path().join("script");
         std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))
