@@ -12,17 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::events::{EventLog, Subject};
-use super::execute::{self, Host, Outcome, Outcomes};
-use super::handle::{Request, StopManner};
-use super::held::{ContainerRecord, Held};
-use super::project::{Project, Waiter, Wish};
+use super::execute::{Host, Outcome, Outcomes};
+use super::handle::Request;
+use super::held::Held;
+use super::project::{Project, Wish};
 use super::report::EventLevel;
-use crate::container::ContainerId;
 use crate::image::ImageRef;
-use crate::reconcile::{
-    Action, ContainerKey, Goal, ImageState, Moment, Observed, Operation, Plan, ServiceKey,
-    StartTarget, plan,
-};
+use crate::reconcile::{ContainerKey, Goal, ImageState, Moment, Observed, Plan, ServiceKey, plan};
 use crate::spec::ProjectName;
 use crate::store::record;
 use crate::telemetry::Chain;
@@ -150,124 +146,6 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, action: Action) {
-        let (host, outcomes) = (Arc::clone(&self.host), self.outcomes.clone());
-        match action {
-            Action::Pull { image, attempt, services } => {
-                let message = format!("pulling {image}");
-                let service = services.first();
-                let subject = service.map_or(Subject::Host, |key| {
-                    Subject::Service(key.project.as_str(), key.service.as_str())
-                });
-                self.events.emit(subject, EventLevel::Info, "image-pulling", message, []);
-                self.images.insert(image.clone(), ImageState::Pulling { percent: None });
-                tokio::spawn(async move { host.pull(image, attempt, outcomes).await });
-            }
-            Action::Create { service, settings, fingerprint, manifest, request } => {
-                let record = ContainerRecord {
-                    instance: host.instance.to_string(),
-                    project: service.project.clone(),
-                    service: service.service.clone(),
-                    serial: self.next_serial(),
-                    fingerprint,
-                    image: settings.image.clone(),
-                    manifest,
-                    command: Vec::new(),
-                    created_at: jiff::Timestamp::now(),
-                    request,
-                    restarts: 0,
-                    streak: 0,
-                    started_in_boot: None,
-                    exit: None,
-                };
-                let id = self.new_id(&service);
-                let mut held = Held::new(id.clone(), record.clone());
-                held.busy = Some(Operation::Create);
-                self.containers.insert(ContainerKey::new(id.as_str()), held);
-                tokio::spawn(async move { host.create(id, record, settings, outcomes).await });
-            }
-            Action::Start { service, container: StartTarget::Existing(container), run } => {
-                self.begin_start(&service, &container, run);
-            }
-            // Its creation comes first, and then it exists.
-            Action::Start { container: StartTarget::Created(_), .. } => {}
-            Action::Stop { container, .. } => {
-                if let Some(held) = self.begin_operation(&container, Operation::Stop) {
-                    let monitor = held.monitor.clone();
-                    tokio::spawn(async move { host.stop(monitor, container, outcomes).await });
-                }
-            }
-            Action::Remove { container, .. } => {
-                if let Some(held) = self.begin_operation(&container, Operation::Remove) {
-                    let id = held.id.clone();
-                    tokio::spawn(async move { host.remove(id, outcomes).await });
-                }
-            }
-            Action::AdoptMonitor { container, .. } => {
-                if let Some(held) = self.begin_operation(&container, Operation::Adopt) {
-                    let id = held.id.clone();
-                    tokio::spawn(async move { host.adopt(id, outcomes).await });
-                }
-            }
-        }
-    }
-
-    fn begin_operation(
-        &mut self,
-        container: &ContainerKey,
-        operation: Operation,
-    ) -> Option<&mut Held> {
-        let held = self.containers.get_mut(container)?;
-        held.busy = Some(operation);
-        Some(held)
-    }
-
-    fn begin_start(
-        &mut self,
-        service: &ServiceKey,
-        container: &ContainerKey,
-        run: crate::reconcile::Run,
-    ) {
-        let settings = self
-            .projects
-            .get(&service.project)
-            .and_then(|project| project.desired.services.get(&service.service));
-        let Some(settings) = settings.cloned() else { return };
-        let (host, outcomes) = (Arc::clone(&self.host), self.outcomes.clone());
-        let Some(held) = self.begin_operation(container, Operation::Start) else { return };
-        held.record.set_run(run);
-        held.record.started_in_boot = crate::sys::process::boot_id().ok();
-        held.record.exit = None;
-        held.status = None;
-        let (id, record) = (held.id.clone(), held.record.clone());
-        tokio::spawn(async move { host.start(id, record, settings, outcomes).await });
-    }
-
-    fn next_serial(&self) -> u64 {
-        self.containers.values().map(|held| held.record.serial + 1).max().unwrap_or(1)
-    }
-
-    /// A name that no container had before: what is left of an old one is never taken for the new one's.
-    fn new_id(&self, service: &ServiceKey) -> ContainerId {
-        let mut salt = 0_u32;
-        loop {
-            let seed =
-                format!("{service} {} {salt} {}", jiff::Timestamp::now(), self.host.instance);
-            let unique = crate::image::Digest::of(seed.as_bytes()).hex()[..6].to_owned();
-            let id = ContainerId::compose(
-                service.project.as_str(),
-                service.service.as_str(),
-                1,
-                &unique,
-            )
-            .expect("hex digits are allowed in an id");
-            if !self.containers.contains_key(&ContainerKey::new(id.as_str())) {
-                return id;
-            }
-            salt += 1;
-        }
-    }
-
     /// Keeps the record of a project. A failure is told and changes nothing else: the project runs all the same.
     pub(super) fn save_project(&self, name: &ProjectName) {
         let Some(project) = self.projects.get(name) else { return };
@@ -309,85 +187,6 @@ impl Driver {
         self.containers.iter().filter(move |(_, held)| {
             held.record.project == *project && held.record.instance == *self.host.instance
         })
-    }
-
-    /// Ends what still runs of a project at once.
-    pub(super) fn kill_all(&self, project: &ProjectName) {
-        for (_, held) in self.containers_of(project) {
-            if let Some(monitor) = held.monitor.clone().filter(|_| held.may_run()) {
-                tokio::spawn(execute::kill(monitor));
-            }
-        }
-    }
-
-    /// Tells those who wait for a project to stop or go that it has, or that it cannot.
-    fn answer_waiters(&mut self) {
-        let any_runs = self.any_runs();
-        let names: Vec<ProjectName> = self.projects.keys().cloned().collect();
-        for name in names {
-            let busy =
-                self.containers_of(&name).any(|(_, held)| held.busy.is_some() || held.may_run());
-            let empty = self.containers_of(&name).next().is_none();
-            let failure = self.containers_of(&name).find_map(|(key, held)| {
-                let (operation, failure) = held.failed.as_ref()?;
-                let ends = matches!(operation, Operation::Stop | Operation::Remove);
-                ends.then(|| format!("could not {operation} container `{key}`: {}", failure.reason))
-            });
-            let project = self.projects.get_mut(&name).expect("the name was listed just now");
-            for waiter in std::mem::take(&mut project.waiters) {
-                let failed = failure.clone().map(|message| {
-                    super::handle::RequestError::new(
-                        super::handle::RequestErrorKind::Failed,
-                        message,
-                    )
-                });
-                match (waiter, failed) {
-                    // Whoever asked may have gone; then nobody needs the answer.
-                    (Waiter::Stopped(reply), Some(error)) => drop(reply.send(Err(error))),
-                    (Waiter::Gone(reply, _), Some(error)) => drop(reply.send(Err(error))),
-                    (Waiter::Stopped(reply), None) if !busy => drop(reply.send(Ok(()))),
-                    (Waiter::Gone(reply, names), None) if empty => {
-                        let (host, runs) = (Arc::clone(&self.host), any_runs);
-                        tokio::spawn(async move {
-                            if !runs {
-                                host.leave_nothing().await;
-                            }
-                            let _ = reply.send(Ok(names));
-                        });
-                    }
-                    (waiter, None) => project.waiters.push(waiter),
-                }
-            }
-            if empty && project.record.wish == Wish::Down && project.waiters.is_empty() {
-                self.projects.remove(&name);
-                let message = format!("project {name} is down");
-                let subject = Subject::Project(name.as_str());
-                self.events.emit(subject, EventLevel::Info, "project-down", message, []);
-                let path = super::project::record_path(self.host.store.root(), name.as_str());
-                if let Err(error) = record::remove(&path) {
-                    tracing::warn!(project = %name, error = %Chain(&error), "could not remove the project's record");
-                }
-            }
-        }
-    }
-
-    /// Brings a project to an end in the given manner.
-    pub(super) fn wind_down(
-        &mut self,
-        name: &ProjectName,
-        wish: Wish,
-        manner: StopManner,
-        waiter: Waiter,
-    ) {
-        let Some(project) = self.projects.get_mut(name) else { return };
-        project.record.wish = wish;
-        project.watch = None;
-        project.manner = manner;
-        project.waiters.push(waiter);
-        self.save_project(name);
-        if manner == StopManner::Kill {
-            self.kill_all(name);
-        }
     }
 }
 

@@ -10,6 +10,7 @@
 //! ending it, in whichever way, ends nothing else. The next one finds what runs.
 
 mod answer;
+mod begin;
 mod clock;
 mod control;
 mod driver;
@@ -29,6 +30,7 @@ mod pull_error;
 pub mod report;
 mod tally;
 mod watch;
+mod wishes;
 
 pub use control::{Control, ControlError, ControlOptions, instance_of};
 pub use handle::{ControlHandle, RequestError, RequestErrorKind, StopManner};

@@ -1,0 +1,130 @@
+//! Begins actions: notes that one is under way and lets it run beside the loop.
+
+use std::sync::Arc;
+
+use super::driver::Driver;
+use super::events::Subject;
+use super::held::{ContainerRecord, Held};
+use super::report::EventLevel;
+use crate::container::ContainerId;
+use crate::reconcile::{Action, ContainerKey, ImageState, Operation, ServiceKey, StartTarget};
+
+impl Driver {
+    pub(super) fn begin(&mut self, action: Action) {
+        let (host, outcomes) = (Arc::clone(&self.host), self.outcomes.clone());
+        match action {
+            Action::Pull { image, attempt, services } => {
+                let message = format!("pulling {image}");
+                let service = services.first();
+                let subject = service.map_or(Subject::Host, |key| {
+                    Subject::Service(key.project.as_str(), key.service.as_str())
+                });
+                self.events.emit(subject, EventLevel::Info, "image-pulling", message, []);
+                self.images.insert(image.clone(), ImageState::Pulling { percent: None });
+                tokio::spawn(async move { host.pull(image, attempt, outcomes).await });
+            }
+            Action::Create { service, settings, fingerprint, manifest, request } => {
+                let record = ContainerRecord {
+                    instance: host.instance.to_string(),
+                    project: service.project.clone(),
+                    service: service.service.clone(),
+                    serial: self.next_serial(),
+                    fingerprint,
+                    image: settings.image.clone(),
+                    manifest,
+                    command: Vec::new(),
+                    created_at: jiff::Timestamp::now(),
+                    request,
+                    restarts: 0,
+                    streak: 0,
+                    started_in_boot: None,
+                    exit: None,
+                };
+                let id = self.new_id(&service);
+                let mut held = Held::new(id.clone(), record.clone());
+                held.busy = Some(Operation::Create);
+                self.containers.insert(ContainerKey::new(id.as_str()), held);
+                tokio::spawn(async move { host.create(id, record, settings, outcomes).await });
+            }
+            Action::Start { service, container: StartTarget::Existing(container), run } => {
+                self.begin_start(&service, &container, run);
+            }
+            // Its creation comes first, and then it exists.
+            Action::Start { container: StartTarget::Created(_), .. } => {}
+            Action::Stop { container, .. } => {
+                if let Some(held) = self.begin_operation(&container, Operation::Stop) {
+                    let monitor = held.monitor.clone();
+                    tokio::spawn(async move { host.stop(monitor, container, outcomes).await });
+                }
+            }
+            Action::Remove { container, .. } => {
+                if let Some(held) = self.begin_operation(&container, Operation::Remove) {
+                    let id = held.id.clone();
+                    tokio::spawn(async move { host.remove(id, outcomes).await });
+                }
+            }
+            Action::AdoptMonitor { container, .. } => {
+                if let Some(held) = self.begin_operation(&container, Operation::Adopt) {
+                    let id = held.id.clone();
+                    tokio::spawn(async move { host.adopt(id, outcomes).await });
+                }
+            }
+        }
+    }
+
+    fn begin_operation(
+        &mut self,
+        container: &ContainerKey,
+        operation: Operation,
+    ) -> Option<&mut Held> {
+        let held = self.containers.get_mut(container)?;
+        held.busy = Some(operation);
+        Some(held)
+    }
+
+    fn begin_start(
+        &mut self,
+        service: &ServiceKey,
+        container: &ContainerKey,
+        run: crate::reconcile::Run,
+    ) {
+        let settings = self
+            .projects
+            .get(&service.project)
+            .and_then(|project| project.desired.services.get(&service.service));
+        let Some(settings) = settings.cloned() else { return };
+        let (host, outcomes) = (Arc::clone(&self.host), self.outcomes.clone());
+        let Some(held) = self.begin_operation(container, Operation::Start) else { return };
+        held.record.set_run(run);
+        held.record.started_in_boot = crate::sys::process::boot_id().ok();
+        held.record.exit = None;
+        held.status = None;
+        let (id, record) = (held.id.clone(), held.record.clone());
+        tokio::spawn(async move { host.start(id, record, settings, outcomes).await });
+    }
+
+    fn next_serial(&self) -> u64 {
+        self.containers.values().map(|held| held.record.serial + 1).max().unwrap_or(1)
+    }
+
+    /// A name that no container had before: what is left of an old one is never taken for the new one's.
+    fn new_id(&self, service: &ServiceKey) -> ContainerId {
+        let mut salt = 0_u32;
+        loop {
+            let seed =
+                format!("{service} {} {salt} {}", jiff::Timestamp::now(), self.host.instance);
+            let unique = crate::image::Digest::of(seed.as_bytes()).hex()[..6].to_owned();
+            let id = ContainerId::compose(
+                service.project.as_str(),
+                service.service.as_str(),
+                1,
+                &unique,
+            )
+            .expect("hex digits are allowed in an id");
+            if !self.containers.contains_key(&ContainerKey::new(id.as_str())) {
+                return id;
+            }
+            salt += 1;
+        }
+    }
+}
