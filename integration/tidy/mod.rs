@@ -7,7 +7,8 @@ mod source;
 use source::Source;
 
 /// The modules in their order: one imports only from those before it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
+    "version",
     "sys",
     "telemetry",
     "image",
@@ -31,7 +32,7 @@ const ORDER: [&str; 20] = [
 ];
 
 /// Modules that compute and do nothing else.
-const PURE: [&str; 4] = ["image", "estargz", "spec", "reconcile"];
+const PURE: [&str; 5] = ["version", "image", "estargz", "spec", "reconcile"];
 
 /// Crates that only one place names, so that another one can take their place.
 const CRATES: [(&str, &[&str]); 8] = [

@@ -141,7 +141,7 @@ async fn hello(State(context): State<Context>) -> Result<Json<Hello>, RequestErr
     context.control.visit().await?;
     Ok(Json(Hello {
         api: API_VERSION,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::version::versions().build.to_owned(),
         pid: std::process::id(),
         instance: context.control.instance().to_owned(),
         state_dir: context.state_dir,

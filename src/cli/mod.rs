@@ -75,7 +75,7 @@ pub fn main() -> ExitCode {
         Command::Image(command) => image::main(&settings, command),
         Command::Daemon(arguments) => run::daemon(&settings, &arguments),
         Command::Version => {
-            output::line(&format!("supervisor {}", env!("CARGO_PKG_VERSION")));
+            output::line(&format!("supervisor {}", crate::version::versions().build));
             Ok(ExitCode::SUCCESS)
         }
     };

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::handle::{Link, MonitorError, Seen};
-use super::wire::{Message, PROTOCOL_VERSION, Request};
+use super::wire::{self, Message, Request};
 use super::{ContainerId, Status};
 use crate::sys::process::RoleChild;
 use crate::sys::{readiness, socket};
@@ -84,8 +84,7 @@ struct SocketLink {
 
 impl SocketLink {
     async fn greet(&mut self) -> Result<Status, Greeting> {
-        let hello = Request::Hello { version: PROTOCOL_VERSION };
-        for request in [hello, Request::Watch] {
+        for request in [wire::hello(), Request::Watch] {
             // It may have said why it does not listen.
             let _ = self.send(&request).await;
         }

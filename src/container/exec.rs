@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ContainerId;
 use super::terminal::Session;
-use super::wire::{Message, PROTOCOL_VERSION, Request};
+use super::wire::{self, Message, Request};
 use crate::sys::socket;
 
 /// A program to run in a running container.
@@ -172,7 +172,7 @@ fn connect(run_dir: &Path, id: &ContainerId) -> Result<OwnedFd, ExecError> {
     let no_monitor = |source| ExecError::NoMonitor { id: id.clone(), source };
     let connection = super::handle::open_socket(run_dir, id).map_err(no_monitor)?;
     let conversation = Conversation { id, connection: connection.as_fd() };
-    conversation.send(&Request::Hello { version: PROTOCOL_VERSION }, &[])?;
+    conversation.send(&wire::hello(), &[])?;
     match conversation.receive()? {
         (Message::Hello { .. }, _) => Ok(connection),
         (other, _) => Err(conversation.unexpected(&other)),

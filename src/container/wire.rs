@@ -6,9 +6,15 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerId, Signal, Status};
+use crate::version::versions;
 
-/// The protocol that this program speaks.
-pub(crate) const PROTOCOL_VERSION: u32 = 1;
+/// The oldest protocol that is understood; there is none before the first.
+pub(crate) const OLDEST_PROTOCOL: u32 = 1;
+
+/// The first packet of a client.
+pub(crate) fn hello() -> Request {
+    Request::Hello { version: versions().monitor }
+}
 
 /// The number that the first connection of a monitor has when control starts it.
 pub(crate) const CONNECTION_DESCRIPTOR: i32 = 3;

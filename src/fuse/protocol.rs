@@ -10,8 +10,6 @@ use crate::image::Digest;
 use crate::lazy::LazyEvent;
 use crate::sys::process::ProcessIdentity;
 
-/// Version of this protocol.
-pub(super) const PROTOCOL: u32 = 1;
 /// The keeper's socket below the lazy directory.
 pub(super) const KEEPER_SOCKET: &str = "keeper.sock";
 /// The worker's.
@@ -283,14 +281,17 @@ pub(super) fn decode<T: for<'de> Deserialize<'de>>(packet: &[u8]) -> Option<T> {
 
 /// The hello of this build.
 pub(super) fn hello() -> Request {
-    Request::Hello { protocol: PROTOCOL, build: env!("CARGO_PKG_VERSION").to_owned() }
+    Request::Hello {
+        protocol: crate::version::versions().lazy,
+        build: crate::version::versions().build.to_owned(),
+    }
 }
 
 /// The answer to a hello.
 pub(super) fn hello_answer(process: &ProcessIdentity) -> Answer {
     Answer::Hello {
-        protocol: PROTOCOL,
-        build: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol: crate::version::versions().lazy,
+        build: crate::version::versions().build.to_owned(),
         process: process.clone(),
     }
 }

@@ -3,13 +3,14 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::super::wire::{Message, PROTOCOL_VERSION, Request};
+use super::super::wire::{Message, OLDEST_PROTOCOL, Request};
 use super::super::{ExecRequest, Outcome, Phase, Signal};
 use super::client::Heard;
 use super::run::{Init, Monitor, stopping};
 use super::session::Session;
 use crate::sys::cgroup;
 use crate::sys::process::send_signal;
+use crate::version::versions;
 
 impl Monitor {
     pub(super) fn on_client(&mut self, number: u64) {
@@ -45,10 +46,15 @@ impl Monitor {
             Err(reason) => Some(Message::Refused { reason }),
         };
         match request {
+            // A later one is no obstacle: what it has added is refused by name when it is asked for.
+            Request::Hello { version } if version < OLDEST_PROTOCOL => {
+                let reason = format!("there is no version {version} of the monitor's protocol");
+                Some(Message::Refused { reason })
+            }
             Request::Hello { version: _ } => Some(Message::Hello {
-                version: PROTOCOL_VERSION,
+                version: versions().monitor,
                 id: self.launch.id.clone(),
-                software: env!("CARGO_PKG_VERSION").to_owned(),
+                software: versions().build.to_owned(),
             }),
             Request::Status => Some(Message::Status { status: self.status.clone() }),
             Request::Watch => {

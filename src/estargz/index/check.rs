@@ -1,6 +1,6 @@
 //! Opens an index: checks once all that the accessors then rely on.
 
-use super::format::{self, CHECKSUM, HEADER, Header, MAGIC, NONE, VERSION, u32_at, u64_at};
+use super::format::{self, CHECKSUM, HEADER, Header, MAGIC, NONE, OLDEST, u32_at, u64_at};
 use super::{Chunk, ChunkNo, EntryKind, EntryNo, Index, Record, Sections};
 use crate::estargz::limit;
 
@@ -42,7 +42,7 @@ pub fn check_version(data: &[u8]) -> Result<(), IndexError> {
         return Err(IndexError::Length { expected, found: data.len() as u64 });
     }
     match u32_at(data, 8) {
-        VERSION => Ok(()),
+        readable if (OLDEST..=crate::version::versions().index).contains(&readable) => Ok(()),
         other => Err(IndexError::Version(other)),
     }
 }

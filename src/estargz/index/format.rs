@@ -19,8 +19,8 @@
 
 /// Begins every index file.
 pub(super) const MAGIC: [u8; 8] = *b"svesgidx";
-/// The only version so far.
-pub(super) const VERSION: u32 = 1;
+/// The first version that is still read; what is written is [`crate::version::Versions::index`].
+pub(super) const OLDEST: u32 = 1;
 pub(super) const HEADER: usize = 80;
 pub(super) const ENTRY: usize = 56;
 pub(super) const CHILD: usize = 12;
@@ -52,7 +52,7 @@ pub(super) struct Header {
 impl Header {
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
+        out.extend(crate::version::versions().index.to_le_bytes());
         out.extend(self.flavour.to_le_bytes());
         for number in
             [self.length, self.blob_size, self.toc_offset, self.content_size, self.prefetch_end]
