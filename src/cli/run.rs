@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use super::args::DaemonArguments;
-use super::settings::Settings;
+use super::settings::{ServiceManager, Settings};
 use crate::api;
 use crate::registry::{ClientOptions, ProxySettings};
 use crate::store::StoreError;
@@ -28,7 +28,11 @@ pub(super) struct Served {
 
 impl Served {
     /// Starts control and its API.
-    pub(super) fn start(settings: &Settings, idle_limit: Option<Duration>) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        settings: &Settings,
+        idle_limit: Option<Duration>,
+        service_manager: &ServiceManager,
+    ) -> anyhow::Result<Self> {
         let options = ControlOptions {
             state_dir: settings.state_dir.clone(),
             run_dir: settings.run_dir.clone(),
@@ -37,6 +41,8 @@ impl Served {
             fuse: settings.feature("SUPERVISOR_FUSE")?,
             passthrough: settings.feature("SUPERVISOR_PASSTHROUGH")?,
             idle_limit,
+            service_manager: service_manager.notifier.clone(),
+            descriptors: service_manager.descriptors.clone(),
         };
         let control = Control::start(options)?;
         let serving =
@@ -81,8 +87,14 @@ fn is_taken(error: &anyhow::Error) -> bool {
 
 /// `supervisor daemon`: until a signal, or until there is nothing to do if it was started on demand.
 pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow::Result<ExitCode> {
+    // One that a command started belongs to no service manager, also when the command does.
+    let manager = if arguments.on_demand {
+        ServiceManager::default()
+    } else {
+        ServiceManager::take(&settings.environment)
+    };
     runtime()?.block_on(async {
-        let served = start_patiently(settings, arguments).await?;
+        let served = start_patiently(settings, arguments, &manager).await?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let ended = served.control.ended();
@@ -100,10 +112,11 @@ pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow
 async fn start_patiently(
     settings: &Settings,
     arguments: &DaemonArguments,
+    manager: &ServiceManager,
 ) -> anyhow::Result<Served> {
     let deadline = tokio::time::Instant::now() + PREDECESSOR;
     loop {
-        match Served::start(settings, arguments.on_demand.then_some(IDLE_LIMIT)) {
+        match Served::start(settings, arguments.on_demand.then_some(IDLE_LIMIT), manager) {
             Err(error)
                 if arguments.on_demand
                     && is_taken(&error)

@@ -1,12 +1,17 @@
 //! What is meant by what was typed, and the only place that reads the environment and the working directory.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
 use crate::fuse::Feature;
 use crate::supervise;
+use crate::sys::notify::{Notifier, received_descriptors};
 use crate::telemetry::{LogFormat, LogOptions};
 
 use super::args::{GlobalArguments, LogFormatArgument};
@@ -72,6 +77,47 @@ impl Settings {
             Some("off") => Ok(Feature::Off),
             Some(other) => bail!("`{variable}` is `{other}`; expected `auto` or `off`"),
         }
+    }
+}
+
+/// What the service manager that started this process said.
+#[derive(Debug, Default)]
+pub(super) struct ServiceManager {
+    /// Where it listens.
+    pub(super) notifier: Option<Arc<Notifier>>,
+    /// How often it must hear that all is well, if that was meant for this process.
+    pub(super) watchdog: Option<Duration>,
+    /// What it kept of the process before.
+    pub(super) descriptors: Vec<(String, Arc<OwnedFd>)>,
+}
+
+impl ServiceManager {
+    /// Takes what the service manager passed to this process; once, because descriptors are taken.
+    pub(super) fn take(environment: &BTreeMap<String, String>) -> Self {
+        let own = |variable: &str| {
+            environment.get(variable).is_some_and(|pid| *pid == std::process::id().to_string())
+        };
+        let number = |variable: &str| environment.get(variable)?.parse::<u64>().ok();
+        let address = environment.get("NOTIFY_SOCKET").filter(|address| !address.is_empty());
+        let notifier = address.and_then(|address| match Notifier::new(OsStr::new(address)) {
+            Ok(notifier) => Some(Arc::new(notifier)),
+            Err(error) => {
+                tracing::warn!(address, error = %error, "the service manager is not told anything");
+                None
+            }
+        });
+        // Without WATCHDOG_PID it is meant for whoever has the variable.
+        let watched = !environment.contains_key("WATCHDOG_PID") || own("WATCHDOG_PID");
+        let watchdog = number("WATCHDOG_USEC")
+            .filter(|interval| watched && *interval > 0)
+            .map(Duration::from_micros);
+        let count = number("LISTEN_FDS").filter(|_| own("LISTEN_PID")).unwrap_or_default();
+        let names = environment.get("LISTEN_FDNAMES").map_or("", String::as_str);
+        let descriptors = received_descriptors(u32::try_from(count).unwrap_or(u32::MAX), names)
+            .into_iter()
+            .map(|(name, descriptor)| (name, Arc::new(descriptor)))
+            .collect();
+        Self { notifier, watchdog, descriptors }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args::UpArguments;
 use super::attach::{Attached, Claim, Seen};
 use super::run::Served;
-use super::settings::{ServicesFile, Settings};
+use super::settings::{ServiceManager, ServicesFile, Settings};
 use super::{connect, output, project, run};
 use crate::api::{ApiClient, StopRequest};
 use crate::supervise::report::UpRequest;
@@ -60,7 +60,7 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
     let mut signals = Signals::new()?;
     let served = match connect::connect(settings).await? {
         Some(_) => None,
-        None => match Served::start(settings, None) {
+        None => match Served::start(settings, None, &ServiceManager::default()) {
             Ok(served) => Some(served),
             // Another command started one between the two.
             Err(error) if run::is_running(&error) => None,

@@ -2,6 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::image::Digest;
 use crate::layer::Layers;
 use crate::registry::{Client, ClientError, ClientOptions};
 use crate::store::{Store, StoreError};
+use crate::sys::notify::Notifier;
 use crate::sys::process::SealedExe;
 
 /// Settings of control.
@@ -42,6 +44,10 @@ pub struct ControlOptions {
     pub passthrough: Feature,
     /// End after so long without anything to supervise; never when `None`.
     pub idle_limit: Option<Duration>,
+    /// The service manager that started this process, to tell how it is.
+    pub service_manager: Option<Arc<Notifier>>,
+    /// What the service manager kept for us since the last control, by name.
+    pub descriptors: Vec<(String, Arc<OwnedFd>)>,
 }
 
 /// Control could not start.
