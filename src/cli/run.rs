@@ -42,6 +42,7 @@ impl Served {
             passthrough: settings.feature("SUPERVISOR_PASSTHROUGH")?,
             idle_limit,
             service_manager: service_manager.notifier.clone(),
+            watchdog: service_manager.watchdog,
             descriptors: service_manager.descriptors.clone(),
         };
         let control = Control::start(options)?;

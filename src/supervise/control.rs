@@ -46,6 +46,8 @@ pub struct ControlOptions {
     pub idle_limit: Option<Duration>,
     /// The service manager that started this process, to tell how it is.
     pub service_manager: Option<Arc<Notifier>>,
+    /// How often the service manager must hear that all is well, when it asks for that.
+    pub watchdog: Option<Duration>,
     /// What the service manager kept for us since the last control, by name.
     pub descriptors: Vec<(String, Arc<OwnedFd>)>,
 }
