@@ -25,6 +25,12 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
+    /// Of nothing that anybody wrote; differs from that of every service, which has an image at least.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { schema: SCHEMA, fields: BTreeMap::new() }
+    }
+
     /// One digest over the fingerprint.
     #[must_use]
     pub fn hash(&self) -> Digest {

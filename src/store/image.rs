@@ -32,7 +32,7 @@ impl Store {
     /// # Errors
     /// When the file system refuses.
     pub fn record_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
-        Ok(record::save(&self.image_path(&image.reference), image)?)
+        Ok(record::save_with_copy(&self.image_path(&image.reference), image)?)
     }
 
     /// What `reference` stood for when it was last pulled. An unreadable record is set aside and is `None`.
@@ -40,7 +40,7 @@ impl Store {
     /// # Errors
     /// When the file system refuses.
     pub fn image(&self, reference: &ImageRef) -> Result<Option<ImageRecord>, StoreError> {
-        Ok(record::load(&self.image_path(reference))?.into_value())
+        Ok(self.load(&self.image_path(reference))?)
     }
 
     /// All images, ordered by reference. Unreadable records are set aside and left out.
@@ -59,7 +59,8 @@ impl Store {
         keys.dedup();
         let mut images = Vec::new();
         for key in keys {
-            images.extend(record::load::<ImageRecord>(&folder.join(key))?.into_value());
+            // One that cannot be read now does not hide the others.
+            images.extend(self.load::<ImageRecord>(&folder.join(key)).unwrap_or_default());
         }
         images.sort_by(|a, b| a.reference.cmp(&b.reference));
         Ok(images)

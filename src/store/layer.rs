@@ -18,10 +18,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, RenameFlags, flock};
 use serde::{Deserialize, Serialize};
 
+use super::aside::Findings;
 use super::durable::{self, Previous, TEMPORARY_PREFIX};
 use super::{Record, Store, StoreError, failed, open_folder, record, tree};
 use crate::image::{Compression, Digest};
@@ -54,6 +56,7 @@ impl Record for LayerSource {
 pub struct LayerDir {
     path: PathBuf,
     digest: Digest,
+    findings: Arc<Findings>,
 }
 
 /// A tree in the making; removed when dropped, unless [`LayerDir::publish_full`] took it.
@@ -175,7 +178,7 @@ impl LayerDir {
     /// # Errors
     /// When the file system refuses.
     pub fn read_source(&self) -> Result<Option<LayerSource>, StoreError> {
-        Ok(record::load(&self.source_path())?.into_value())
+        Ok(super::load(&self.source_path(), &self.findings)?)
     }
 
     /// A fresh, empty directory to unpack the layer into.
@@ -296,7 +299,11 @@ impl Store {
     /// The folder of the layer whose blob has this digest.
     #[must_use]
     pub fn layer(&self, digest: Digest) -> LayerDir {
-        LayerDir { path: self.root.join("layers").join(digest.hex()), digest }
+        LayerDir {
+            path: self.root.join("layers").join(digest.hex()),
+            digest,
+            findings: Arc::clone(&self.findings),
+        }
     }
 
     /// The layers that have a folder, in no order.

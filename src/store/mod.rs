@@ -14,6 +14,7 @@
 //! done has a temporary name and a lock that died with its writer; [`Store::open`] removes it. Blobs are verified
 //! when they are read. This module parses no format of an image and never talks to a registry.
 
+mod aside;
 mod blob;
 mod container;
 mod durable;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 
+pub use aside::{Finding, Kept, SetAside, set_aside_below};
 pub use image::ImageRecord;
 pub use layer::{LayerDir, LayerSource, Staging};
 pub(crate) use tree::remove as remove_tree;
@@ -47,6 +49,7 @@ const FOLDERS: [&str; 6] = ["blobs", "blobs/sha256", "layers", "files", "images"
 #[derive(Debug, Clone)]
 pub struct Store {
     root: Arc<Path>,
+    findings: Arc<aside::Findings>,
     /// Held as long as one clone lives; `None` in roles that share the store.
     _lock: Option<Arc<OwnedFd>>,
 }
@@ -110,10 +113,13 @@ impl Store {
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         make_folder(state_dir, Existing::AsItIs)?;
         let lock = lock(state_dir)?;
+        let findings = Arc::<aside::Findings>::default();
         for folder in FOLDERS {
-            make_folder(&state_dir.join(folder), Existing::Close)?;
+            let path = state_dir.join(folder);
+            clear_way(&path, &findings);
+            make_folder(&path, Existing::Close)?;
         }
-        let store = Self { root: state_dir.into(), _lock: Some(Arc::new(lock)) };
+        let store = Self { root: state_dir.into(), findings, _lock: Some(Arc::new(lock)) };
         store.sweep();
         Ok(store)
     }
@@ -126,7 +132,7 @@ impl Store {
     pub fn open_shared(state_dir: &Path) -> Result<Self, StoreError> {
         std::fs::metadata(state_dir.join("layers"))
             .map_err(failed("open the state directory", state_dir))?;
-        Ok(Self { root: state_dir.into(), _lock: None })
+        Ok(Self { root: state_dir.into(), findings: Arc::default(), _lock: None })
     }
 
     /// The state directory.
@@ -141,6 +147,20 @@ impl Store {
         self.root.join("files")
     }
 
+    /// The record at `path`, or its previous copy. What cannot be used is set aside and becomes a [`Finding`].
+    ///
+    /// # Errors
+    /// As [`record::load`].
+    pub fn load<T: Record>(&self, path: &Path) -> Result<Option<T>, RecordError> {
+        load(path, &self.findings)
+    }
+
+    /// What was found to be unusable since the last call.
+    #[must_use]
+    pub fn take_findings(&self) -> Vec<Finding> {
+        self.findings.take()
+    }
+
     /// Removes what a crash left: temporary files, abandoned staging directories, layers that were unpacked
     /// before a power cut and had not reached the disk. Whatever cannot be removed waits for the next time.
     fn sweep(&self) {
@@ -149,6 +169,47 @@ impl Store {
         durable::sweep(&self.root.join("images"));
         self.sweep_layers();
         self.sweep_containers();
+    }
+}
+
+/// Loads a record and remembers what there is to tell.
+fn load<T: Record>(path: &Path, findings: &aside::Findings) -> Result<Option<T>, RecordError> {
+    match record::load(path) {
+        Ok(loaded) => {
+            let (value, finding) = loaded.into_parts();
+            if let Some(finding) = finding {
+                findings.add(finding);
+            }
+            Ok(value)
+        }
+        Err(error) => {
+            findings.add(Finding {
+                path: path.to_owned(),
+                reason: format!("it cannot be read: {}", error.io()),
+                kept: Kept::InPlace,
+                aside: None,
+                recovered: false,
+            });
+            Err(error)
+        }
+    }
+}
+
+/// Sets aside what stands where a folder of the store belongs, and is none.
+fn clear_way(path: &Path, findings: &aside::Findings) {
+    let is_folder =
+        |found: std::fs::Metadata| found.is_dir() || (found.is_symlink() && path.is_dir());
+    if std::fs::symlink_metadata(path).map_or(true, is_folder) {
+        return;
+    }
+    if let Ok(aside) = aside::set_aside(path) {
+        findings.add(Finding {
+            path: path.to_owned(),
+            reason: "it is no folder".to_owned(),
+            kept: Kept::Aside,
+            aside: Some(aside),
+            recovered: false,
+        });
     }
 }
 

@@ -2,22 +2,28 @@
 //!
 //! A record is two JSON documents, one a line: a header with kind, version and checksum, and the body. The copy
 //! before the last save stays as `<name>.prev`. Loading never fails because of what a file holds: an unreadable
-//! record is set aside as `<name>.bad-<n>`, the previous copy is used if there is one, and the caller gets the
-//! reason to report.
+//! record is set aside as `<name>.unreadable-<time>`, the previous copy is used if there is one, and the caller gets
+//! a [`Finding`] to report. A record of a newer program stays where it is for that program's return; a save in its
+//! place moves it to `<name>.version-<n>` first.
 //!
 //! One writer per record at a time; who that is, is the business of the record's owner.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::aside::{self, Finding, Kept};
 use super::durable::{self, Previous};
 use crate::image::Digest;
 
 /// No record comes near this; more is not a record, and reading it would only cost memory.
 const MAX_RECORD_BYTES: u64 = 64 << 20;
+/// A header is a hundred bytes and some.
+const MAX_HEADER_BYTES: u64 = 4 << 10;
 
 /// A type that is kept as a record.
 pub trait Record: Serialize + DeserializeOwned {
@@ -40,42 +46,22 @@ pub enum Loaded<T> {
     Missing,
     /// The record.
     Value(T),
-    /// The record was missing or unreadable; this is the copy from before the last save.
-    Recovered {
+    /// The record could not be used; this is the copy from before the last save, if that one can be.
+    Fallback {
         /// The previous copy.
-        value: T,
-        /// What was wrong with the record.
-        reason: String,
-        /// Where the unreadable record is now; `None` when it was missing.
-        aside: Option<PathBuf>,
-    },
-    /// Neither the record nor a previous copy was readable.
-    SetAside {
-        /// Where the unreadable record is now.
-        path: PathBuf,
-        /// What was wrong with it.
-        reason: String,
+        value: Option<T>,
+        /// What was wrong with the record, and where it is now.
+        finding: Finding,
     },
 }
 
 impl<T> Loaded<T> {
-    /// The value, if any; says in the log what was lost on the way.
-    pub fn into_value(self) -> Option<T> {
+    /// The value, if any, and what has to be said about it.
+    pub fn into_parts(self) -> (Option<T>, Option<Finding>) {
         match self {
-            Self::Missing => None,
-            Self::Value(value) => Some(value),
-            Self::Recovered { value, reason, aside } => {
-                tracing::warn!(
-                    reason,
-                    ?aside,
-                    "a record was unreadable, its previous copy is used"
-                );
-                Some(value)
-            }
-            Self::SetAside { path, reason } => {
-                tracing::warn!(reason, path = %path.display(), "an unreadable record was set aside");
-                None
-            }
+            Self::Missing => (None, None),
+            Self::Value(value) => (Some(value), None),
+            Self::Fallback { value, finding } => (value, Some(finding)),
         }
     }
 }
@@ -144,9 +130,20 @@ pub fn save<T: Record>(path: &Path, value: &T) -> Result<(), RecordError> {
         bytes.push(b'\n');
         bytes.extend_from_slice(&body);
         bytes.push(b'\n');
+        make_way::<T>(path)?;
         durable::write(path, &bytes, Previous::Keep)
     };
     write().map_err(|source| RecordError::Save { path: path.to_owned(), source })
+}
+
+/// Saves a record that is written once and read for years: where there is no previous copy yet, the same value becomes
+/// it, so that one damaged file is never the end of it.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_with_copy<T: Record>(path: &Path, value: &T) -> Result<(), RecordError> {
+    save(path, value)?;
+    if durable::previous_of(path).exists() { Ok(()) } else { save(path, value) }
 }
 
 /// Reads the record at `path`.
@@ -155,29 +152,70 @@ pub fn save<T: Record>(path: &Path, value: &T) -> Result<(), RecordError> {
 /// Only when the file system refuses in a way that says nothing about the record (no permission, no
 /// descriptors, no memory); unreadable content is an outcome, not an error.
 pub fn load<T: Record>(path: &Path) -> Result<Loaded<T>, RecordError> {
-    let previous = durable::previous_of(path);
-    match read::<T>(path)? {
-        Content::Value(value) => Ok(Loaded::Value(value)),
-        Content::Missing => Ok(match read::<T>(&previous)? {
-            Content::Value(value) => {
-                let reason = format!("`{}` is missing", path.display());
-                Loaded::Recovered { value, reason, aside: None }
+    let (reason, kept) = match read::<T>(path)? {
+        Content::Value(value) => return Ok(Loaded::Value(value)),
+        Content::Missing => match read::<T>(&durable::previous_of(path))? {
+            Content::Missing => return Ok(Loaded::Missing),
+            // What else it is, is found below.
+            Content::Value(_) | Content::Unreadable(_) | Content::Newer(_) => {
+                ("it is missing".to_owned(), Kept::Nowhere)
             }
-            Content::Missing => Loaded::Missing,
-            Content::Unreadable(reason) => Loaded::SetAside { path: set_aside(&previous)?, reason },
-        }),
-        Content::Unreadable(reason) => {
-            // The previous copy is read first: if that cannot be done now, nothing has been moved yet.
-            let older = read::<T>(&previous)?;
-            let aside = set_aside(path)?;
-            Ok(match older {
-                Content::Value(value) => Loaded::Recovered { value, reason, aside: Some(aside) },
-                Content::Missing | Content::Unreadable(_) => {
-                    Loaded::SetAside { path: aside, reason }
-                }
-            })
+        },
+        Content::Unreadable(reason) => (reason, Kept::Aside),
+        Content::Newer(reason) => (reason, Kept::InPlace),
+    };
+    // Read before anything is moved: if that cannot be done now, nothing has been.
+    let previous = durable::previous_of(path);
+    let (value, reason) = match read::<T>(&previous)? {
+        Content::Value(value) => (Some(value), reason),
+        Content::Missing => (None, reason),
+        Content::Newer(also) => (None, format!("{reason}; of its previous copy: {also}")),
+        Content::Unreadable(also) => {
+            // Best effort: it is of no use in its place either.
+            let _ = aside::set_aside(&previous);
+            (None, format!("{reason}; of its previous copy: {also}"))
+        }
+    };
+    let mut finding =
+        Finding { path: path.to_owned(), reason, kept, aside: None, recovered: value.is_some() };
+    if kept == Kept::Aside {
+        match aside::set_aside(path) {
+            Ok(aside) => finding.aside = Some(aside),
+            // A file system that cannot be written is no reason to do without the previous copy.
+            Err(error) => {
+                finding.kept = Kept::InPlace;
+                finding.reason.push_str(&format!("; it could not be set aside: {error}"));
+            }
         }
     }
+    Ok(Loaded::Fallback { value, finding })
+}
+
+/// Clears what a save must not replace: records of a newer program, and what is no file.
+fn make_way<T: Record>(path: &Path) -> io::Result<()> {
+    for path in [path, &durable::previous_of(path)] {
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => {
+                aside::set_aside(path)?;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        }
+        let mut start = Vec::new();
+        // One that cannot be read has been found by a load already, or nobody will miss it.
+        let read = open(path).and_then(|file| file.take(MAX_HEADER_BYTES).read_to_end(&mut start));
+        let header = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let header = serde_json::from_slice::<Header>(header);
+        if let (Ok(_), Ok(header)) = (read, header)
+            && header.kind == T::KIND
+            && header.version > T::VERSION
+        {
+            aside::keep_version(path, header.version)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the record at `path` and its previous copy; nothing there is no error.
@@ -206,27 +244,41 @@ enum Content<T> {
     Missing,
     Value(T),
     Unreadable(String),
+    Newer(String),
+}
+
+/// Opens a record. Never waits, as opening a FIFO in its place would, and follows no link: none of ours is one.
+fn open(path: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(Errno::ISDIR.into()),
+    }
 }
 
 fn read<T: Record>(path: &Path) -> Result<Content<T>, RecordError> {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut bytes));
+    let read = open(path).and_then(|file| file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut bytes));
     if let Err(source) = read {
-        use rustix::io::Errno;
-        let unreadable = [Errno::IO, Errno::ISDIR, Errno::LOOP, Errno::NXIO, Errno::UCLEAN];
+        let unreadable = [Errno::IO, Errno::LOOP, Errno::NXIO, Errno::UCLEAN];
         return match source.raw_os_error() {
             _ if source.kind() == io::ErrorKind::NotFound => Ok(Content::Missing),
+            Some(code) if code == Errno::ISDIR.raw_os_error() => {
+                Ok(Content::Unreadable("it is no file".to_owned()))
+            }
             Some(code) if unreadable.iter().any(|errno| errno.raw_os_error() == code) => {
                 Ok(Content::Unreadable(source.to_string()))
             }
             _ => Err(RecordError::Load { path: path.to_owned(), source }),
         };
     }
-    Ok(parse(&bytes).map_or_else(Content::Unreadable, Content::Value))
+    Ok(parse(&bytes).unwrap_or_else(Content::Unreadable))
 }
 
-fn parse<T: Record>(bytes: &[u8]) -> Result<T, String> {
+fn parse<T: Record>(bytes: &[u8]) -> Result<Content<T>, String> {
     if bytes.is_empty() {
         return Err("it is empty".to_owned());
     }
@@ -242,156 +294,21 @@ fn parse<T: Record>(bytes: &[u8]) -> Result<T, String> {
         return Err("its checksum does not fit its content".to_owned());
     }
     match header.version {
-        version if version > T::VERSION => Err(format!(
-            "it has version {version}, which is newer than the {} that this program knows",
+        version if version > T::VERSION => Ok(Content::Newer(format!(
+            "it has version {version} and was written by a newer supervisor; this one knows version {}",
             T::VERSION
-        )),
-        version if version == T::VERSION => serde_json::from_slice(body).map_err(|e| e.to_string()),
+        ))),
+        version if version == T::VERSION => {
+            serde_json::from_slice(body).map(Content::Value).map_err(|error| error.to_string())
+        }
         version => serde_json::from_slice(body)
             .ok()
             .and_then(|body| T::from_older(version, body))
+            .map(Content::Value)
             .ok_or_else(|| format!("it has version {version}, which this program no longer reads")),
     }
 }
 
-/// Renames an unreadable record to the first free `<path>.bad-<n>`.
-fn set_aside(path: &Path) -> Result<PathBuf, RecordError> {
-    let mut number = 1_u32;
-    loop {
-        let aside = durable::with_suffix(path, &format!(".bad-{number}"));
-        match rustix::fs::renameat_with(
-            rustix::fs::CWD,
-            path,
-            rustix::fs::CWD,
-            &aside,
-            rustix::fs::RenameFlags::NOREPLACE,
-        ) {
-            Ok(()) => return Ok(aside),
-            Err(rustix::io::Errno::EXIST) => number += 1,
-            Err(errno) => {
-                return Err(RecordError::Load { path: path.to_owned(), source: errno.into() });
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct Sample {
-        text: String,
-    }
-
-    impl Record for Sample {
-        const KIND: &'static str = "sample";
-        const VERSION: u32 = 2;
-
-        fn from_older(version: u32, body: serde_json::Value) -> Option<Self> {
-            (version == 1).then(|| Self { text: format!("old {body}") })
-        }
-    }
-
-    fn sample(text: &str) -> Sample {
-        Sample { text: text.to_owned() }
-    }
-
-    fn value(path: &Path) -> Option<Sample> {
-        match load(path).unwrap() {
-            Loaded::Value(value) => Some(value),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn a_record_reads_back_what_was_saved_last() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("r");
-        assert!(matches!(load::<Sample>(&path).unwrap(), Loaded::Missing));
-        for text in ["a", "b"] {
-            save(&path, &sample(text)).unwrap();
-            assert_eq!(value(&path), Some(sample(text)));
-        }
-        remove(&path).unwrap();
-        remove(&path).unwrap();
-        assert!(matches!(load::<Sample>(&path).unwrap(), Loaded::Missing));
-    }
-
-    #[test]
-    fn every_cut_of_a_record_is_recovered_from_the_previous_copy_and_set_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("r");
-        save(&path, &sample("old")).unwrap();
-        save(&path, &sample("new")).unwrap();
-        let whole = std::fs::read(&path).unwrap();
-        for length in 0..whole.len() {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            let Loaded::Recovered { value, aside: Some(aside), .. } =
-                load::<Sample>(&path).unwrap()
-            else {
-                panic!("cut at {length}");
-            };
-            assert_eq!(value, sample("old"));
-            assert_eq!(std::fs::read(&aside).unwrap(), whole[..length]);
-            assert!(!path.exists());
-        }
-    }
-
-    #[test]
-    fn a_changed_byte_another_kind_and_a_newer_version_are_unreadable() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("r");
-        save(&path, &sample("new")).unwrap();
-        let whole = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
-        for (damaged, expected) in [
-            (whole.replace("new", "nev"), "checksum"),
-            (whole.replace("\"sample\"", "\"other\""), "`other`"),
-            (whole.replace("\"version\":2", "\"version\":3"), "newer"),
-            (whole.replace("\"version\":2", "\"version\":0"), "no longer"),
-            ("\0".repeat(whole.len()), "cut off"),
-        ] {
-            std::fs::write(&path, damaged).unwrap();
-            let Loaded::SetAside { reason, path: aside } = load::<Sample>(&path).unwrap() else {
-                panic!("{expected}");
-            };
-            assert!(reason.contains(expected), "{reason}");
-            assert!(aside.exists());
-        }
-    }
-
-    #[test]
-    fn a_record_of_the_version_before_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("r");
-        save(&path, &sample("x")).unwrap();
-        let older = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
-        std::fs::write(&path, older.replace("\"version\":2", "\"version\":1")).unwrap();
-        assert_eq!(value(&path), Some(sample("old {\"text\":\"x\"}")));
-    }
-
-    #[test]
-    fn a_crash_at_any_step_of_a_save_leaves_the_old_or_the_new_value() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("r");
-        save(&path, &sample("older")).unwrap();
-        save(&path, &sample("old")).unwrap();
-        // The states between the operations of a save: temporary written; previous linked; renamed.
-        let new = dir.path().join(".tmp-new");
-        std::fs::write(&new, b"half").unwrap();
-        assert_eq!(value(&path), Some(sample("old")));
-        std::fs::hard_link(&path, dir.path().join(".tmp-link")).unwrap();
-        assert_eq!(value(&path), Some(sample("old")));
-        std::fs::rename(dir.path().join(".tmp-link"), durable::previous_of(&path)).unwrap();
-        assert_eq!(value(&path), Some(sample("old")));
-        sweep(dir.path());
-        assert!(!new.exists());
-        assert_eq!(value(&path), Some(sample("old")));
-        // A file system without hard links: the record itself was renamed.
-        std::fs::remove_file(&path).unwrap();
-        assert!(matches!(
-            load::<Sample>(&path).unwrap(),
-            Loaded::Recovered { value, aside: None, .. } if value == sample("old")
-        ));
-    }
-}
+#[path = "record_tests.rs"]
+mod tests;

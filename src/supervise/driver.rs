@@ -67,6 +67,7 @@ impl Driver {
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         self.find_what_is_there().await;
         loop {
+            super::findings::tell(&self.host.store, &self.events);
             self.pass();
             self.answer_waiters();
             let wake = self.plan.wake_at.map(|at| self.clock.until(at));
@@ -151,7 +152,8 @@ impl Driver {
         let Some(project) = self.projects.get(name) else { return };
         let path = super::project::record_path(self.host.store.root(), name.as_str());
         let saved = super::project::make_folder(&path).and_then(|()| {
-            record::save(&path, &project.record).map_err(|error| Chain(&error).to_string())
+            record::save_with_copy(&path, &project.record)
+                .map_err(|error| Chain(&error).to_string())
         });
         if let Err(message) = saved {
             self.events.emit(

@@ -8,7 +8,6 @@ use super::project::{Project, ProjectRecord, Wish};
 use super::report::EventLevel;
 use crate::container::{self, ContainerId, MonitorHandle, Phase};
 use crate::reconcile::ContainerKey;
-use crate::store::record;
 use crate::sys::process::boot_id;
 use crate::telemetry::Chain;
 
@@ -26,14 +25,10 @@ impl Driver {
         };
         for id in ids {
             let Ok(id) = id.parse::<ContainerId>() else { continue };
-            match record::load::<ContainerRecord>(&self.host.container_record(&id))
-                .map(record::Loaded::into_value)
-            {
-                Ok(Some(record)) => self.find_container(id, record).await,
-                Ok(None) => self.find_remains(&id),
-                Err(error) => {
-                    tracing::warn!(container = %id, error = %Chain(&error), "its record cannot be read")
-                }
+            let loaded = self.host.store.load::<ContainerRecord>(&self.host.container_record(&id));
+            match loaded.unwrap_or_default() {
+                Some(record) => self.find_container(id, record).await,
+                None => self.find_unrecorded(id).await,
             }
         }
         if self.any_runs() {
@@ -42,12 +37,49 @@ impl Driver {
         }
     }
 
-    /// A folder without a record: control died after it had made the folder, which is empty then.
-    fn find_remains(&self, id: &ContainerId) {
+    /// A folder without a record that can be used. It is empty if control died after it had made the folder. Else the
+    /// container may run: if its name tells whose it is, it is held with a record that fits no settings, so the first
+    /// plan replaces it, and never is there a second one beside it.
+    async fn find_unrecorded(&mut self, id: ContainerId) {
         let folder = self.host.store.root().join("containers").join(id.as_str());
-        if std::fs::remove_dir(folder).is_err() {
-            tracing::warn!(container = %id, "its record is missing; it is left alone");
+        if std::fs::remove_dir(folder).is_ok() {
+            return;
         }
+        if let Some(record) = self.guess(&id) {
+            self.find_container(id, record).await;
+            return;
+        }
+        let message = format!(
+            "the record of container `{id}` is lost, and it belongs to no project that is known; it is left alone"
+        );
+        let attributes = [("container", id.to_string())];
+        self.events.emit(
+            Subject::Host,
+            EventLevel::Error,
+            "container-unknown",
+            message,
+            attributes,
+        );
+    }
+
+    /// A record for a container of which only the name is known.
+    fn guess(&self, id: &ContainerId) -> Option<ContainerRecord> {
+        let unique = id.as_str().rsplit_once('-')?.1;
+        let (project, service) = self.projects.iter().find_map(|(project, held)| {
+            let service = held.desired.services.iter().find(|(name, _)| {
+                ContainerId::compose(project.as_str(), name.as_str(), 1, unique).as_ref() == Ok(id)
+            });
+            Some((project, service?))
+        })?;
+        Some(ContainerRecord::unknown(
+            self.host.instance.to_string(),
+            project.clone(),
+            service.0.clone(),
+            service.1.image.clone(),
+            boot_id().ok().filter(|_| {
+                matches!(container::launch_record(&self.host.run_dir, id), Ok(Some(_)))
+            }),
+        ))
     }
 
     fn find_projects(&mut self) {
@@ -55,15 +87,9 @@ impl Driver {
         let Ok(entries) = std::fs::read_dir(&folder) else { return };
         for entry in entries.flatten() {
             let path = entry.path().join("project");
-            let record = match record::load::<ProjectRecord>(&path).map(record::Loaded::into_value)
-            {
-                Ok(Some(record)) => record,
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), error = %Chain(&error), "a project's record cannot be read");
-                    continue;
-                }
-            };
+            // One that cannot be read is told as a finding.
+            let loaded = self.host.store.load::<ProjectRecord>(&path);
+            let Some(record) = loaded.unwrap_or_default() else { continue };
             match super::project::parse(&record.request) {
                 Ok(desired) => {
                     let name = desired.project.clone();

@@ -47,6 +47,32 @@ impl Record for ContainerRecord {
 }
 
 impl ContainerRecord {
+    /// The record of a container whose own was lost: whose it is is known, and nothing else, so it fits no settings.
+    pub(super) fn unknown(
+        instance: String,
+        project: ProjectName,
+        service: ServiceName,
+        image: ImageRef,
+        started_in_boot: Option<String>,
+    ) -> Self {
+        Self {
+            instance,
+            project,
+            service,
+            serial: 0,
+            fingerprint: Fingerprint::none(),
+            image,
+            manifest: Digest::of(&[]),
+            command: Vec::new(),
+            created_at: Timestamp::now(),
+            request: 0,
+            restarts: 0,
+            streak: 0,
+            started_in_boot,
+            exit: None,
+        }
+    }
+
     pub(super) fn key(&self) -> ServiceKey {
         ServiceKey { project: self.project.clone(), service: self.service.clone() }
     }

@@ -17,6 +17,7 @@ mod driver;
 mod events;
 mod execute;
 mod find;
+mod findings;
 mod handle;
 mod held;
 mod image_requests;
