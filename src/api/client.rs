@@ -1,6 +1,5 @@
 //! The client of the API socket.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -8,13 +7,19 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode, body::Incoming};
+use hyper::{Method, Request, body::Incoming};
 use hyper_util::rt::TokioIo;
+use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::wire::{API_VERSION, Hello, SOCKET_NAME, WireError};
+use super::version::span;
+use super::wire::{
+    API_HEADER, API_VERSION, ErrorKind, Hello, OLDEST_API_VERSION, SOCKET_NAME, VERSION_HEADER,
+    WireError,
+};
+use crate::version::versions;
 
 /// Why a call did not work.
 #[derive(Debug, thiserror::Error)]
@@ -37,17 +42,26 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
-    /// Control speaks another version of the API.
+    /// Control speaks no version of the API that this program speaks.
     #[error(
-        "the running supervisor is version {version} and speaks API {api}, this one speaks API {API_VERSION}; \
-         use its own program, or restart it with this one"
+        "the running supervisor is version {} and speaks {}; this program is version {} and speaks {}",
+        hello.version,
+        span(oldest(hello), hello.api),
+        versions().build,
+        span(OLDEST_API_VERSION, API_VERSION)
     )]
     Version {
-        /// Of its program.
-        version: String,
-        /// Of its API.
-        api: u32,
+        /// What it says of itself.
+        hello: Box<Hello>,
+        /// What to do about it.
+        hint: String,
     },
+    /// Control's answer is not what this program expects.
+    #[error(
+        "the running supervisor answers what this program (version {}) does not understand",
+        versions().build
+    )]
+    Answer(#[source] serde_json::Error),
     /// The connection broke.
     #[error("lost the connection to the running supervisor")]
     Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -67,7 +81,15 @@ impl ClientError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Refused { error, .. } => error.hint.as_deref(),
-            _ => None,
+            Self::Version { hint, .. } => Some(hint),
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some(
+                    "run it as root, or as a member of the group that the supervisor was started with \
+                     (`--socket-group`)",
+                )
+            }
+            Self::Answer(_) => Some("use the program that the supervisor was started from"),
+            Self::Connect { .. } | Self::NotRunning { .. } | Self::Lost(_) => None,
         }
     }
 
@@ -75,6 +97,12 @@ impl ClientError {
     #[must_use]
     pub fn is_not_running(&self) -> bool {
         matches!(self, Self::NotRunning { .. })
+    }
+
+    /// Whether control refused a call for a reason of this kind.
+    #[must_use]
+    pub fn is_kind(&self, kind: ErrorKind) -> bool {
+        matches!(self, Self::Refused { error, .. } if error.kind == kind)
     }
 
     fn lost(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -92,7 +120,7 @@ impl ApiClient {
     /// A client of the control of `run_dir`, after a first exchange of versions.
     ///
     /// # Errors
-    /// When no control runs there, or one that speaks another version.
+    /// When no control runs there, or one that speaks no version that this program speaks.
     pub async fn connect(run_dir: &Path) -> Result<(Self, Hello), ClientError> {
         let client = Self { run_dir: run_dir.to_path_buf() };
         let hello: Hello = match client.call(Method::GET, "/hello", &()).await {
@@ -100,13 +128,23 @@ impl ApiClient {
             Err(ClientError::Lost(error)) => {
                 return Err(client.not_running(io::Error::other(error)));
             }
-            Err(error @ ClientError::Refused { .. }) => {
+            Err(error @ ClientError::Refused { .. }) if error.is_kind(ErrorKind::Failed) => {
                 return Err(client.not_running(io::Error::other(error)));
             }
             other => other?,
         };
-        if hello.api != API_VERSION {
-            return Err(ClientError::Version { version: hello.version, api: hello.api });
+        let newest = hello.api.min(API_VERSION);
+        if newest < OLDEST_API_VERSION || newest < oldest(&hello) {
+            let hint = if hello.api < API_VERSION {
+                format!(
+                    "end the running one with `kill {}` and run this again: this program takes over, and services \
+                     go on meanwhile",
+                    hello.pid
+                )
+            } else {
+                format!("use the program of the running one, version {}", hello.version)
+            };
+            return Err(ClientError::Version { hello: Box::new(hello), hint });
         }
         Ok((client, hello))
     }
@@ -117,13 +155,17 @@ impl ApiClient {
 
     async fn stream_to(&self) -> Result<UnixStream, ClientError> {
         let not_running = |source| self.not_running(source);
-        let directory = File::open(&self.run_dir).map_err(not_running)?;
-        // Through the descriptor, because socket paths are short.
-        let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd());
-        UnixStream::connect(path).await.map_err(|source| match source.kind() {
+        let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => not_running(source),
             _ => ClientError::Connect { path: self.run_dir.join(SOCKET_NAME), source },
-        })
+        };
+        // A member of the socket's group may search the directory and not read it.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(&self.run_dir, flags, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        // Through the descriptor, because socket paths are short.
+        let path = format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd());
+        UnixStream::connect(path).await.map_err(failed)
     }
 
     async fn send<B: Serialize + Sync>(
@@ -142,6 +184,8 @@ impl ApiClient {
             .uri(path)
             .header("host", "supervisor")
             .header("content-type", "application/json")
+            .header(API_HEADER, API_VERSION)
+            .header(VERSION_HEADER, versions().build)
             .body(Full::new(Bytes::from(body)))
             .map_err(ClientError::lost)?;
         let response = sender.send_request(request).await.map_err(ClientError::lost)?;
@@ -156,6 +200,7 @@ impl ApiClient {
                 String::from_utf8_lossy(&bytes)
             ),
             hint: None,
+            kind: ErrorKind::Other,
         });
         Err(ClientError::Refused { status: status.as_u16(), error })
     }
@@ -178,7 +223,7 @@ impl ApiClient {
             .map_err(ClientError::lost)?
             .to_bytes();
         let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
-        serde_json::from_slice(text).map_err(ClientError::lost)
+        serde_json::from_slice(text).map_err(ClientError::Answer)
     }
 
     /// Sends `body` and reads an answer of one JSON object a line.
@@ -194,11 +239,16 @@ impl ApiClient {
         Ok(Lines { body: self.send(method, path, body).await?, buffer: Vec::new() })
     }
 
-    /// The status of a refusal, to tell `not found` from the others.
+    /// Whether something that a call named does not exist.
     #[must_use]
     pub fn is_not_found(error: &ClientError) -> bool {
-        matches!(error, ClientError::Refused { status, .. } if *status == StatusCode::NOT_FOUND.as_u16())
+        error.is_kind(ErrorKind::NotFound)
     }
+}
+
+/// The oldest version that control speaks.
+fn oldest(hello: &Hello) -> u32 {
+    if hello.oldest_api == 0 { hello.api } else { hello.oldest_api }
 }
 
 /// An answer that arrives line by line.
@@ -217,7 +267,7 @@ impl Lines {
         loop {
             if let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
-                return serde_json::from_slice(&line).map(Some).map_err(ClientError::lost);
+                return serde_json::from_slice(&line).map(Some).map_err(ClientError::Answer);
             }
             match self.body.frame().await {
                 Some(frame) => {

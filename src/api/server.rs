@@ -1,13 +1,12 @@
 //! Serves the API on a unix socket.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path as UrlPath, Query, State};
+use axum::extract::{FromRef, Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
@@ -15,14 +14,15 @@ use axum::{Json, Router};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
-use tokio::net::UnixListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::caller::{Caller, Connection, NoTokens, Permission, ScopeSource};
 use super::wire::{
-    API_VERSION, Hello, LogLine, LogsQuery, MountRequest, ProjectQuery, PullRequest, SOCKET_NAME,
-    StopRequest, Subject, WireError,
+    API_VERSION, ErrorKind, Hello, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION,
+    ProjectQuery, PullRequest, SOCKET_NAME, StopRequest, Subject, WireError,
 };
+use super::{listen, version};
 use crate::supervise::report::UpRequest;
 use crate::supervise::{
     ControlHandle, Extent, LogTail, RequestError, RequestErrorKind, StopManner,
@@ -40,26 +40,47 @@ pub struct ServeError {
     source: io::Error,
 }
 
+/// Where and for whom the API is served.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// The run directory of control; the socket is in it.
+    pub run_dir: PathBuf,
+    /// The state directory of control, for callers that expect another one.
+    pub state_dir: PathBuf,
+    /// Members of this group may use the socket too. They can become root by it: a service may have any folder of
+    /// the host as a volume.
+    pub group: Option<u32>,
+}
+
 #[derive(Clone)]
 struct Context {
     control: ControlHandle,
     state_dir: PathBuf,
+    tokens: Arc<dyn ScopeSource>,
+}
+
+impl FromRef<Context> for Arc<dyn ScopeSource> {
+    fn from_ref(context: &Context) -> Self {
+        Self::clone(&context.tokens)
+    }
 }
 
 /// Serves `control` at `$RUN/api.sock` until `stop`. The socket is there when this returns; the returned future
 /// serves it.
 ///
 /// # Errors
-/// When the socket cannot be bound.
+/// When the socket cannot be bound, or cannot be given to the group.
 pub fn serve(
     control: ControlHandle,
-    run_dir: &Path,
-    state_dir: &Path,
+    options: ServeOptions,
     stop: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + use<>, ServeError> {
-    let path = run_dir.join(SOCKET_NAME);
-    let listener = bind(run_dir).map_err(|source| ServeError { path, source })?;
-    let app = router(Context { control, state_dir: state_dir.to_path_buf() });
+    let path = options.run_dir.join(SOCKET_NAME);
+    let listener = listen::bind(&options.run_dir, options.group)
+        .map_err(|source| ServeError { path, source })?;
+    let tokens = Arc::new(NoTokens);
+    let app = router(Context { control, state_dir: options.state_dir, tokens })
+        .into_make_service_with_connect_info::<Connection>();
     Ok(async move {
         let ended = stop.clone();
         let serving = axum::serve(listener, app)
@@ -71,22 +92,6 @@ pub fn serve(
             () = async { stop.cancelled().await; tokio::time::sleep(std::time::Duration::from_millis(300)).await } => {}
         }
     })
-}
-
-/// Bound through the directory's descriptor because socket paths are short, and renamed over a dead one so that a
-/// client never finds the name without a listener.
-fn bind(run_dir: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let directory = File::open(run_dir)?;
-    let within =
-        |name: &str| PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()));
-    let fresh = within(".api.sock.new");
-    let _ = std::fs::remove_file(&fresh);
-    let listener = std::os::unix::net::UnixListener::bind(&fresh)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&fresh, within(SOCKET_NAME))?;
-    listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener)
 }
 
 fn router(context: Context) -> Router {
@@ -104,18 +109,22 @@ fn router(context: Context) -> Router {
         .route("/v1/images", get(images))
         .route("/v1/mounts", post(mount))
         .route("/v1/mounts", delete(unmounted))
+        .fallback(version::unknown_call)
+        .method_not_allowed_fallback(version::unknown_call)
+        .layer(axum::middleware::from_fn(version::check))
         .with_state(context)
 }
 
 impl IntoResponse for RequestError {
     fn into_response(self) -> Response {
-        let status = match self.kind {
-            RequestErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
-            RequestErrorKind::NotFound => StatusCode::NOT_FOUND,
-            RequestErrorKind::Conflict => StatusCode::CONFLICT,
-            RequestErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        let (status, kind) = match self.kind {
+            RequestErrorKind::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, ErrorKind::Invalid),
+            RequestErrorKind::NotFound => (StatusCode::NOT_FOUND, ErrorKind::NotFound),
+            RequestErrorKind::Conflict => (StatusCode::CONFLICT, ErrorKind::Conflict),
+            RequestErrorKind::Failed => (StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Failed),
+            RequestErrorKind::Forbidden => (StatusCode::FORBIDDEN, ErrorKind::Forbidden),
         };
-        (status, Json(WireError { message: self.message, hint: self.hint })).into_response()
+        (status, Json(WireError { message: self.message, hint: self.hint, kind })).into_response()
     }
 }
 
@@ -137,10 +146,12 @@ fn received<T: Send + 'static>(
     })
 }
 
+/// The one call without a version and for everybody who may connect: it tells which versions there are.
 async fn hello(State(context): State<Context>) -> Result<Json<Hello>, RequestError> {
     context.control.visit().await?;
     Ok(Json(Hello {
         api: API_VERSION,
+        oldest_api: OLDEST_API_VERSION,
         version: crate::version::versions().build.to_owned(),
         pid: std::process::id(),
         instance: context.control.instance().to_owned(),
@@ -148,15 +159,21 @@ async fn hello(State(context): State<Context>) -> Result<Json<Hello>, RequestErr
     }))
 }
 
-async fn projects(State(context): State<Context>) -> Result<Response, RequestError> {
+async fn projects(
+    caller: Caller,
+    State(context): State<Context>,
+) -> Result<Response, RequestError> {
+    caller.require(Permission::Read(None))?;
     Ok(Json(context.control.projects().await?).into_response())
 }
 
 async fn up(
+    caller: Caller,
     State(context): State<Context>,
     UrlPath(project): UrlPath<String>,
     Json(mut request): Json<UpRequest>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Change(&project))?;
     request.project = project;
     context.control.up(request).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -167,33 +184,41 @@ fn manner(request: &StopRequest) -> StopManner {
 }
 
 async fn stop_project(
+    caller: Caller,
     State(context): State<Context>,
     UrlPath(project): UrlPath<String>,
     Json(request): Json<StopRequest>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Change(&project))?;
     context.control.stop(project, manner(&request)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn down(
+    caller: Caller,
     State(context): State<Context>,
     UrlPath(project): UrlPath<String>,
     Json(request): Json<StopRequest>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Change(&project))?;
     Ok(Json(context.control.down(project, manner(&request)).await?).into_response())
 }
 
 async fn services(
+    caller: Caller,
     State(context): State<Context>,
     Query(query): Query<ProjectQuery>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Read(query.project.as_deref()))?;
     Ok(Json(context.control.services(query.project).await?).into_response())
 }
 
 async fn logs(
+    caller: Caller,
     State(context): State<Context>,
     Query(query): Query<LogsQuery>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Read(Some(&query.project)))?;
     let services: Vec<String> =
         query.services.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
     let tail = LogTail { last: query.tail, since: query.since, follow: query.follow };
@@ -208,7 +233,8 @@ async fn logs(
     })))
 }
 
-async fn events(State(context): State<Context>) -> Response {
+async fn events(caller: Caller, State(context): State<Context>) -> Result<Response, RequestError> {
+    caller.require(Permission::Read(None))?;
     let events = stream::unfold(context.control.events(), |mut receiver| async {
         loop {
             match receiver.recv().await {
@@ -218,13 +244,15 @@ async fn events(State(context): State<Context>) -> Response {
             }
         }
     });
-    lines(events)
+    Ok(lines(events))
 }
 
 async fn exec(
+    caller: Caller,
     State(context): State<Context>,
     Json(subject): Json<Subject>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Execute(&subject.project))?;
     Ok(Json(context.control.exec_target(subject.project, subject.service).await?).into_response())
 }
 
@@ -232,31 +260,41 @@ fn extent(full: bool) -> Extent {
     if full { Extent::Full } else { Extent::Lazy }
 }
 
-async fn pull(State(context): State<Context>, Json(request): Json<PullRequest>) -> Response {
+async fn pull(
+    caller: Caller,
+    State(context): State<Context>,
+    Json(request): Json<PullRequest>,
+) -> Result<Response, RequestError> {
+    caller.require(Permission::ChangeImages)?;
     let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
     tokio::spawn(
         async move { context.control.pull(request.image, extent(request.full), sender).await },
     );
-    lines(received(receiver))
+    Ok(lines(received(receiver)))
 }
 
-async fn images(State(context): State<Context>) -> Result<Response, RequestError> {
+async fn images(caller: Caller, State(context): State<Context>) -> Result<Response, RequestError> {
+    caller.require(Permission::ReadImages)?;
     Ok(Json(context.control.images().await?).into_response())
 }
 
 async fn mount(
+    caller: Caller,
     State(context): State<Context>,
     Json(request): Json<MountRequest>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Host)?;
     let mountable =
         context.control.mountable(request.image, extent(request.full), request.target).await?;
     Ok(Json(mountable).into_response())
 }
 
 async fn unmounted(
+    caller: Caller,
     State(context): State<Context>,
     Json(request): Json<MountRequest>,
 ) -> Result<Response, RequestError> {
+    caller.require(Permission::Host)?;
     context.control.unmounted(request.target).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

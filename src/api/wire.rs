@@ -4,8 +4,18 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the API, raised when something is removed or changes its meaning.
+/// Version of the API, raised when something is added that a caller may need, removed, or changes its meaning. Fields
+/// that are added with a default need no new one.
 pub const API_VERSION: u32 = 1;
+
+/// The oldest version that this program still speaks, as a caller and as the one who is called.
+pub const OLDEST_API_VERSION: u32 = 1;
+
+/// Request header with the caller's [`API_VERSION`]; a caller without it is taken as it is.
+pub const API_HEADER: &str = "supervisor-api";
+
+/// Request header with the version of the caller's program.
+pub const VERSION_HEADER: &str = "supervisor-version";
 
 /// Name of the socket in the run directory.
 pub const SOCKET_NAME: &str = "api.sock";
@@ -15,6 +25,9 @@ pub const SOCKET_NAME: &str = "api.sock";
 pub struct Hello {
     /// [`API_VERSION`] of control.
     pub api: u32,
+    /// [`OLDEST_API_VERSION`] of control; 0 when it did not say, which means no older one than `api`.
+    #[serde(default)]
+    pub oldest_api: u32,
     /// Version of its program.
     pub version: String,
     /// Its process.
@@ -33,6 +46,33 @@ pub struct WireError {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// What kind of failure it is.
+    #[serde(default)]
+    pub kind: ErrorKind,
+}
+
+/// Kinds of [`WireError`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    Invalid,
+    /// What it names does not exist.
+    NotFound,
+    /// It does not fit the present state.
+    Conflict,
+    /// It was tried and failed.
+    Failed,
+    /// The caller may not do it.
+    Forbidden,
+    /// There is no such call in this version.
+    UnknownCall,
+    /// The caller is too old.
+    Version,
+    /// One that this program does not know.
+    #[default]
+    #[serde(other)]
+    Other,
 }
 
 /// `?project=`.

@@ -55,11 +55,19 @@ pub(super) struct GlobalArguments {
         default_value = "/run/supervisor"
     )]
     pub(super) run_dir: PathBuf,
-    /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
+    /// Members of this group may use the supervisor that this command starts; they can become root by it
     #[arg(
         long,
         global = true,
         help_heading = "Global options",
+        value_name = "GROUP",
+        env = "SUPERVISOR_SOCKET_GROUP"
+    )]
+    pub(super) socket_group: Option<String>,
+    /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
+    #[arg(
+        long,
+        global = true,
         help_heading = "Global options",
         value_name = "LEVEL",
         env = "SUPERVISOR_LOG_LEVEL"
@@ -115,8 +123,7 @@ pub(super) enum Command {
     /// Work with one image
     #[command(subcommand)]
     Image(ImageCommand),
-    /// Serve the command line from the background
-    #[command(hide = true)]
+    /// Run what was brought up before, and serve the other commands, until it is told to end
     Daemon(DaemonArguments),
     /// Print the version
     Version,
@@ -268,8 +275,13 @@ pub(super) struct ImageMountArguments {
 
 /// `daemon`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "It stays in the foreground. SIGTERM and SIGINT end it and leave all services running; the next one finds \
+them again. It starts every project that was up, also after a reboot, without the services file. Commands start one \
+by themselves when none runs; a boot unit or a service manager starts this one."
+)]
 pub(super) struct DaemonArguments {
     /// Exit when nothing is left to supervise
-    #[arg(long)]
+    #[arg(long, hide = true)]
     pub(super) on_demand: bool,
 }

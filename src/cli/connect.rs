@@ -126,5 +126,8 @@ fn spawn(settings: &Settings, log_path: &std::path::Path) -> anyhow::Result<Role
     let mut command = command.log_to(&log)?;
     command.args.extend(["--state-dir".into(), settings.state_dir.clone().into_os_string()]);
     command.args.extend(["--run-dir".into(), settings.run_dir.clone().into_os_string()]);
+    if let Some(group) = settings.socket_group {
+        command.args.extend(["--socket-group".into(), group.to_string().into()]);
+    }
     command.spawn(&exe).context("could not start the supervisor in the background")
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::args::DaemonArguments;
 use super::settings::{ServiceManager, Settings};
-use crate::api;
+use crate::api::{self, ServeOptions};
 use crate::registry::{ClientOptions, ProxySettings};
 use crate::store::StoreError;
 use crate::supervise::{Control, ControlError, ControlOptions};
@@ -46,8 +46,12 @@ impl Served {
             descriptors: service_manager.descriptors.clone(),
         };
         let control = Control::start(options)?;
-        let serving =
-            api::serve(control.handle(), &settings.run_dir, &settings.state_dir, control.ended())?;
+        let serve = ServeOptions {
+            run_dir: settings.run_dir.clone(),
+            state_dir: settings.state_dir.clone(),
+            group: settings.socket_group,
+        };
+        let serving = api::serve(control.handle(), serve, control.ended())?;
         Ok(Self { control, serving: tokio::spawn(serving) })
     }
 

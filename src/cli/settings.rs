@@ -26,6 +26,8 @@ pub(super) struct Settings {
     pub(super) state_dir: PathBuf,
     /// Absolute.
     pub(super) run_dir: PathBuf,
+    /// Who besides root may use the API socket of a control that is started.
+    pub(super) socket_group: Option<u32>,
     /// As typed, to hand to a background control.
     pub(super) log: LogOptions,
     /// docker's `config.json`, where registry credentials are.
@@ -48,6 +50,7 @@ impl Settings {
         Ok(Self {
             state_dir: absolute(&global.state_dir)?,
             run_dir: absolute(&global.run_dir)?,
+            socket_group: global.socket_group.as_deref().map(group_id).transpose()?,
             log: LogOptions {
                 level: global.log_level.clone().unwrap_or_else(|| default_level.to_owned()),
                 format: match global.log_format {
@@ -119,6 +122,23 @@ impl ServiceManager {
             .collect();
         Self { notifier, watchdog, descriptors }
     }
+}
+
+/// The number of a group that is given by name or number. Only `/etc/group` is asked: a program without a C library of
+/// its own cannot ask what other sources the host is set up to have.
+fn group_id(group: &str) -> anyhow::Result<u32> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    let path = "/etc/group";
+    let text = std::fs::read_to_string(path).with_context(|| format!("could not read `{path}`"))?;
+    let id = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == group).then(|| fields.nth(1)?.parse().ok())?
+    });
+    id.with_context(|| {
+        format!("there is no group `{group}` in `{path}`; a number is taken as it is")
+    })
 }
 
 /// `path` below the working directory, without touching the file system: it may not exist yet.

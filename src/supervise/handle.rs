@@ -35,6 +35,8 @@ pub enum RequestErrorKind {
     Conflict,
     /// It was tried and failed.
     Failed,
+    /// The caller may not do it.
+    Forbidden,
 }
 
 impl RequestError {
