@@ -154,30 +154,6 @@ fn without_anybody_left_the_old_mount_goes_and_layers_keep_their_names() {
     assert_eq!(std::fs::read(directory.join("small")).unwrap(), noise(2, 5000));
 }
 
-#[test]
-fn the_death_of_keeper_and_worker_together_is_told() {
-    let host = LazyHost::start();
-    let mut events = host.lazy().events();
-    host.mount_local(&layer());
-    let before = host.status().keeper;
-    kill(&before.process);
-    // Perhaps after the next keeper came, which then takes over: until it happens before.
-    kill(&host_worker(&host));
-    wait_for(&host.runtime, &mut events, |event| *event == ConnectionEvent::KeeperReplaced);
-    let worker = host.worker();
-    let after = host.status().keeper;
-    assert!(worker.open().is_some());
-    if after.generation != before.generation {
-        wait_for(&host.runtime, &mut events, |event| {
-            matches!(event, ConnectionEvent::ConnectionLost { .. })
-        });
-    }
-}
-
-fn host_worker(host: &LazyHost) -> supervisor::sys::process::ProcessIdentity {
-    listener_of(host, "worker.sock")
-}
-
 fn host_keeper(host: &LazyHost) -> supervisor::sys::process::ProcessIdentity {
     listener_of(host, "keeper.sock")
 }

@@ -24,7 +24,7 @@ pub struct Versions {
 
 /// The versions of this source.
 const OWN: Versions =
-    Versions { build: env!("CARGO_PKG_VERSION"), monitor: 1, lazy: 1, index: 1, state: 1 };
+    Versions { build: env!("CARGO_PKG_VERSION"), monitor: 1, lazy: 2, index: 1, state: 1 };
 
 /// The versions of this build.
 #[cfg(not(any(test, feature = "testing")))]

@@ -235,7 +235,7 @@ pub(crate) fn kill(process: &ProcessIdentity) {
 pub(crate) fn wait_for(
     runtime: &Runtime,
     events: &mut broadcast::Receiver<ConnectionEvent>,
-    wanted: impl Fn(&ConnectionEvent) -> bool,
+    mut wanted: impl FnMut(&ConnectionEvent) -> bool,
 ) {
     let waiting = async {
         loop {

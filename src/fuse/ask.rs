@@ -8,18 +8,28 @@ use tokio::time::Instant;
 use super::channel::Channel;
 use super::handle::{PATIENCE, RETRY, Shared};
 use super::handle_error::LazyError;
-use super::protocol::{Answer, KEEPER_SOCKET, Request, WORKER_SOCKET, hello};
+use super::protocol::{Answer, KEEPER_SOCKET, Request, WORKER_SOCKET, check_versions, hello};
 use crate::sys::process::ProcessIdentity;
 use crate::sys::socket;
 
+/// Who answered.
+pub(super) struct Peer {
+    pub(super) process: ProcessIdentity,
+    pub(super) build: String,
+}
+
 impl Shared {
     /// Connects and says hello.
-    pub(super) async fn connect(&self, name: &str) -> io::Result<(Channel, ProcessIdentity)> {
+    pub(super) async fn connect(&self, name: &str) -> io::Result<(Channel, Peer)> {
         let channel = Channel::new(socket::connect(self.handle.as_fd(), name)?)?;
-        channel.send(&hello(), &[]).await?;
+        channel.send(&hello(&self.options.build), &[]).await?;
         let answer = tokio::time::timeout(PATIENCE, channel.receive::<Answer>()).await;
         match answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
-            Some((Answer::Hello { process, .. }, _)) => Ok((channel, process)),
+            Some((Answer::Hello { process, build, protocol, oldest }, _)) => {
+                check_versions(protocol, oldest).map_err(io::Error::other)?;
+                Ok((channel, Peer { process, build }))
+            }
+            Some((Answer::Failed { message, .. }, _)) => Err(io::Error::other(message)),
             Some(_) => Err(io::Error::from(io::ErrorKind::InvalidData)),
             None => Err(io::Error::from(io::ErrorKind::ConnectionReset)),
         }

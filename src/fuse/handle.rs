@@ -2,42 +2,38 @@
 //!
 //! All requests are idempotent and tried again while a worker is being replaced, so a caller sees a pause and no
 //! error. Nothing here looks below the mount either.
+//!
+//! Control holds a copy of the connection's descriptor, so that keeper and worker may die together. It is one more
+//! holder and never the only one: the death of control changes nothing.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
-use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::channel::Channel;
+use super::copy::HeldCopy;
 use super::handle_error::{LazyError, LazyUnavailable};
-use super::keeper::{REPORT_FD, STORED_FD};
-use super::keeper_worker::open_log;
-use super::options::{DIRECTORY, LazyOptions, MOUNT, RoleConfig};
+use super::options::{DIRECTORY, LazyOptions, MOUNT};
 use super::protocol::{
-    Answer, ConnectionEvent, FailedStep, FailureKind, KEEPER_SOCKET, KeeperStatus, LayerStatus,
-    Report, Request, Stop, WORKER_SOCKET, WorkerStatus, encode,
+    Answer, ConnectionEvent, FailureKind, KEEPER_SOCKET, KeeperStatus, LayerStatus, Request, Stop,
+    WORKER_SOCKET, WorkerStatus,
 };
 use super::session::LayerMount;
 use super::watch;
 use crate::image::Digest;
 use crate::registry::Blob;
-use crate::role::ROLE_ARGUMENT;
-use crate::sys::process::{ProcessIdentity, RoleChild, RoleCommand, SealedExe};
-use crate::sys::{cgroup, fuse_device, socket};
+use crate::sys::fuse_device;
+use crate::sys::process::SealedExe;
 
 /// How long a request is tried while nobody answers: longer than any restart that succeeds.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two tries.
 pub(super) const RETRY: Duration = Duration::from_millis(20);
-/// How long the control group of processes that have ended may stay.
-const CGROUP_PATIENCE: Duration = Duration::from_secs(3);
 /// Events that wait for a reader.
 const EVENT_ROOM: usize = 1024;
 
@@ -76,10 +72,13 @@ pub(super) struct Shared {
     pub(super) stopped: CancellationToken,
     /// Held while a keeper is replaced or stopped, so that nobody replaces the one that was told to stop.
     pub(super) changing: tokio::sync::Mutex<()>,
-    state_dir: PathBuf,
-    exe: Arc<SealedExe>,
-    options: LazyOptions,
+    pub(super) state_dir: PathBuf,
+    pub(super) exe: Arc<SealedExe>,
+    pub(super) options: LazyOptions,
     pub(super) handle: OwnedFd,
+    pub(super) copy: HeldCopy,
+    /// Why a keeper of another build was left in its place.
+    pub(super) kept_keeper: std::sync::Mutex<Option<String>>,
 }
 
 impl Lazy {
@@ -112,8 +111,13 @@ impl Lazy {
             exe,
             options,
             handle,
+            copy: HeldCopy::default(),
+            kept_keeper: std::sync::Mutex::default(),
         });
         let (keeper, child) = shared.find_or_start_keeper(stored).await?;
+        shared.refresh_copy().await;
+        // It may be waiting for a better moment to start its worker.
+        let _ = shared.ask(KEEPER_SOCKET, &Request::Retry, &[]).await;
         watch::begin(&shared, keeper, child);
         let watching = Arc::new(shared.stopped.clone().drop_guard());
         Ok(Self { shared, _watching: watching })
@@ -209,6 +213,44 @@ impl Lazy {
         descriptors.into_iter().next().ok_or_else(|| unexpected(answer))
     }
 
+    /// The copy of the connection's descriptor that is held here; `None` where nobody could go on with it, because the
+    /// kernel cannot send requests again.
+    #[must_use]
+    pub fn held_copy(&self) -> Option<OwnedFd> {
+        self.shared.copy.get()
+    }
+
+    /// Tells this connection apart from every other of the run directory; `None` when its state cannot be read.
+    #[must_use]
+    pub fn generation(&self) -> Option<u64> {
+        watch::born(&self.shared)
+    }
+
+    /// Why the keeper is one of another build, if it is.
+    #[must_use]
+    pub fn kept_keeper(&self) -> Option<String> {
+        self.shared.kept_keeper.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has a worker that cannot be started tried again at once, whatever pause is running.
+    ///
+    /// # Errors
+    /// When the keeper does not answer.
+    pub async fn retry(&self) -> Result<(), LazyError> {
+        match self.shared.keeper(&Request::Retry).await {
+            // One of an older build tries again every five seconds.
+            Err(LazyError::Refused { kind: FailureKind::Unsupported, .. }) => Ok(()),
+            other => done(other?.0),
+        }
+    }
+
+    /// Gives the connection up without asking anybody: nothing is watched or replaced any more, and the copy of the
+    /// descriptor is closed. What is left is for [`super::abort`].
+    pub fn abandon(&self) {
+        self.shared.stopped.cancel();
+        self.shared.copy.close();
+    }
+
     /// Ends the connection, keeper and worker, and removes the mount and their control group. A second time it does
     /// nothing.
     ///
@@ -222,6 +264,7 @@ impl Lazy {
         let keeper = watch::keeper_of(&self.shared);
         done(self.shared.keeper(&Request::Stop { how }).await?.0)?;
         self.shared.stopped.cancel();
+        self.shared.copy.close();
         watch::wait_for_end(keeper).await;
         self.shared.remove_cgroup().await;
         Ok(())
@@ -261,82 +304,4 @@ fn open_directories(
     let state_dir = std::fs::canonicalize(state_dir).map_err(at(state_dir))?;
     let handle = File::open(&directory).map_err(at(&directory))?;
     Ok((directory, state_dir, handle.into()))
-}
-
-impl Shared {
-    /// Finds the keeper or starts one.
-    pub(super) async fn find_or_start_keeper(
-        &self,
-        mut stored: Option<OwnedFd>,
-    ) -> Result<(ProcessIdentity, Option<RoleChild>), LazyUnavailable> {
-        let deadline = Instant::now() + self.options.start_timeout;
-        let mut child = None;
-        loop {
-            if let Ok((_, process)) = self.connect(KEEPER_SOCKET).await {
-                return Ok((process, child));
-            }
-            let keeper = |message: String| LazyUnavailable::Keeper { message };
-            if Instant::now() >= deadline {
-                return Err(keeper(format!("no answer in {:?}", self.options.start_timeout)));
-            }
-            let (started, report) =
-                self.start_keeper(stored.take()).map_err(|error| keeper(error.to_string()))?;
-            match tokio::time::timeout_at(deadline, report.receive::<Report>()).await {
-                Ok(Ok(Some((Report::Started, _)))) => child = Some(started),
-                Ok(Ok(Some((Report::Locked, _)))) => {
-                    let _ = started.wait();
-                    tokio::time::sleep(RETRY).await;
-                }
-                Ok(Ok(Some((Report::Failed { step, message }, _)))) => {
-                    watch::reap(started).await;
-                    self.remove_cgroup().await;
-                    return Err(match step {
-                        FailedStep::Device => LazyUnavailable::NoDevice { message },
-                        FailedStep::Mount => LazyUnavailable::MountRefused { message },
-                        FailedStep::Worker => LazyUnavailable::Worker { message },
-                        FailedStep::Keeper => keeper(message),
-                    });
-                }
-                Ok(_) => {
-                    watch::reap(started).await;
-                    return Err(keeper("it ended without a word".to_owned()));
-                }
-                Err(_) => {
-                    let _ = started.signal(9);
-                    watch::reap(started).await;
-                    return Err(keeper(format!("no report in {:?}", self.options.start_timeout)));
-                }
-            }
-        }
-    }
-
-    /// A process that has ended may stay in its group for a moment, so this tries again.
-    async fn remove_cgroup(&self) {
-        let Some(group) = &self.options.cgroup else { return };
-        let deadline = Instant::now() + CGROUP_PATIENCE;
-        loop {
-            match cgroup::remove(group) {
-                Ok(left) if left.is_empty() => return,
-                Ok(left) if Instant::now() >= deadline => {
-                    return tracing::warn!(?left, "could not remove the control group");
-                }
-                Ok(_) => tokio::time::sleep(RETRY).await,
-                Err(error) => return tracing::warn!(%error, "could not list control groups"),
-            }
-        }
-    }
-
-    fn start_keeper(&self, stored: Option<OwnedFd>) -> io::Result<(RoleChild, Channel)> {
-        let config = RoleConfig::new(&self.directory, &self.state_dir, &self.options);
-        let text = String::from_utf8(encode(&config)).map_err(io::Error::other)?;
-        let (ours, theirs) = socket::pair()?;
-        let log = open_log(&self.directory.join("keeper.log"))?;
-        let mut command = RoleCommand::new([ROLE_ARGUMENT, "keeper", &text])
-            .descriptor(theirs, REPORT_FD)
-            .log_to(&log)?;
-        if let Some(stored) = stored {
-            command = command.descriptor(stored, STORED_FD);
-        }
-        Ok((command.spawn(&self.exe)?, Channel::new(ours)?))
-    }
 }

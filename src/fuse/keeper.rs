@@ -6,6 +6,9 @@
 //! * a worker lives: the descriptor comes from it, and nothing else changes (the keeper before was killed);
 //! * it is given a descriptor that somebody kept (a service manager): it starts a worker on it;
 //! * neither: what is left of an earlier connection is dead; it is detached, and a new one is mounted.
+//!
+//! A keeper of another build is succeeded: it hands its descriptor over and goes. Then a worker of another build is
+//! succeeded too, once one of this build has seen that it can serve the connection.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,9 +20,10 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags};
 
 use super::keeper_clients::{Client, Step};
-use super::keeper_start::{KeeperError, failed, find_connection};
-use super::keeper_worker::{self, Attempts, RunningWorker};
-use super::options::RoleConfig;
+use super::keeper_start::{Found, KeeperError, failed, find_connection, take_place};
+use super::keeper_watchdog::Watchdog;
+use super::keeper_worker::{Attempts, RunningWorker};
+use super::options::{Place, RoleConfig};
 use super::protocol::{ConnectionEvent, KEEPER_SOCKET, Leash, Report, Stop, decode, encode};
 use super::session::Session;
 use super::{connect, keeper_mount};
@@ -40,6 +44,11 @@ pub(super) struct Keeper {
     pub(super) device: OwnedFd,
     pub(super) minor: u32,
     pub(super) worker: Option<RunningWorker>,
+    /// A worker of this build that is to succeed the one of another build.
+    pub(super) next: Option<RunningWorker>,
+    /// Why the worker is one of another build.
+    pub(super) worker_kept: Option<String>,
+    pub(super) watchdog: Watchdog,
     pub(super) attempts: Attempts,
     pub(super) restart_at: Option<Instant>,
     pub(super) restarts: u64,
@@ -82,9 +91,7 @@ fn run(
     report: Option<&OwnedFd>,
     stored: Option<OwnedFd>,
 ) -> Result<(), KeeperError> {
-    let lock = keeper_worker::lock(&config.directory.join("keeper.lock"))
-        .map_err(failed("open the lock"))?
-        .ok_or(KeeperError::Locked)?;
+    let (lock, handed) = take_place(&config)?;
     // A service that stops its keeper with a signal wants it gone, not the mount.
     let signals = SignalFd::block(&[15, 2]).map_err(failed("block signals"))?;
     if let Some(group) = &config.cgroup {
@@ -94,10 +101,11 @@ fn run(
     }
     let exe = SealedExe::of_current().map_err(failed("copy the executable"))?;
     let identity = ProcessIdentity::current().map_err(failed("read /proc"))?;
-    let (device, minor, worker) = find_connection(&config, stored)?;
+    let Found { device, minor, worker } = find_connection(&config, handed.or(stored))?;
     let directory = File::open(&config.directory).map_err(failed("open the directory"))?;
     let listener =
         socket::listen(directory.as_fd(), KEEPER_SOCKET).map_err(failed("make the socket"))?;
+    let patience = config.worker_patience;
     let mut keeper = Keeper {
         config,
         exe,
@@ -105,6 +113,9 @@ fn run(
         device,
         minor,
         worker,
+        next: None,
+        worker_kept: None,
+        watchdog: Watchdog::new(patience),
         attempts: Attempts::default(),
         restart_at: None,
         restarts: 0,
@@ -114,6 +125,7 @@ fn run(
     };
     if keeper.worker.is_some() {
         keeper.tell_started();
+        keeper.succeed_worker();
     } else {
         keeper.start_worker();
     }
@@ -124,27 +136,37 @@ impl Keeper {
     fn serve(&mut self, listener: &OwnedFd, signals: &SignalFd) -> Result<(), KeeperError> {
         loop {
             let ready = self.poll(listener, signals).map_err(failed("poll"))?;
-            if ready.signals && signals.next().map_err(failed("read a signal"))?.is_some() {
-                // The worker goes on, and the next keeper takes the descriptor from it.
-                return Ok(());
+            let mut clients = Vec::new();
+            for source in ready {
+                match source {
+                    Source::Signals => {
+                        if signals.next().map_err(failed("read a signal"))?.is_some() {
+                            // The worker goes on, and the next keeper takes the descriptor from it.
+                            return Ok(());
+                        }
+                    }
+                    Source::Leash => self.hear_worker(),
+                    Source::Probe => self.hear_answer(),
+                    Source::Worker => self.worker_ended()?,
+                    Source::Next => self.hear_next(),
+                    Source::Listener => {
+                        if let Ok(connection) = socket::accept(listener.as_fd()) {
+                            self.clients.push(Client { connection, wants_events: false });
+                        }
+                    }
+                    Source::Client(place) => clients.push(place),
+                }
             }
-            if ready.leash {
-                self.hear_worker();
-            }
-            if ready.worker {
-                self.worker_ended()?;
-            }
-            if self.restart_at.is_some_and(|at| at <= Instant::now()) {
+            let now = Instant::now();
+            if self.restart_at.is_some_and(|at| at <= now) {
                 self.restart_at = None;
                 self.start_worker();
             }
-            self.give_up_if_useless()?;
-            if ready.listener
-                && let Ok(connection) = socket::accept(listener.as_fd())
-            {
-                self.clients.push(Client { connection, wants_events: false });
+            if self.watchdog.next <= now {
+                self.look_at_worker();
             }
-            for place in ready.clients.into_iter().rev() {
+            self.give_up_if_useless()?;
+            for place in clients.into_iter().rev() {
                 match self.answer(place) {
                     Step::Keep => {}
                     Step::Drop => drop(self.clients.swap_remove(place)),
@@ -154,41 +176,49 @@ impl Keeper {
         }
     }
 
-    fn poll(&self, listener: &OwnedFd, signals: &SignalFd) -> io::Result<Ready> {
+    /// Waits for somebody to say something, or for the next thing that is due.
+    fn poll(&self, listener: &OwnedFd, signals: &SignalFd) -> io::Result<Vec<Source>> {
+        let mut sources = vec![Source::Listener, Source::Signals];
         let mut fds =
             vec![PollFd::new(listener, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-        let leash = self.worker.as_ref().and_then(|worker| worker.leash.as_ref());
+        let mut others: Vec<(Source, Option<&OwnedFd>)> = Vec::new();
+        // What a process says comes before its end.
         if let Some(worker) = &self.worker {
-            fds.push(PollFd::new(&worker.pidfd, PollFlags::IN));
+            others.push((Source::Leash, worker.leash.as_ref()));
+            others.push((Source::Probe, self.watchdog.connection.as_ref()));
+            others.push((Source::Worker, Some(&worker.pidfd)));
         }
-        if let Some(leash) = leash {
-            fds.push(PollFd::new(leash, PollFlags::IN));
+        if let Some(next) = &self.next {
+            others.push((Source::Next, next.leash.as_ref()));
+            others.push((Source::Next, Some(&next.pidfd)));
         }
-        let first_client = fds.len();
-        for client in &self.clients {
-            fds.push(PollFd::new(&client.connection, PollFlags::IN));
+        for (place, client) in self.clients.iter().enumerate() {
+            others.push((Source::Client(place), Some(&client.connection)));
         }
-        let timeout = self
-            .restart_at
-            .map(|at| at.saturating_duration_since(Instant::now()))
-            .and_then(|pause| rustix::time::Timespec::try_from(pause).ok());
+        for (source, fd) in others {
+            if let Some(fd) = fd {
+                sources.push(source);
+                fds.push(PollFd::new(fd, PollFlags::IN));
+            }
+        }
+        let due = self.restart_at.map_or(self.watchdog.next, |at| at.min(self.watchdog.next));
+        let pause = due.saturating_duration_since(Instant::now());
+        let timeout = rustix::time::Timespec::try_from(pause).ok();
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let is_ready = |place: usize| !fds[place].revents().is_empty();
-        Ok(Ready {
-            listener: is_ready(0),
-            signals: is_ready(1),
-            worker: self.worker.is_some() && is_ready(2),
-            leash: leash.is_some() && is_ready(3),
-            clients: (0..self.clients.len()).filter(|n| is_ready(first_client + n)).collect(),
-        })
+        let ready = sources.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        Ok(ready.map(|(source, _)| source).collect())
     }
 
     fn start_worker(&mut self) {
-        match RunningWorker::start(&self.config, &self.exe, self.device.as_fd()) {
-            Ok(worker) => self.worker = Some(worker),
+        let device = self.device.as_fd();
+        match RunningWorker::start(&self.config, &self.exe, device, Place::Free) {
+            Ok(worker) => {
+                self.worker = Some(worker);
+                self.watchdog.reset();
+            }
             Err(error) => self.count_failure(format!("could not be started: {error}")),
         }
     }
@@ -203,7 +233,7 @@ impl Keeper {
                 self.publish(&ConnectionEvent::WorkerStarted { restarts: self.restarts });
             }
             Some(Leash::Failed { message }) => worker.reason = Some(message),
-            None => {}
+            Some(Leash::Standby) | None => {}
         }
     }
 
@@ -212,6 +242,7 @@ impl Keeper {
         // What it said last may be behind its end in the same poll.
         self.hear_worker();
         let Some(worker) = self.worker.take() else { return Ok(()) };
+        self.watchdog.reset();
         let end = worker.reap();
         self.publish(&ConnectionEvent::WorkerEnded { reason: end.reason.clone() });
         tracing::warn!(pid = worker.identity.pid, reason = end.reason, "worker ended");
@@ -236,7 +267,10 @@ impl Keeper {
                 self.publish(&ConnectionEvent::ConnectionLost { reason });
             }
         }
-        if end.is_own_fault {
+        if self.next.is_some() {
+            // It begins as soon as it is ready, or fails and is counted then.
+            self.promote();
+        } else if end.is_own_fault {
             self.count_failure(end.reason);
         } else {
             self.attempts.succeed();
@@ -255,13 +289,15 @@ impl Keeper {
         Ok(())
     }
 
-    fn count_failure(&mut self, reason: String) {
+    pub(super) fn count_failure(&mut self, reason: String) {
         let pause = self.attempts.fail(reason.clone());
         self.restart_at = Some(Instant::now() + pause);
         if self.attempts.is_failing() {
             let attempts = self.attempts.count();
             tracing::error!(attempts, reason, "worker cannot be started; reads wait");
-            self.publish(&ConnectionEvent::WorkerFailing { attempts, reason });
+            if self.attempts.is_news() {
+                self.publish(&ConnectionEvent::WorkerFailing { attempts, reason });
+            }
         }
     }
 
@@ -289,10 +325,14 @@ impl Keeper {
     }
 }
 
-struct Ready {
-    listener: bool,
-    signals: bool,
-    worker: bool,
-    leash: bool,
-    clients: Vec<usize>,
+/// Who has something to say.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Listener,
+    Signals,
+    Leash,
+    Probe,
+    Worker,
+    Next,
+    Client(usize),
 }

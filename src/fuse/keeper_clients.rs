@@ -10,10 +10,10 @@ use super::protocol::{
     hello_answer,
 };
 use super::session::Session;
-use crate::sys::{fuse_device, process, socket};
+use crate::sys::{fuse_device, socket};
 
 /// How long the last worker has to notice that the connection has ended.
-const END_PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Somebody who is connected.
 pub(super) struct Client {
@@ -50,7 +50,13 @@ impl Keeper {
         let mut step = Step::Keep;
         let mut descriptor = None;
         let answer = match decode(&packet) {
-            Some(Request::Hello { .. }) => hello_answer(&self.identity),
+            Some(Request::Hello { protocol, oldest, .. }) => {
+                hello_answer(&self.identity, &self.config.build, (protocol, oldest))
+            }
+            Some(Request::Retry) => {
+                self.retry();
+                Answer::Done
+            }
             Some(Request::Status { .. }) => Answer::Keeper { status: self.status() },
             Some(Request::Descriptor) => {
                 descriptor = Some(self.device.as_fd());
@@ -60,13 +66,13 @@ impl Keeper {
                 client.wants_events = true;
                 Answer::Done
             }
-            Some(Request::Stop { how }) => match self.may_end(how) {
-                Ok(()) => {
+            Some(Request::Stop { how }) => match self.objection_to(how) {
+                None => {
                     self.end(how);
                     step = Step::End;
                     Answer::Done
                 }
-                Err(answer) => answer,
+                Some(answer) => answer,
             },
             _ => Answer::Failed {
                 kind: FailureKind::Unsupported,
@@ -79,6 +85,14 @@ impl Keeper {
             Err(_) if matches!(step, Step::Keep) => Step::Drop,
             _ => step,
         }
+    }
+
+    /// Cuts the pause before the next attempt to start a worker, and tries again to succeed one of another build.
+    fn retry(&mut self) {
+        if self.worker.is_none() && self.restart_at.is_some() {
+            self.restart_at = Some(std::time::Instant::now());
+        }
+        self.succeed_worker();
     }
 
     fn status(&self) -> KeeperStatus {
@@ -98,18 +112,18 @@ impl Keeper {
             restarts: self.restarts,
             connection: self.minor,
             generation: Session::open(&self.config.directory).map_or(0, |session| session.born()),
+            build: self.config.build.clone(),
+            worker_build: self.worker.as_ref().map(|worker| worker.build.clone()),
+            worker_kept: self.worker_kept.clone(),
         }
     }
 
-    fn may_end(&self, how: Stop) -> Result<(), Answer> {
+    fn objection_to(&self, how: Stop) -> Option<Answer> {
         let open = Session::open(&self.config.directory).map_or(0, |session| session.open_files());
-        if how == Stop::IfUnused && open > 0 {
-            return Err(Answer::Failed {
-                kind: FailureKind::Busy,
-                message: format!("{open} files on the mount are open"),
-            });
-        }
-        Ok(())
+        (how == Stop::IfUnused && open > 0).then(|| Answer::Failed {
+            kind: FailureKind::Busy,
+            message: format!("{open} files on the mount are open"),
+        })
     }
 
     /// Ends the connection, the worker and the files of both.
@@ -122,14 +136,16 @@ impl Keeper {
         if let Err(error) = keeper_mount::detach(&self.config) {
             tracing::warn!(%error, "could not detach the mount");
         }
+        if let Some(next) = self.next.take() {
+            next.kill();
+        }
         if let Some(worker) = self.worker.take() {
             if how == Stop::IfUnused && !worker.ends_within(END_PATIENCE) {
                 // An overlay still has the file system; whoever stops us was to take care of that.
                 let _ = fuse_device::abort(self.minor);
             }
             if !worker.ends_within(END_PATIENCE) {
-                let _ = process::send_signal(worker.pidfd.as_fd(), 9);
-                worker.ends_within(END_PATIENCE);
+                worker.kill();
             }
             worker.reap();
         }

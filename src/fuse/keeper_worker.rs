@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::FlockOperation;
 
-use super::options::RoleConfig;
+use super::keeper_clients::END_PATIENCE;
+use super::options::{Place, RoleConfig};
 use super::protocol::{Leash, decode, encode};
 use crate::role::ROLE_ARGUMENT;
-use crate::sys::process::{Ended, ProcessIdentity, RoleChild, RoleCommand, SealedExe};
+use crate::sys::process::{self, Ended, ProcessIdentity, RoleChild, RoleCommand, SealedExe};
 use crate::sys::socket;
 
 /// The connection's descriptor in a worker.
@@ -27,6 +28,8 @@ pub(super) const CONNECTION_ENDED: u8 = 10;
 
 /// After so many failures in a row it is a state.
 const FAILING: u32 = 3;
+/// While it lasts, every so many failures are told again.
+const REMINDER: u32 = 60;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A worker that dies sooner of its own doing has not really started.
@@ -58,6 +61,11 @@ impl Attempts {
         self.failures >= FAILING
     }
 
+    /// Whether the last failure is worth an event: the one that makes it a state, and later ones now and then.
+    pub(super) fn is_news(&self) -> bool {
+        self.failures == FAILING || self.failures.is_multiple_of(REMINDER)
+    }
+
     pub(super) fn count(&self) -> u32 {
         self.failures
     }
@@ -84,6 +92,9 @@ pub(super) struct RunningWorker {
     child: Option<RoleChild>,
     pub(super) leash: Option<OwnedFd>,
     pub(super) is_ready: bool,
+    /// It waits for the place of the worker before it.
+    pub(super) stands_by: bool,
+    pub(super) build: String,
     pub(super) reason: Option<String>,
     since: Instant,
 }
@@ -94,9 +105,11 @@ impl RunningWorker {
         config: &RoleConfig,
         exe: &SealedExe,
         device: BorrowedFd<'_>,
+        place: Place,
     ) -> io::Result<Self> {
         let (leash, theirs) = socket::pair()?;
-        let text = String::from_utf8(encode(config)).map_err(io::Error::other)?;
+        let config = RoleConfig { place, ..config.clone() };
+        let text = String::from_utf8(encode(&config)).map_err(io::Error::other)?;
         let log = open_log(&config.directory.join("worker.log"))?;
         let child = RoleCommand::new([ROLE_ARGUMENT, "worker", &text])
             .descriptor(device.try_clone_to_owned()?, DEVICE_FD)
@@ -111,13 +124,15 @@ impl RunningWorker {
             child: Some(child),
             leash: Some(leash),
             is_ready: false,
+            stands_by: false,
+            build: config.build,
             reason: None,
             since: Instant::now(),
         })
     }
 
     /// Watches one that an earlier keeper started.
-    pub(super) fn adopt(identity: ProcessIdentity) -> io::Result<Self> {
+    pub(super) fn adopt(identity: ProcessIdentity, build: String) -> io::Result<Self> {
         let pidfd = identity.open().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         Ok(Self {
             identity,
@@ -125,9 +140,20 @@ impl RunningWorker {
             child: None,
             leash: None,
             is_ready: true,
+            stands_by: false,
+            build,
             reason: None,
             since: Instant::now(),
         })
+    }
+
+    /// Tells one that stands by to begin.
+    pub(super) fn begin(&mut self) {
+        self.stands_by = false;
+        self.since = Instant::now();
+        if let Some(leash) = &self.leash {
+            let _ = socket::send(leash.as_fd(), b"begin", &[]);
+        }
     }
 
     /// What it says, if anything.
@@ -148,6 +174,13 @@ impl RunningWorker {
         let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let Ok(patience) = rustix::time::Timespec::try_from(patience) else { return false };
         matches!(rustix::event::poll(&mut ended, Some(&patience)), Ok(1..))
+    }
+
+    /// Ends it and waits until it has.
+    pub(super) fn kill(&self) {
+        let _ = process::send_signal(self.pidfd.as_fd(), 9);
+        self.ends_within(END_PATIENCE);
+        let _ = self.child.as_ref().map(RoleChild::try_wait);
     }
 
     /// How it ended.

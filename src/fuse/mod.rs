@@ -7,16 +7,29 @@
 //!                                          └── /dev/fuse, mount ──────────┘
 //! ```
 //!
-//! Who holds the connection's descriptor, and what is left after a death:
+//! Who holds the connection's descriptor, what containers see, and what happens next. Each row is a test of that name in
+//! `integration/holders.rs`. "The store" is the service manager's descriptor store.
 //!
-//! | dies | what happens |
-//! |---|---|
-//! | worker | the keeper starts the next; unanswered requests are sent to it again (Linux 6.9) |
-//! | worker, on a kernel without resend | the connection is ended and another made: `ConnectionLost` |
-//! | keeper | the worker goes on; control starts a keeper, which takes the descriptor from the worker |
-//! | keeper, later the worker | as above: the next keeper watches a worker that it did not start |
-//! | control | nothing; the next control finds the keeper by its socket |
-//! | keeper and worker together | `ConnectionLost`, unless somebody kept a descriptor and gives it to [`Lazy::ensure`] |
+//! | dies | held by | containers see | next | test |
+//! |---|---|---|---|---|
+//! | worker | keeper, control, store | a pause | the keeper starts another, which gets the unanswered requests again | `when_the_worker_dies_the_keeper_holds` |
+//! | keeper | worker, control, store | nothing | control starts another, which takes over from the worker | `when_the_keeper_dies_the_worker_holds` |
+//! | control | keeper, worker, store | nothing | the next control finds the keeper by its socket | `when_control_dies_keeper_and_worker_hold` |
+//! | keeper, then worker | next keeper, control, store | a pause | it watches a worker that it did not start, and starts the next | `when_the_keeper_dies_and_then_the_worker_the_next_keeper_holds` |
+//! | keeper and control | worker, store | nothing, as long as the worker lives | the next control starts a keeper | `when_keeper_and_control_die_the_worker_holds` |
+//! | keeper and worker | control, store | a pause | control gives its copy to the next keeper | `when_keeper_and_worker_die_control_holds` |
+//! | worker and control | keeper, store | a pause | as when each dies alone | `when_the_worker_dies_the_keeper_holds` |
+//! | all, with a store | store | a pause, until control is started | the next control gets the descriptor back | `when_all_die_at_once_the_descriptor_store_holds` |
+//! | all, without a store | nobody | I/O errors | the next control makes another connection and starts containers of the lost one again | `when_all_die_at_once_and_nobody_holds_the_connection_is_lost` |
+//! | the host | nobody | their end | all begins anew | |
+//!
+//! Before Linux 6.9 requests cannot be sent again. There the death of the worker alone ends the connection
+//! ([`ConnectionEvent::ConnectionLost`]), nobody but keeper and worker holds the descriptor, and the rows read: keeper
+//! dies, the worker holds; control dies, both hold; worker dies, the connection is lost
+//! (`without_resend_the_death_of_the_worker_costs_the_connection_and_says_so` in `integration/takeover.rs`).
+//!
+//! A worker that lives and does not serve is found out by the keeper (`keeper_watchdog`). One of another build is
+//! succeeded by one of the keeper's (`keeper_succession`). What nobody answers for is ended by [`abort`].
 //!
 //! Only this module names fuser, which is pinned: take-over relies on how that release starts a session.
 
@@ -24,18 +37,23 @@ mod ask;
 mod backing;
 mod channel;
 mod connect;
+mod copy;
 mod errno;
 mod handle;
 mod handle_error;
+mod handle_start;
 mod handles;
 mod keeper;
 mod keeper_clients;
 mod keeper_mount;
 mod keeper_start;
+mod keeper_succession;
+mod keeper_watchdog;
 mod keeper_worker;
 mod layer_view;
 mod options;
 mod protocol;
+mod rescue;
 mod session;
 mod translator;
 mod tree;
@@ -50,6 +68,7 @@ pub use options::{Feature, LazyOptions};
 pub use protocol::{
     ConnectionEvent, FailureKind, KeeperStatus, LayerStatus, Stop, WorkerState, WorkerStatus,
 };
+pub use rescue::{AbortError, Aborted, ConnectionHealth, RoleHealth, abort, examine};
 pub use session::{LayerMount, SessionError};
 pub use tree::OpaqueXattr;
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::OpaqueXattr;
 use crate::registry::ClientOptions;
+use crate::version::versions;
 
 /// Whether a feature of the kernel is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -51,6 +52,11 @@ pub struct LazyOptions {
     pub log_level: String,
     /// How long a keeper may take to serve.
     pub start_timeout: Duration,
+    /// How long a worker that shows no sign of life is waited for before it is replaced. One that computes or waits
+    /// for a disk gets three times as long.
+    pub worker_patience: Duration,
+    /// What the caller's build is called. A keeper and a worker of another build are replaced, one after the other.
+    pub build: String,
 }
 
 impl LazyOptions {
@@ -69,6 +75,8 @@ impl LazyOptions {
             read_deadline: Duration::from_secs(120),
             log_level: "info".to_owned(),
             start_timeout: Duration::from_secs(30),
+            worker_patience: Duration::from_secs(20),
+            build: versions().build.to_owned(),
         }
     }
 }
@@ -94,6 +102,32 @@ pub(super) struct RoleConfig {
     pub(super) registry: ClientOptions,
     pub(super) read_deadline: Duration,
     pub(super) log_level: String,
+    #[serde(default = "default_patience")]
+    pub(super) worker_patience: Duration,
+    #[serde(default = "own_build")]
+    pub(super) build: String,
+    /// Whether the role takes the place of one that lives.
+    #[serde(default)]
+    pub(super) place: Place,
+}
+
+/// Whether a role takes the place of one that lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Place {
+    /// It must be free.
+    #[default]
+    Free,
+    /// Of one of another build, which goes when this one is ready.
+    Succeed,
+}
+
+fn default_patience() -> Duration {
+    LazyOptions::new("").worker_patience
+}
+
+fn own_build() -> String {
+    versions().build.to_owned()
 }
 
 impl RoleConfig {
@@ -110,6 +144,9 @@ impl RoleConfig {
             registry: options.registry.clone(),
             read_deadline: options.read_deadline,
             log_level: options.log_level.clone(),
+            worker_patience: options.worker_patience,
+            build: options.build.clone(),
+            place: Place::Free,
         }
     }
 

@@ -9,7 +9,11 @@ use super::session::LayerMount;
 use crate::image::Digest;
 use crate::lazy::LazyEvent;
 use crate::sys::process::ProcessIdentity;
+use crate::version::versions;
 
+/// The oldest version of this protocol that this build still speaks. The newest is in [`crate::version`]: 2 added
+/// `ping`, `retry` and what a hello says of versions.
+pub(super) const OLDEST: u32 = 1;
 /// The keeper's socket below the lazy directory.
 pub(super) const KEEPER_SOCKET: &str = "keeper.sock";
 /// The worker's.
@@ -22,7 +26,17 @@ pub(super) const STATUS_PAGE: usize = 200;
 #[serde(tag = "op", rename_all = "snake_case")]
 pub(super) enum Request {
     /// First message of a connection.
-    Hello { protocol: u32, build: String },
+    Hello {
+        protocol: u32,
+        build: String,
+        /// The oldest protocol that the sender speaks.
+        #[serde(default = "first_protocol")]
+        oldest: u32,
+    },
+    /// Whether the threads that take requests from the kernel do (since 2; an older worker refuses, and so is alive).
+    Ping,
+    /// Start the worker now, whatever pause is running (since 2).
+    Retry,
     /// How it goes; of the worker, the layers after a slot.
     Status {
         #[serde(default)]
@@ -65,6 +79,13 @@ pub(super) enum Answer {
         protocol: u32,
         build: String,
         process: ProcessIdentity,
+        #[serde(default = "first_protocol")]
+        oldest: u32,
+    },
+    /// Answer to a ping.
+    Alive {
+        /// Requests that were taken from the kernel so far.
+        taken: u64,
     },
     Done,
     Mounted {
@@ -104,6 +125,8 @@ pub enum FailureKind {
     Session,
     /// The other side is older than the request.
     Unsupported,
+    /// The two builds have no protocol in common.
+    Version,
     /// Anything else, in the message.
     #[serde(other)]
     Other,
@@ -135,6 +158,8 @@ pub(super) enum FailedStep {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "leash", rename_all = "snake_case")]
 pub(super) enum Leash {
+    /// It could serve, and waits for the place of the worker before it.
+    Standby,
     /// It serves.
     Ready,
     /// It cannot.
@@ -156,6 +181,15 @@ pub struct KeeperStatus {
     /// one has lost its lazy layers.
     #[serde(default)]
     pub generation: u64,
+    /// Build of the keeper.
+    #[serde(default)]
+    pub build: String,
+    /// Build of the worker, when it is known.
+    #[serde(default)]
+    pub worker_build: Option<String>,
+    /// Why the worker is one of another build.
+    #[serde(default)]
+    pub worker_kept: Option<String>,
 }
 
 /// What the worker does.
@@ -234,6 +268,11 @@ pub enum ConnectionEvent {
         /// The last one.
         reason: String,
     },
+    /// A worker of another build goes on, because this build's cannot take its place.
+    WorkerKept {
+        /// Why not.
+        reason: String,
+    },
     /// The connection is gone and another was made: mounts above the old one answer with errors, and containers on
     /// them must be started again.
     ConnectionLost {
@@ -279,21 +318,46 @@ pub(super) fn decode<T: for<'de> Deserialize<'de>>(packet: &[u8]) -> Option<T> {
     serde_json::from_slice(packet).ok()
 }
 
-/// The hello of this build.
-pub(super) fn hello() -> Request {
-    Request::Hello {
-        protocol: crate::version::versions().lazy,
-        build: crate::version::versions().build.to_owned(),
+fn first_protocol() -> u32 {
+    1
+}
+
+/// The hello of `build`.
+pub(super) fn hello(build: &str) -> Request {
+    Request::Hello { protocol: versions().lazy, build: build.to_owned(), oldest: OLDEST }
+}
+
+/// The answer of `process` to the hello of a client, or why the two cannot talk.
+pub(super) fn hello_answer(
+    process: &ProcessIdentity,
+    build: &str,
+    (protocol, oldest): (u32, u32),
+) -> Answer {
+    match check_versions(protocol, oldest) {
+        Ok(()) => Answer::Hello {
+            protocol: versions().lazy,
+            build: build.to_owned(),
+            process: process.clone(),
+            oldest: OLDEST,
+        },
+        Err(message) => Answer::Failed { kind: FailureKind::Version, message },
     }
 }
 
-/// The answer to a hello.
-pub(super) fn hello_answer(process: &ProcessIdentity) -> Answer {
-    Answer::Hello {
-        protocol: crate::version::versions().lazy,
-        build: crate::version::versions().build.to_owned(),
-        process: process.clone(),
+/// Whether there is a protocol that this build and the other side speak; the error says which are spoken.
+pub(super) fn check_versions(protocol: u32, oldest: u32) -> Result<(), String> {
+    if protocol < OLDEST {
+        return Err(format!(
+            "the other side speaks protocol {protocol}, this build at least {OLDEST}: it is too old"
+        ));
     }
+    let newest = versions().lazy;
+    if oldest > newest {
+        return Err(format!(
+            "the other side speaks protocol {oldest} and newer, this build up to {newest}: this build is too old"
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -306,7 +370,20 @@ mod tests {
         assert!(matches!(decode(br#"{"answer":"danced"}"#), Some(Answer::Unknown)));
         assert!(matches!(
             decode(br#"{"op":"hello","protocol":9,"build":"9","more":[]}"#),
-            Some(Request::Hello { protocol: 9, .. })
+            Some(Request::Hello { protocol: 9, oldest: 1, .. })
         ));
+    }
+
+    #[test]
+    fn builds_without_a_common_protocol_say_which_they_speak() {
+        assert_eq!(check_versions(versions().lazy, OLDEST), Ok(()));
+        assert_eq!(
+            check_versions(versions().lazy + 5, versions().lazy),
+            Ok(()),
+            "a newer build that is additive"
+        );
+        assert!(check_versions(OLDEST - 1, 0).unwrap_err().contains("too old"));
+        let newer = check_versions(versions().lazy + 5, versions().lazy + 1).unwrap_err();
+        assert!(newer.contains("this build is too old"), "{newer}");
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -40,6 +40,8 @@ pub(super) struct Served {
     pub(super) handles: Handles,
     /// Whether files may be opened in passthrough mode.
     pub(super) passthrough: AtomicBool,
+    /// Requests that were taken from the kernel: whoever watches sees whether that goes on.
+    pub(super) taken: AtomicU64,
     /// Told once when the kernel refuses passthrough.
     pub(super) on_degraded: Box<dyn Fn(&io::Error) + Send + Sync>,
 }
@@ -55,13 +57,6 @@ pub(super) struct Translator {
     pub(super) served: Arc<Served>,
     pub(super) runtime: runtime::Handle,
     pub(super) negotiation: Negotiation,
-}
-
-/// A panic in one request must not take the thread that serves all others.
-fn guarded(operation: &'static str, body: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(body)).is_err() {
-        tracing::error!(operation, "a request panicked and was answered with an I/O error");
-    }
 }
 
 fn file_attr(ino: u64, attributes: &Entry) -> FileAttr {
@@ -191,13 +186,23 @@ fn reply_open(opened: Result<Handle, Refusal>, reply: ReplyOpen) {
     }
 }
 
+impl Translator {
+    /// Counts a request that was taken. A panic in one must not take the thread that serves all others.
+    fn guarded(&self, operation: &'static str, body: impl FnOnce()) {
+        self.served.taken.fetch_add(1, Ordering::Relaxed);
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            tracing::error!(operation, "a request panicked and was answered with an I/O error");
+        }
+    }
+}
+
 impl fuser::Filesystem for Translator {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.negotiation.apply(config)
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded("lookup", || match self.served.tree.lookup(parent.0, name.as_bytes()) {
+        self.guarded("lookup", || match self.served.tree.lookup(parent.0, name.as_bytes()) {
             Ok(ino) => match self.served.attr(ino) {
                 Ok((attr, ttl)) => {
                     let entry_ttl = if parent.0 == ROOT { NOW } else { FOREVER };
@@ -225,14 +230,14 @@ impl fuser::Filesystem for Translator {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        guarded("getattr", || match self.served.attr(ino.0) {
+        self.guarded("getattr", || match self.served.attr(ino.0) {
             Ok((attr, ttl)) => reply.attr(&ttl, &attr),
             Err(refusal) => reply.error(refusal.into()),
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        guarded("readlink", || match self.served.tree.link_target(ino.0) {
+        self.guarded("readlink", || match self.served.tree.link_target(ino.0) {
             Ok(target) => reply.data(&target),
             Err(refusal) => reply.error(refusal.into()),
         });
@@ -243,7 +248,7 @@ impl fuser::Filesystem for Translator {
             return reply.error(Refusal::ReadOnly.into());
         }
         let (served, unique) = (Arc::clone(&self.served), request.unique().0);
-        guarded("open", || match served.open_local(ino.0, unique) {
+        self.guarded("open", || match served.open_local(ino.0, unique) {
             Ok(None) => {
                 let served = Arc::clone(&self.served);
                 self.runtime.spawn(async move {
@@ -267,7 +272,7 @@ impl fuser::Filesystem for Translator {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guarded("read", || {
+        self.guarded("read", || {
             let (layer, entry) = match self.served.tree.entry(ino.0) {
                 Ok((layer, entry, _)) => (layer, entry),
                 Err(refusal) => return reply.error(refusal.into()),
@@ -297,7 +302,7 @@ impl fuser::Filesystem for Translator {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        guarded("release", || {
+        self.guarded("release", || {
             self.served.handles.release(ino.0, handle.0);
             reply.ok();
         });
@@ -326,7 +331,7 @@ impl fuser::Filesystem for Translator {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        guarded("readdir", || {
+        self.guarded("readdir", || {
             let listed = self.served.tree.list(ino.0, offset, |line| {
                 let kind = self
                     .served
@@ -355,7 +360,7 @@ impl fuser::Filesystem for Translator {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        guarded("readdirplus", || {
+        self.guarded("readdirplus", || {
             let ttl = if ino.0 == ROOT { NOW } else { FOREVER };
             let listed = self.served.tree.list(ino.0, offset, |line| {
                 let Ok((attr, _)) = self.served.attr(line.ino) else { return false };
@@ -375,12 +380,12 @@ impl fuser::Filesystem for Translator {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guarded("getxattr", || {
+        self.guarded("getxattr", || {
             reply_xattr(self.served.tree.xattr(ino.0, name.as_bytes()), size, reply);
         });
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded("listxattr", || reply_xattr(self.served.tree.xattr_names(ino.0), size, reply));
+        self.guarded("listxattr", || reply_xattr(self.served.tree.xattr_names(ino.0), size, reply));
     }
 }

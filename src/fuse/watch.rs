@@ -60,9 +60,10 @@ async fn watch_keeper(
             if stopped.is_cancelled() {
                 return;
             }
-            match alive.find_or_start_keeper(None).await {
+            match alive.find_or_start_keeper(alive.copy.get()).await {
                 Ok((next, started)) => {
                     (keeper, child) = (next, started);
+                    alive.refresh_copy().await;
                     let _ = alive.events.send(ConnectionEvent::KeeperReplaced);
                     if before.is_some() && before != born(&alive) {
                         let reason = "keeper and worker died together".to_owned();
@@ -87,7 +88,7 @@ async fn watch_keeper(
 }
 
 /// Which connection the run directory has.
-fn born(shared: &Shared) -> Option<u64> {
+pub(super) fn born(shared: &Shared) -> Option<u64> {
     Session::open(&shared.directory).ok().map(|session| session.born())
 }
 
@@ -135,13 +136,12 @@ async fn gather(shared: Weak<Shared>, stopped: CancellationToken, name: &'static
     loop {
         let Some(alive) = shared.upgrade() else { return };
         let channel = alive.connect(name).await.map(|(channel, _)| channel);
-        let events = alive.events.clone();
         drop(alive);
         if let Ok(channel) = channel {
             tokio::select! {
                 // Cancel-safe: events that are lost here have no reader any more.
                 () = stopped.cancelled() => return,
-                () = forward(&channel, &events) => {}
+                () = forward(&channel, &shared) => {}
             }
         }
         tokio::select! {
@@ -152,13 +152,17 @@ async fn gather(shared: Weak<Shared>, stopped: CancellationToken, name: &'static
     }
 }
 
-async fn forward(channel: &Channel, events: &tokio::sync::broadcast::Sender<ConnectionEvent>) {
+async fn forward(channel: &Channel, shared: &Weak<Shared>) {
     if channel.send(&Request::Events, &[]).await.is_err() {
         return;
     }
     while let Ok(Some((answer, _))) = channel.receive::<Answer>().await {
-        if let Answer::Event { event } = answer {
-            let _ = events.send(event);
+        let Answer::Event { event } = answer else { continue };
+        let Some(shared) = shared.upgrade() else { return };
+        // The first of a new connection, perhaps; before whoever hears of it asks for the copy.
+        if matches!(event, ConnectionEvent::WorkerStarted { .. }) {
+            shared.refresh_copy().await;
         }
+        let _ = shared.events.send(event);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Its start is the same whether the connection is new or was served before, and refuses what it does not understand
 //! before it touches the descriptor. In this order, because each step needs rights that the next one takes away:
-//! lock, state, indexes and layout blobs, socket, confinement, threads, INIT, serve.
+//! lock, state, indexes and layout blobs, socket, confinement, threads, INIT, serve. One that succeeds a worker of
+//! another build looks at state and indexes before that one goes, so that a build that cannot serve replaces nobody.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,12 +11,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::connect::{self, ConnectError, Granted};
+use super::connect::{self, ConnectError, Granted, Negotiation};
 use super::handles::{DeviceBacking, Handles};
 use super::keeper_worker::{CONNECTION_ENDED, DEVICE_FD, LEASH_FD, WORKER_LOCK, lock};
-use super::options::RoleConfig;
+use super::options::{Place, RoleConfig};
 use super::protocol::{ConnectionEvent, Leash, WORKER_SOCKET, decode, encode};
 use super::session::{Session, SessionError, SlotState};
 use super::translator::{Served, Translator};
@@ -34,12 +35,17 @@ use crate::telemetry;
 const THREADS: usize = 3;
 /// Events that wait for a reader.
 const EVENT_ROOM: usize = 256;
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: rustix::time::Timespec =
+    rustix::time::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// Why a worker cannot serve.
 #[derive(Debug, thiserror::Error)]
 enum WorkerError {
     #[error("another worker serves this connection")]
     Locked,
+    #[error("there is no connection yet that could be taken over")]
+    NotEstablished,
     #[error(transparent)]
     Session(#[from] SessionError),
     #[error(transparent)]
@@ -90,16 +96,12 @@ pub(crate) fn worker_main(args: Vec<OsString>) -> ExitCode {
 
 /// Serves until the connection ends.
 fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), WorkerError> {
-    let _lock = lock(&config.directory.join(WORKER_LOCK))
-        .map_err(failed("open the lock"))?
-        .ok_or(WorkerError::Locked)?;
+    if config.place == Place::Succeed {
+        stand_by(config, leash)?;
+    }
+    let _lock = take_lock(config)?;
     let session = Arc::new(Session::open(&config.directory)?);
-    let wanted =
-        Granted { resend: config.resend.is_wanted(), passthrough: config.passthrough.is_wanted() };
-    let negotiation = connect::negotiation(&session, wanted)?;
-    let slots = session.slots()?;
-    let live = slots.into_iter().filter(|slot| slot.state == SlotState::Live);
-    let prepared = live.map(Prepared::open).collect::<Result<Vec<_>, _>>()?;
+    let (negotiation, prepared) = prepare(config, &session)?;
     let store = Store::open_shared(&config.state_dir)?;
     let client = Client::new(config.registry.clone())?;
     let boot_id = process::boot_id().map_err(failed("read the boot id"))?;
@@ -129,6 +131,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
         tree: Tree::new(config.opaque),
         handles,
         passthrough: AtomicBool::new(false),
+        taken: AtomicU64::new(0),
         on_degraded: Box::new(move |error| {
             tracing::warn!(%error, "the kernel refuses passthrough");
             let reason = error.to_string();
@@ -158,6 +161,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
     let _ = socket::send(leash.as_fd(), &encode(&Leash::Ready), &[]);
     let shared = worker_socket::Shared {
         identity,
+        build: config.build.clone(),
         device: device.try_clone().map_err(failed("copy the descriptor"))?,
         granted,
         gaps,
@@ -169,6 +173,45 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
     // Tasks may be waiting for the network; nobody waits for them any more.
     runtime.shutdown_background();
     outcome.map_err(failed("serve the connection"))
+}
+
+/// Looks whether this build can serve the connection, says so, and waits for the word to begin. Without a keeper there
+/// is no word: then the lock decides, for this process may be the last that holds the connection.
+fn stand_by(config: &RoleConfig, leash: &OwnedFd) -> Result<(), WorkerError> {
+    let session = Session::open(&config.directory)?;
+    if session.established().is_none() {
+        return Err(WorkerError::NotEstablished);
+    }
+    prepare(config, &session)?;
+    socket::send(leash.as_fd(), &encode(&Leash::Standby), &[])
+        .map_err(failed("tell the keeper"))?;
+    let _ = socket::receive(leash.as_fd());
+    Ok(())
+}
+
+/// The lock may be held for a moment by a keeper that looks whether a worker lives.
+fn take_lock(config: &RoleConfig) -> Result<File, WorkerError> {
+    let path = config.directory.join(WORKER_LOCK);
+    for _ in 0..LOCK_TRIES {
+        if let Some(lock) = lock(&path).map_err(failed("open the lock"))? {
+            return Ok(lock);
+        }
+        let _ = rustix::event::poll(&mut [], Some(&LOCK_PAUSE));
+    }
+    Err(WorkerError::Locked)
+}
+
+/// How INIT is to be answered, and the layers of the connection; an error when this build cannot serve one of them.
+fn prepare(
+    config: &RoleConfig,
+    session: &Session,
+) -> Result<(Negotiation, Vec<Prepared>), WorkerError> {
+    let wanted =
+        Granted { resend: config.resend.is_wanted(), passthrough: config.passthrough.is_wanted() };
+    let negotiation = connect::negotiation(session, wanted)?;
+    let slots = session.slots()?;
+    let live = slots.into_iter().filter(|slot| slot.state == SlotState::Live);
+    Ok((negotiation, live.map(Prepared::open).collect::<Result<Vec<_>, _>>()?))
 }
 
 /// How many files of the cache may stay open where a process can have `descriptors`: an incomplete file has three,

@@ -20,6 +20,7 @@ use crate::telemetry;
 /// What every connection of the socket works on.
 pub(super) struct Shared {
     pub(super) identity: ProcessIdentity,
+    pub(super) build: String,
     pub(super) device: OwnedFd,
     pub(super) granted: Granted,
     pub(super) gaps: Vec<String>,
@@ -63,6 +64,14 @@ async fn converse(shared: Arc<Shared>, channel: Channel) {
     while let Ok(Some((request, descriptors))) = channel.receive::<Request>().await {
         let is_descriptor = matches!(request, Request::Descriptor);
         let wants_events = matches!(request, Request::Events);
+        if matches!(request, Request::Ping) {
+            // Here and not on a thread that may wait for a disk.
+            let taken = shared.served.taken.load(Ordering::Relaxed);
+            if channel.send(&Answer::Alive { taken }, &[]).await.is_err() {
+                return;
+            }
+            continue;
+        }
         // Before the answer, so that nothing that happens after it is missed.
         let events = shared.events.subscribe();
         let working = Arc::clone(&shared);
@@ -103,7 +112,9 @@ fn answer(shared: &Shared, request: Request, descriptors: Vec<OwnedFd>) -> Answe
         Err(error) => refusal(&error),
     };
     match request {
-        Request::Hello { .. } => hello_answer(&shared.identity),
+        Request::Hello { protocol, oldest, .. } => {
+            hello_answer(&shared.identity, &shared.build, (protocol, oldest))
+        }
         Request::Status { after } => {
             let (layers, more) = shared.layers.status(after);
             let status = WorkerStatus {
@@ -130,10 +141,12 @@ fn answer(shared: &Shared, request: Request, descriptors: Vec<OwnedFd>) -> Answe
         Request::Background { digest } => {
             done(shared.layers.find(digest).map(|layer| layer.start_background()))
         }
-        Request::Stop { .. } | Request::Unknown => Answer::Failed {
-            kind: FailureKind::Unsupported,
-            message: "the worker does not know this request".to_owned(),
-        },
+        Request::Ping | Request::Retry | Request::Stop { .. } | Request::Unknown => {
+            Answer::Failed {
+                kind: FailureKind::Unsupported,
+                message: "the worker does not know this request".to_owned(),
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 
@@ -88,27 +89,57 @@ pub fn resend(device: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// Whether `device` is a descriptor of the connection whose mount has the device number `0:minor`, and that lives.
+/// Which connection it is the kernel tells since Linux 6.15; before, only that it lives is known.
+#[must_use]
+pub fn is_connected(device: BorrowedFd<'_>, minor: u32) -> bool {
+    let mut poll = [PollFd::from_borrowed_fd(device, PollFlags::IN)];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let alive = rustix::event::poll(&mut poll, Some(&now)).is_ok()
+        && !poll[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL);
+    let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", device.as_raw_fd()));
+    let connection = told.ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?;
+        line.trim().parse::<u32>().ok()
+    });
+    alive && connection.is_none_or(|connection| connection == minor)
+}
+
+/// The control file system of FUSE, mounted attached to nothing, so that the host's mount table does not change.
+fn control() -> io::Result<OwnedFd> {
+    FsContext::open("fusectl")?.mount(
+        MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )
+}
+
+/// How many requests of the connection whose mount has the device number `0:minor` are not answered, taken by its
+/// server or not; `None` when there is no such connection.
+///
+/// # Errors
+/// `ENODEV` when the kernel has no fusectl; those of mounting and reading.
+pub fn waiting(minor: u32) -> io::Result<Option<u64>> {
+    let path = format!("{minor}/waiting");
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(&control()?, path, flags, Mode::empty()) {
+        Ok(file) => std::fs::File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let text = io::read_to_string(file)?;
+    text.trim().parse().map(Some).map_err(io::Error::other)
+}
+
 /// Aborts the connection whose mount has the device number `0:minor`: every request on it, also one that waits
 /// uninterruptibly, ends with an error at once. A connection that is gone is no error.
-///
-/// The control file system is mounted attached to nothing, so the host's mount table does not change.
 ///
 /// # Errors
 /// `ENODEV` when the kernel has no fusectl; those of mounting and writing.
 pub fn abort(minor: u32) -> io::Result<()> {
-    let context = FsContext::open("fusectl")?;
-    let mount = context.mount(
-        MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-    )?;
-    let file = rustix::fs::openat(
-        &mount,
-        format!("{minor}/abort"),
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    );
-    match file {
+    let path = format!("{minor}/abort");
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    match rustix::fs::openat(&control()?, path, flags, Mode::empty()) {
         Ok(file) => std::fs::File::from(file).write_all(b"1"),
         Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),

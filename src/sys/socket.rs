@@ -81,6 +81,16 @@ pub fn connect(directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     Ok(connection)
 }
 
+/// As [`connect`], without ever waiting: for a listener that may not accept any more. The connection is non-blocking.
+///
+/// # Errors
+/// `WouldBlock` when as many connections wait as may wait; those of [`connect`].
+pub fn connect_now(directory: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let connection = socket(SocketFlags::NONBLOCK)?;
+    rustix::net::connect(&connection, &address(directory, name)?)?;
+    Ok(connection)
+}
+
 /// Two connected ends, both blocking.
 ///
 /// # Errors
