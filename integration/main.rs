@@ -18,6 +18,7 @@ mod registry;
 mod services;
 mod succession;
 mod support;
+mod survival;
 mod takeover;
 mod tidy;
 mod unpack;

@@ -30,6 +30,7 @@
 //! * *project*: one services file; *service*: one entry of it; *container*: one running instance of a service.
 //! * *pass*: one round of observe, plan, execute; *action*: one step of a plan.
 
+pub mod boundary;
 pub mod version;
 
 pub mod sys;

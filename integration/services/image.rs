@@ -13,16 +13,16 @@ use crate::support::program::Program;
 const FILE_SIZE: usize = 100_000;
 
 /// The image and what is in it.
-pub(super) struct Readable {
+pub(crate) struct Readable {
     /// The layout folder; its only tag is `v1`.
-    pub(super) layout: PathBuf,
+    pub(crate) layout: PathBuf,
     /// What `sha256sum /data/*` prints.
-    pub(super) sums: Vec<String>,
+    pub(crate) sums: Vec<String>,
 }
 
 impl Readable {
     /// Packs an image with so many files; `seed` makes it another one.
-    pub(super) fn pack(program: &Program, seed: u64, files: usize) -> Self {
+    pub(crate) fn pack(program: &Program, seed: u64, files: usize) -> Self {
         let folder = program.folder().join(format!("image-{seed}"));
         let root = folder.join("root");
         for name in ["bin", "data", "tmp"] {
@@ -47,18 +47,18 @@ impl Readable {
     }
 
     /// How a services file names it where it lies.
-    pub(super) fn local(&self) -> String {
+    pub(crate) fn local(&self) -> String {
         format!("oci:{}:v1", self.layout.display())
     }
 }
 
 /// Reads every file, says which sums they have, and goes on without reading.
-pub(super) const READ_ALL: &str = "trap 'exit 9' TERM; \
+pub(crate) const READ_ALL: &str = "trap 'exit 9' TERM; \
     for f in /data/*; do sha256sum $f || echo error $f; done; \
     echo end; while :; do sleep 0.1; done";
 
 /// The digest of the only layer of a layout, as it stands in the path of a request.
-pub(super) fn layer_path(layout: &Path) -> String {
+pub(crate) fn layer_path(layout: &Path) -> String {
     let largest = fs::read_dir(layout.join("blobs/sha256"))
         .unwrap()
         .flatten()

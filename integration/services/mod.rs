@@ -2,7 +2,7 @@
 
 mod adoption;
 mod boundaries;
-mod image;
+pub(crate) mod image;
 mod instances;
 mod lifecycle;
 mod reconcile;
@@ -11,20 +11,21 @@ mod roles;
 use std::path::Path;
 
 /// The shell image that another tool made.
-fn shell_image() -> String {
+pub(crate) fn shell_image() -> String {
     let layout = Path::new(env!("CARGO_MANIFEST_DIR")).join("rootfs-fixtures/golden/small-esgz");
     format!("oci:{}", layout.display())
 }
 
 /// Prints a counter ten times a second, and ends with code 0 when it is asked to.
-const TICK: &str = "trap 'exit 0' TERM; n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.1; done";
+pub(crate) const TICK: &str =
+    "trap 'exit 0' TERM; n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.1; done";
 
 /// Does nothing until it is asked to end.
-const IDLE: &str = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+pub(crate) const IDLE: &str = "trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done";
 
 /// One service of a services file.
 #[derive(Clone)]
-struct Service {
+pub(crate) struct Service {
     name: String,
     image: String,
     script: String,
@@ -32,7 +33,7 @@ struct Service {
 }
 
 /// A service that runs `script` in the shell image.
-fn service(name: &str, script: &str) -> Service {
+pub(crate) fn service(name: &str, script: &str) -> Service {
     Service {
         name: name.to_owned(),
         image: shell_image(),
@@ -42,12 +43,12 @@ fn service(name: &str, script: &str) -> Service {
 }
 
 impl Service {
-    fn image(self, image: impl Into<String>) -> Self {
+    pub(crate) fn image(self, image: impl Into<String>) -> Self {
         Self { image: image.into(), ..self }
     }
 
     /// Another key, as one line of YAML.
-    fn key(mut self, line: &str) -> Self {
+    pub(crate) fn key(mut self, line: &str) -> Self {
         self.keys.push(line.to_owned());
         self
     }
@@ -67,7 +68,7 @@ impl Service {
 }
 
 /// A services file.
-fn file(services: &[Service]) -> String {
+pub(crate) fn file(services: &[Service]) -> String {
     let services: String = services.iter().map(Service::yaml).collect();
     format!("services:\n{services}")
 }

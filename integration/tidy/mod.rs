@@ -7,7 +7,8 @@ mod source;
 use source::Source;
 
 /// The modules in their order: one imports only from those before it.
-const ORDER: [&str; 21] = [
+const ORDER: [&str; 22] = [
+    "boundary",
     "version",
     "sys",
     "telemetry",

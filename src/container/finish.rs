@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::writable::{self, WritableLayer};
 use super::{Launch, RunPaths};
+use crate::boundary::Boundary;
 use crate::logs::Stream;
 use crate::sys::{cgroup, child, mount, socket};
 
@@ -51,9 +52,12 @@ pub(super) fn finish(launch: &Launch) -> Finished {
     let died = kill_all(&launch.cgroup);
     let all_dead = died.is_ok();
     note("processes", died);
+    Boundary::ALL_DEAD.reach(&launch.run_dir);
     let oom_killed = was_out_of_memory(&launch.cgroup);
     note("root file system", unmount(launch, &paths, all_dead));
+    Boundary::ROOT_UNMOUNTED.reach(&launch.run_dir);
     note("control group", remove_cgroup(&launch.cgroup));
+    Boundary::GROUP_REMOVED.reach(&launch.run_dir);
     for dir in [&paths.bundle, &paths.runtime] {
         note(&dir.display().to_string(), absent_is_fine(fs::remove_dir_all(dir)));
     }

@@ -11,10 +11,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{self, Call, Connection};
 use super::record::{self, ExitRecord, Phase, Status};
-use super::wire::{CONNECTION_DESCRIPTOR, Request};
+use super::wire::{CONNECTION_DESCRIPTOR, PROCESS_DESCRIPTOR, Request};
 use super::{ContainerId, Launch, LaunchProblem, RunPaths, Signal};
+use crate::boundary::Boundary;
 use crate::sys::process::{RoleCommand, SealedExe};
 use crate::sys::socket;
+
+/// The action of a monitor that gets a pidfd of the container's first process along.
+pub(super) const ADOPT_WITH_PROCESS: &str = "adopt-with-process";
 
 /// Requests that wait for the connection; each caller waits for its answer, so more means many callers.
 const QUEUE: usize = 16;
@@ -105,7 +109,8 @@ impl MonitorHandle {
         make_private_dir(&paths.dir).map_err(failed)?;
         // Taken over by the monitor once it holds the container's lock: a living one keeps its own.
         record::write_json(&next_launch(&paths), launch).map_err(failed)?;
-        Self::spawn(exe, &launch.run_dir, id, "launch").await
+        Boundary::LAUNCH_WRITTEN.reach(&launch.run_dir);
+        Self::spawn(exe, &launch.run_dir, id, "launch", None).await
     }
 
     /// Connects to the living monitor of `id`.
@@ -127,7 +132,7 @@ impl MonitorHandle {
         run_dir: &Path,
         id: &ContainerId,
     ) -> Result<Self, MonitorError> {
-        Self::spawn(exe, run_dir, id, "adopt").await
+        Self::spawn(exe, run_dir, id, "adopt", None).await
     }
 
     /// Connects to the monitor of `id`, or replaces it if it is dead. For a container that has ended cleanly, read
@@ -140,9 +145,24 @@ impl MonitorHandle {
         run_dir: &Path,
         id: &ContainerId,
     ) -> Result<Self, MonitorError> {
+        Self::attach_with(exe, run_dir, id, None).await
+    }
+
+    /// As [`MonitorHandle::attach`]. `process` is a pidfd of the container's first process, opened while that ran: with
+    /// it an exit code is not lost that nobody saw (Linux 6.15).
+    ///
+    /// # Errors
+    /// As [`MonitorHandle::adopt`].
+    pub async fn attach_with(
+        exe: &SealedExe,
+        run_dir: &Path,
+        id: &ContainerId,
+        process: Option<OwnedFd>,
+    ) -> Result<Self, MonitorError> {
         match Self::connect(run_dir, id).await {
             Err(MonitorError::Connect { .. } | MonitorError::Lost(_)) => {
-                Self::adopt(exe, run_dir, id).await
+                let action = if process.is_some() { ADOPT_WITH_PROCESS } else { "adopt" };
+                Self::spawn(exe, run_dir, id, action, process).await
             }
             other => other,
         }
@@ -153,6 +173,7 @@ impl MonitorHandle {
         run_dir: &Path,
         id: &ContainerId,
         action: &str,
+        process: Option<OwnedFd>,
     ) -> Result<Self, MonitorError> {
         let failed = |source| MonitorError::Spawn { id: id.clone(), source };
         let paths = RunPaths::new(run_dir, id);
@@ -166,11 +187,11 @@ impl MonitorHandle {
         let (socket, theirs) = socket::pair().map_err(failed)?;
         let arguments = [crate::ROLE_ARGUMENT.as_ref(), "monitor".as_ref(), action.as_ref()];
         let arguments = arguments.into_iter().chain([run_dir.as_os_str(), id.as_str().as_ref()]);
-        let child = RoleCommand::new(arguments)
-            .descriptor(theirs, CONNECTION_DESCRIPTOR)
-            .log_to(&log)
-            .and_then(|command| command.spawn(exe))
-            .map_err(failed)?;
+        let mut command = RoleCommand::new(arguments).descriptor(theirs, CONNECTION_DESCRIPTOR);
+        if let Some(process) = process {
+            command = command.descriptor(process, PROCESS_DESCRIPTOR);
+        }
+        let child = command.log_to(&log).and_then(|command| command.spawn(exe)).map_err(failed)?;
         Self::begin(run_dir, id, Connection { socket, child: Some(child) }).await
     }
 

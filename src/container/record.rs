@@ -159,6 +159,19 @@ pub(crate) struct RunRecord {
     pub(crate) started_at: Timestamp,
     pub(crate) user: super::user::ResolvedUser,
     pub(crate) writable: WritableState,
+    /// How it ended, written before anything is cleaned up: a monitor that dies meanwhile takes it not along.
+    #[serde(default)]
+    pub(crate) ended: Option<RunEnd>,
+    /// It was asked to stop.
+    #[serde(default)]
+    pub(crate) stop_requested: bool,
+}
+
+/// The end of a first process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunEnd {
+    pub(crate) outcome: Outcome,
+    pub(crate) at: Timestamp,
 }
 
 /// Writes `value` so that a reader finds either the old or the new content, and a power cut leaves one of them.

@@ -10,6 +10,7 @@ use rustix::fs::FlockOperation;
 use super::record::{self, RunRecord};
 use super::writable::WritableLayer;
 use super::{ContainerId, Launch, RunPaths, finish};
+use crate::boundary::Boundary;
 
 /// How long a monitor whose container has ended is waited for.
 const LEAVING: Duration = Duration::from_secs(3);
@@ -70,6 +71,7 @@ pub fn remove(run_dir: &Path, id: &ContainerId) -> Result<(), RemoveError> {
             return Err(RemoveError::LeftBehind { id: id.clone(), left: finished.left_behind });
         }
         WritableLayer::of(&launch.state_dir).remove().map_err(failed(&launch.state_dir))?;
+        Boundary::WRITABLE_REMOVED.reach(run_dir);
         let copy = launch.state_dir.join("exit.json");
         match fs::remove_file(&copy) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

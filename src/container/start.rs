@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
+use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,7 @@ use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
 use super::user::{self, ResolvedUser, UserError};
 use super::writable::{self, WritableLayer};
 use super::{Launch, MountKind, Network, RunPaths};
+use crate::boundary::Boundary;
 use crate::logs::Stream;
 use crate::sys::process::ProcessIdentity;
 use crate::sys::{cgroup, child, mount, socket};
@@ -105,12 +108,14 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     // In every hierarchy, not only in those that the runtime limits: what is in the group can be found and killed.
     cgroup::enter(&launch.cgroup)
         .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
+    Boundary::GROUP_ENTERED.reach(&launch.run_dir);
     let layer = WritableLayer::of(&launch.state_dir);
     let writable = fs::create_dir_all(&launch.state_dir)
         .and_then(|()| layer.prepare(launch.rootfs.writable))
         .map_err(|error| StartError::Writable(launch.state_dir.clone(), error))?;
     writable::mount(&launch.rootfs, &layer, &paths.rootfs)
         .map_err(|error| StartError::Overlay(launch.rootfs.layers.len(), error))?;
+    Boundary::ROOT_MOUNTED.reach(&launch.run_dir);
     tell(&Progress::Mounted(writable.clone()));
 
     let user = look_into_image(launch, &paths)?;
@@ -135,6 +140,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         .and_then(|()| record::write_json(&paths.bundle.join("config.json"), &spec))
         .and_then(|()| private_dir(&paths.runtime))
         .map_err(|error| StartError::Prepare(paths.bundle.clone(), error))?;
+    Boundary::CONFIGURED.reach(&launch.run_dir);
 
     let (mut report, writer) = io::pipe().map_err(StartError::Report)?;
     let program = Program { report: Arc::new(writer), joining: None };
@@ -150,6 +156,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         .build()
         .map_err(StartError::Create)?;
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
+    Boundary::PROCESS_MADE.reach(&launch.run_dir);
     let process = ProcessIdentity::of(pid).map_err(StartError::Report)?;
     if facts.network.is_some() {
         // The descriptor ends with this process, and the runtime looks at the path again when it runs a program.
@@ -165,15 +172,30 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         started_at,
         user: facts.user,
         writable,
+        ended: None,
+        stop_requested: false,
     };
     record::write_json(&paths.process, &run)
         .map_err(|error| StartError::Prepare(paths.process.clone(), error))?;
+    Boundary::PROCESS_RECORDED.reach(&launch.run_dir);
     tell(&Progress::Created(process));
-    container.start().map_err(StartError::Start)?;
+    release(&mut container)?;
+    Boundary::RELEASED.reach(&launch.run_dir);
     await_execution(&mut report)?;
+    Boundary::EXECUTED.reach(&launch.run_dir);
     tell(&Progress::Started(started_at));
     detach_foreign_mounts(launch, &paths);
     Ok(())
+}
+
+/// Tells the first process to execute its program. In another order than [`Container::start`], which writes down that
+/// the container runs after it has told the process: a death of the monitor between the two leaves a container that
+/// runs and in which the runtime executes nothing, because for it the container is only created.
+fn release(container: &mut Container) -> Result<(), StartError> {
+    container.set_status(ContainerStatus::Running).save().map_err(StartError::Start)?;
+    NotifySocket::new(container.root.join(NOTIFY_FILE))
+        .notify_container_start()
+        .map_err(|error| StartError::Start(error.into()))
 }
 
 /// Returns when the program was executed: the other end of `report` is closed by that.

@@ -19,6 +19,9 @@ pub(crate) fn hello() -> Request {
 /// The number that the first connection of a monitor has when control starts it.
 pub(crate) const CONNECTION_DESCRIPTOR: i32 = 3;
 
+/// The number that a pidfd of the container's first process has, when whoever starts a monitor to adopt it has one.
+pub(crate) const PROCESS_DESCRIPTOR: i32 = 4;
+
 /// From a client to a monitor. Each is answered by one [`Message`], in order, besides the pushed statuses.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]

@@ -2,9 +2,12 @@
 
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Store, StoreError, durable, failed, tree};
+
+/// What says in a container's folder whose it is.
+pub const CONTAINER_RECORD: &str = "container";
 
 impl Store {
     /// The folder of the container, made if it is missing.
@@ -33,7 +36,8 @@ impl Store {
         Ok(ids)
     }
 
-    /// Removes the folder of the container with all that is in it; nothing there is no error. No link is
+    /// Removes the folder of the container with all that is in it, [`CONTAINER_RECORD`] last: whoever is interrupted
+    /// leaves a container that is known and is removed again, or an empty folder. Nothing there is no error. No link is
     /// followed and no mount is entered: while something is mounted below, this fails and removes the rest.
     ///
     /// # Errors
@@ -41,8 +45,16 @@ impl Store {
     pub fn remove_container(&self, id: &str) -> Result<(), StoreError> {
         check(id)?;
         let folder = self.root.join("containers");
-        let remove = || tree::remove(super::open_folder(&folder)?, id);
-        remove().map_err(failed("remove the container's folder", &folder.join(id)))
+        let own = folder.join(id);
+        let names = super::names(&own)?;
+        let remove = |parent: &Path, name: &str| tree::remove(super::open_folder(parent)?, name);
+        let mut removed = Ok(());
+        for name in names.iter().filter(|name| *name != CONTAINER_RECORD) {
+            removed = removed.and(remove(&own, name));
+        }
+        removed
+            .and_then(|()| remove(&folder, id))
+            .map_err(failed("remove the container's folder", &own))
     }
 
     pub(super) fn sweep_containers(&self) {

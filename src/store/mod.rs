@@ -35,6 +35,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 pub use aside::{Finding, Kept, SetAside, set_aside_below};
+pub use container::CONTAINER_RECORD;
 pub use image::ImageRecord;
 pub use layer::{LayerDir, LayerSource, Staging};
 pub(crate) use tree::remove as remove_tree;

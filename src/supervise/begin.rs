@@ -66,7 +66,8 @@ impl Driver {
             Action::AdoptMonitor { container, .. } => {
                 if let Some(held) = self.begin_operation(&container, Operation::Adopt) {
                     let id = held.id.clone();
-                    tokio::spawn(async move { host.adopt(id, outcomes).await });
+                    let process = held.process.as_ref().and_then(|(_, fd)| fd.try_clone().ok());
+                    tokio::spawn(async move { host.adopt(id, process, outcomes).await });
                 }
             }
         }

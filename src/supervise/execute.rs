@@ -1,6 +1,7 @@
 //! Carries actions out, one function each. No decision is made here: what an action needs is in it, and its outcome
 //! goes back to the driver.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,13 +11,14 @@ use super::held::ContainerRecord;
 use super::images::{Extent, Images};
 use super::launch::{self, Place};
 use super::pull_error::PullError;
+use crate::boundary::Boundary;
 use crate::container::{
     self, ContainerId, Link, MonitorHandle, Outcome as RunOutcome, Phase, Seen, Signal,
 };
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::ContainerKey;
 use crate::spec::Service;
-use crate::store::{Store, record};
+use crate::store::{CONTAINER_RECORD, Store, record};
 use crate::sys::process::SealedExe;
 use crate::telemetry::Chain;
 
@@ -75,7 +77,7 @@ pub(super) type Outcomes = mpsc::Sender<Outcome>;
 impl Host {
     /// Where a container's own files are.
     pub(super) fn container_record(&self, id: &ContainerId) -> PathBuf {
-        self.store.root().join("containers").join(id.as_str()).join("container")
+        self.store.root().join("containers").join(id.as_str()).join(CONTAINER_RECORD)
     }
 
     /// The log of a service; it outlives its containers.
@@ -92,8 +94,10 @@ impl Host {
     }
 
     pub(super) async fn pull(&self, image: ImageRef, attempt: u32, outcomes: Outcomes) {
+        Boundary::PULL_BEGINS.reach(&self.run_dir);
         let result =
             self.images.pull(&image, Extent::Lazy, None).await.map(|local| local.manifest_digest);
+        Boundary::PULLED.reach(&self.run_dir);
         let _ = outcomes.send(Outcome::Pulled { image, attempt, result }).await;
     }
 
@@ -127,8 +131,10 @@ impl Host {
             return Err("no command is given, neither by the image nor by the service".to_owned());
         }
         self.store.container_dir(id.as_str()).map_err(|error| Chain(&error).to_string())?;
+        Boundary::FOLDER_MADE.reach(&self.run_dir);
         record::save(&self.container_record(id), record)
             .map_err(|error| Chain(&error).to_string())?;
+        Boundary::CREATED.reach(&self.run_dir);
         Ok(record.command.clone())
     }
 
@@ -140,6 +146,7 @@ impl Host {
         outcomes: Outcomes,
     ) {
         let result = self.try_start(&id, &record, &service).await;
+        Boundary::LAUNCHED.reach(&self.run_dir);
         let container = ContainerKey::new(id.as_str());
         let _ = outcomes.send(Outcome::Launched { container, result }).await;
     }
@@ -156,8 +163,10 @@ impl Host {
             .map_err(|error| Chain(&error).to_string())?
             .ok_or_else(|| format!("image `{}` is not here any more", record.image))?;
         let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
+        Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
         record::save(&self.container_record(id), record)
             .map_err(|error| Chain(&error).to_string())?;
+        Boundary::START_RECORDED.reach(&self.run_dir);
         let place = Place {
             id: id.clone(),
             instance: self.instance.to_string(),
@@ -184,6 +193,7 @@ impl Host {
         container: ContainerKey,
         outcomes: Outcomes,
     ) {
+        Boundary::STOP_BEGINS.reach(&self.run_dir);
         let result = match monitor {
             None => Err("its monitor is gone".to_owned()),
             Some(monitor) => match monitor.stop(None, None).await {
@@ -198,6 +208,7 @@ impl Host {
                 Err(error) => Err(Chain(&error).to_string()),
             },
         };
+        Boundary::STOPPED.reach(&self.run_dir);
         let _ = outcomes.send(Outcome::Stopped { container, result }).await;
     }
 
@@ -211,15 +222,26 @@ impl Host {
         let (store, run_dir, id) = (self.store.clone(), self.run_dir.clone(), id.clone());
         // A writable layer may hold many files.
         let removing = tokio::task::spawn_blocking(move || {
+            Boundary::REMOVAL_BEGINS.reach(&run_dir);
             container::remove(&run_dir, &id).map_err(|error| Chain(&error).to_string())?;
-            store.remove_container(id.as_str()).map_err(|error| Chain(&error).to_string())
+            Boundary::RUN_FOLDER_REMOVED.reach(&run_dir);
+            store.remove_container(id.as_str()).map_err(|error| Chain(&error).to_string())?;
+            Boundary::REMOVED.reach(&run_dir);
+            Ok(())
         });
         removing.await.map_err(|error| error.to_string())?
     }
 
-    pub(super) async fn adopt(&self, id: ContainerId, outcomes: Outcomes) {
+    /// `process` is a pidfd of its first process.
+    pub(super) async fn adopt(
+        &self,
+        id: ContainerId,
+        process: Option<OwnedFd>,
+        outcomes: Outcomes,
+    ) {
         let container = ContainerKey::new(id.as_str());
-        let result = MonitorHandle::attach(&self.exe, &self.run_dir, &id)
+        Boundary::ADOPTION_BEGINS.reach(&self.run_dir);
+        let result = MonitorHandle::attach_with(&self.exe, &self.run_dir, &id, process)
             .await
             .map_err(|error| Chain(&error).to_string());
         let _ = outcomes.send(Outcome::Adopted { container, result }).await;

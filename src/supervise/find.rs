@@ -136,6 +136,7 @@ impl Driver {
             if let Phase::Ended(exit) = &status.phase {
                 held.record.exit = Some(exit.clone());
             }
+            held.keep_process(&status.phase);
             held.status = Some(status);
             held.monitor = Some(monitor.clone());
             tokio::spawn(execute::watch(monitor, key.clone(), self.outcomes.clone()));

@@ -1,5 +1,7 @@
 //! One container as control holds it: its durable record, its monitor, and what is under way.
 
+use std::os::fd::OwnedFd;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +16,7 @@ use crate::reconcile::{
 };
 use crate::spec::{Fingerprint, ProjectName, ServiceName};
 use crate::store::Record;
+use crate::sys::process::ProcessIdentity;
 
 /// A container as it is kept in `$STATE/containers/<id>/container`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +100,8 @@ pub(super) struct Held {
     pub(super) monitor: Option<MonitorHandle>,
     /// What the monitor last said; also after it died.
     pub(super) status: Option<Status>,
+    /// Its first process, kept open so that how it ended can be asked even if its monitor dies with it.
+    pub(super) process: Option<(ProcessIdentity, OwnedFd)>,
     /// What control does with it at the moment.
     pub(super) busy: Option<Operation>,
     pub(super) failed: Option<(Operation, Failure)>,
@@ -113,6 +118,7 @@ impl Held {
             record,
             monitor: None,
             status: None,
+            process: None,
             busy: None,
             failed: None,
             monitor_lost: false,
@@ -129,8 +135,21 @@ impl Held {
         if matches!(status.writable, Some(WritableState::Fresh | WritableState::Kept)) {
             self.writable_lost = false;
         }
+        self.keep_process(&status.phase);
         self.status = Some(status);
         ended
+    }
+
+    /// Opens the first process once it is known, and lets it go with the run.
+    pub(super) fn keep_process(&mut self, phase: &Phase) {
+        let known = self.process.as_ref().map(|(identity, _)| identity);
+        match (phase, phase.process()) {
+            (_, Some(identity)) if known != Some(identity) => {
+                self.process = identity.open().map(|pidfd| (identity.clone(), pidfd));
+            }
+            (Phase::Ended(_), _) => self.process = None,
+            _ => {}
+        }
     }
 
     /// Its first process, while it runs.

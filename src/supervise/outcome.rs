@@ -126,7 +126,9 @@ impl Driver {
                 self.finish(container, operation, None);
                 let Some(held) = self.containers.get_mut(container) else { return };
                 held.monitor_lost = false;
-                held.status = Some(monitor.seen().status);
+                let status = monitor.seen().status;
+                held.keep_process(&status.phase);
+                held.status = Some(status);
                 held.monitor = Some(monitor.clone());
                 tokio::spawn(execute::watch(
                     monitor.clone(),

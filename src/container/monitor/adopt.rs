@@ -1,17 +1,25 @@
 //! Taking over from a dead monitor.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::super::record::{self, RunRecord};
+use super::super::finish::wait_ms;
+use super::super::record::{self, RunEnd, RunRecord};
 use super::super::{Outcome, Phase, Status};
 use super::children::Child;
 use super::run::{Init, Monitor};
+use crate::boundary::Boundary;
+use crate::sys::process::Ended;
 use crate::sys::{child, mount, socket};
 
-/// Enters the life of a container where its files say that it is.
-pub(super) fn adopt(mut monitor: Monitor) -> Monitor {
+/// How long the end of a process that is nobody's child is asked for: whoever has to reap it may be busy.
+const REAPING: Duration = Duration::from_secs(2);
+
+/// Enters the life of a container where its files say that it is. `kept` is a pidfd of its first process that somebody
+/// opened while it ran: the kernel answers for one who has ended only to who held such a descriptor before.
+pub(super) fn adopt(mut monitor: Monitor, kept: Option<OwnedFd>) -> Monitor {
     let run: Option<RunRecord> = record::read_json(&monitor.paths.process).ok().flatten();
     let not_started = Outcome::NotStarted {
         reason: "its monitor died while it was starting".to_owned(),
@@ -23,9 +31,15 @@ pub(super) fn adopt(mut monitor: Monitor) -> Monitor {
     };
     monitor.status = Status { writable: Some(run.writable.clone()), ..monitor.status };
     monitor.started_at = Some(run.started_at);
+    monitor.stop_requested = run.stop_requested;
+    if let Some(RunEnd { outcome, at }) = run.ended {
+        monitor.ended_at = Some(at);
+        monitor.end_with(outcome);
+        return monitor;
+    }
     let Some(pidfd) = run.process.open() else {
-        let ended = child::exit_of_zombie(&run.process).map_or(Outcome::Unknown, Outcome::from);
-        monitor.end_with(ended);
+        let ended = child::exit_of_zombie(&run.process).or_else(|| exit_of(kept?));
+        monitor.end_with(ended.map_or(Outcome::Unknown, Outcome::from));
         return monitor;
     };
     let init = Init { process: run.process.clone(), pidfd, is_child: false, ended: None };
@@ -36,10 +50,22 @@ pub(super) fn adopt(mut monitor: Monitor) -> Monitor {
     }
     monitor.open_output();
     remount(&monitor, run.process.pid);
+    Boundary::ROOT_TAKEN_OVER.reach(&monitor.launch.run_dir);
     monitor.init = Some(init);
     monitor.status.phase = Phase::Running { process: run.process, started_at: run.started_at };
     info!(container = %monitor.launch.id, "adopted");
+    Boundary::ADOPTED.reach(&monitor.launch.run_dir);
     monitor
+}
+
+fn exit_of(pidfd: OwnedFd) -> Option<Ended> {
+    let until = Instant::now() + REAPING;
+    loop {
+        match child::exit_of(std::os::fd::AsFd::as_fd(&pidfd)) {
+            Ok(None) if Instant::now() < until => wait_ms(10),
+            told => return told.ok().flatten(),
+        }
+    }
 }
 
 /// The root file system was mounted in the dead monitor's namespace and went with it; the container still has it.

@@ -11,6 +11,7 @@ use super::super::start::Progress;
 use super::super::{Outcome, Phase};
 use super::children::Child;
 use super::run::{Init, Monitor, stopping};
+use crate::boundary::Boundary;
 use crate::sys::child;
 use crate::sys::process::{self, Ended};
 
@@ -88,6 +89,7 @@ impl Monitor {
                         };
                     }
                     self.tell_status();
+                    Boundary::RUNNING.reach(&self.launch.run_dir);
                     self.end_if_over();
                 }
                 Progress::Failed(failure) => {

@@ -34,10 +34,11 @@ use rustix::fs::FlockOperation;
 use tracing::{error, warn};
 
 use super::finish::{self, GROUPS_LOCK};
-use super::handle::next_launch;
+use super::handle::{ADOPT_WITH_PROCESS, next_launch};
 use super::record::{self, ExitRecord};
-use super::wire::{CONNECTION_DESCRIPTOR, Message};
+use super::wire::{CONNECTION_DESCRIPTOR, Message, PROCESS_DESCRIPTOR};
 use super::{ContainerId, ContainerIdError, Launch, RunPaths};
+use crate::boundary::Boundary;
 use crate::sys::process::{self, ProcessIdentity};
 use crate::sys::signal::{self, SignalFd};
 use crate::sys::{cgroup, child, mount, socket};
@@ -90,8 +91,12 @@ pub(crate) fn monitor_main(args: Vec<OsString>) -> ExitCode {
     let options = LogOptions { level: "info".to_owned(), format: LogFormat::Text };
     let _ = init_logging(&options);
     let first = process::inherited(CONNECTION_DESCRIPTOR).ok();
+    // Only where it was passed: anything may have the number otherwise.
+    let kept = (args.first().is_some_and(|action| action == ADOPT_WITH_PROCESS))
+        .then(|| process::inherited(PROCESS_DESCRIPTOR).ok())
+        .flatten();
     match begin(&args) {
-        Ok(begun) => begun.run(first),
+        Ok(begun) => begun.run(first, kept),
         Err(error) => {
             error!(error = %Chain(&error), "monitor does not begin");
             if let Some(connection) = first {
@@ -117,10 +122,10 @@ enum Begun {
 }
 
 impl Begun {
-    fn run(self, first: Option<OwnedFd>) -> ExitCode {
+    fn run(self, first: Option<OwnedFd>, kept: Option<OwnedFd>) -> ExitCode {
         let monitor = match self {
             Self::Launch(begin) => run::Monitor::new(*begin, first).launch(),
-            Self::Adopt(begin) => adopt::adopt(run::Monitor::new(*begin, first)),
+            Self::Adopt(begin) => adopt::adopt(run::Monitor::new(*begin, first), kept),
             Self::Over(begin, record) => run::Monitor::new(*begin, first).over(record),
         };
         child::trim_heap();
@@ -142,7 +147,7 @@ fn begin(args: &[OsString]) -> Result<Begun, MonitorStartError> {
         });
     let adopts = match action.to_str() {
         Some("launch") => false,
-        Some("adopt") => true,
+        Some("adopt" | ADOPT_WITH_PROCESS) => true,
         _ => return Err(MonitorStartError::Arguments),
     };
     if !adopts {
@@ -151,6 +156,7 @@ fn begin(args: &[OsString]) -> Result<Begun, MonitorStartError> {
         }
         let _ = std::fs::remove_file(&paths.process);
         let _ = std::fs::remove_file(&paths.exit);
+        Boundary::LAUNCH_TAKEN.reach(&run_dir);
         std::fs::rename(next_launch(&paths), &paths.launch).map_err(step("take the launch"))?;
     }
     let launch: Launch = record::read_json(&paths.launch)
@@ -159,6 +165,7 @@ fn begin(args: &[OsString]) -> Result<Begun, MonitorStartError> {
     let ended = record::read_json(&paths.exit).unwrap_or_default();
     let has_run_record = paths.process.exists();
     let begin = Box::new(enter(launch, paths, lock)?);
+    if adopts { Boundary::ADOPTER_READY } else { Boundary::MONITOR_READY }.reach(&run_dir);
     Ok(match ended {
         _ if !adopts => Begun::Launch(begin),
         Some(record) if !has_run_record => Begun::Over(begin, record),

@@ -8,6 +8,7 @@ use super::super::{ExecRequest, Outcome, Phase, Signal};
 use super::client::Heard;
 use super::run::{Init, Monitor, stopping};
 use super::session::Session;
+use crate::boundary::Boundary;
 use crate::sys::cgroup;
 use crate::sys::process::send_signal;
 use crate::version::versions;
@@ -95,6 +96,7 @@ impl Monitor {
         } else {
             let _ = self.signal(signal.unwrap_or(self.launch.stop.signal));
         }
+        Boundary::STOP_ASKED.reach(&self.launch.run_dir);
         if let Phase::Running { process, started_at } = &self.status.phase {
             self.status.phase = stopping(process.clone(), *started_at);
             self.tell_status();

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::super::finish::{self, Finished};
-use super::super::record::{self, RECORD_VERSION};
+use super::super::record::{self, RECORD_VERSION, RunEnd, RunRecord};
 use super::super::start;
 use super::super::wire::Message;
 use super::super::{ExitRecord, Launch, Outcome, Phase, RunPaths, Status};
@@ -19,6 +19,7 @@ use super::client::Client;
 use super::output::Output;
 use super::poll::Source;
 use super::session::Session;
+use crate::boundary::Boundary;
 use crate::sys::process::ProcessIdentity;
 use crate::sys::{cgroup, socket};
 
@@ -213,8 +214,9 @@ impl Monitor {
         if self.outcome.is_some() {
             return;
         }
+        let at = *self.ended_at.get_or_insert_with(Timestamp::now);
+        self.note_end(RunEnd { outcome: outcome.clone(), at });
         self.outcome = Some(outcome);
-        self.ended_at.get_or_insert_with(Timestamp::now);
         self.kill_at = None;
         if let Some(child) = self.starting.take() {
             child.kill();
@@ -229,6 +231,23 @@ impl Monitor {
                 self.complete(finished);
             }
         }
+    }
+
+    /// Keeps how the first process ended where the next monitor finds it: cleaning up takes a while, and nobody can be
+    /// asked again.
+    fn note_end(&self, end: RunEnd) {
+        let noted = record::read_json::<RunRecord>(&self.paths.process).and_then(|run| match run {
+            Some(run) if run.ended.is_none() => {
+                let stop_requested = self.stop_requested;
+                let run = RunRecord { ended: Some(end), stop_requested, ..run };
+                record::write_json(&self.paths.process, &run)
+            }
+            Some(_) | None => Ok(()),
+        });
+        if let Err(error) = noted {
+            warn!(%error, "how it ended could not be noted yet");
+        }
+        Boundary::END_NOTED.reach(&self.launch.run_dir);
     }
 
     /// Nothing of it is left: writes down how it ended and tells everybody.
@@ -249,18 +268,22 @@ impl Monitor {
             stop_requested: self.stop_requested,
             left_behind: finished.left_behind,
         };
+        Boundary::FINISHED.reach(&self.launch.run_dir);
         for left in &record.left_behind {
             warn!(left, "left behind");
         }
         info!(outcome = ?record.outcome, "ended");
         let copy = self.launch.state_dir.join("exit.json");
-        for path in [&copy, &self.paths.exit] {
+        let written = [(&copy, Boundary::EXIT_COPIED), (&self.paths.exit, Boundary::EXIT_RECORDED)];
+        for (path, boundary) in written {
             if let Err(error) = record::write_json(path, &record) {
                 warn!(%error, path = %path.display(), "the exit record cannot be written");
             }
+            boundary.reach(&self.launch.run_dir);
         }
         // After the record: who finds neither knows that the monitor died in between.
         let _ = fs::remove_file(&self.paths.process);
+        Boundary::RUN_FORGOTTEN.reach(&self.launch.run_dir);
         self.init = None;
         self.status.phase = Phase::Ended(record);
         for session in std::mem::take(&mut self.sessions) {

@@ -1,0 +1,219 @@
+//! Every boundary of every action, and at each the death of every role: whoever comes next finishes the action, and
+//! nothing is done twice.
+
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal};
+use supervisor::boundary::Boundary;
+use supervisor::sys::process::ProcessIdentity;
+
+use super::hold::{arm, release, waiting};
+use crate::services::{file, service};
+use crate::support::program::{Program, crash, runs, signal};
+
+/// Who dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Control,
+    Keeper,
+    Worker,
+    Monitor,
+}
+
+/// Ends with a code of its own a moment after it was asked.
+const WEB: &str =
+    "trap 'echo stopping; sleep 0.1; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
+
+/// One instance in the middle of something.
+struct Scene {
+    program: Program,
+    up: Option<Child>,
+}
+
+impl Scene {
+    /// Begins an `up` that is held up at `boundary`, if it comes there.
+    fn begin(boundary: Option<Boundary>) -> Self {
+        let program = Program::new();
+        program.services(&file(&[service("web", WEB).key("restart: always")]));
+        if let Some(boundary) = boundary {
+            arm(&program, boundary);
+        }
+        let up = Some(program.up());
+        Self { program, up }
+    }
+
+    fn held(&self, boundary: Boundary) {
+        self.program.until(&format!("somebody is at {}", boundary.name()), || {
+            waiting(&self.program, boundary)
+        });
+    }
+
+    /// Kills a role, if somebody plays it now, and lets go what is held up.
+    fn kill(&mut self, role: Role) {
+        match role {
+            Role::Control => match self.up.take() {
+                Some(up) => crash(up),
+                None => {
+                    if let Some(pid) = self.program.background_control() {
+                        signal(pid, Signal::KILL);
+                    }
+                }
+            },
+            Role::Keeper | Role::Worker | Role::Monitor => {
+                let name = format!("{role:?}").to_lowercase();
+                let service = if role == Role::Monitor { "web" } else { "" };
+                if let Some(pid) = self.program.role(&name, service) {
+                    signal(pid, Signal::KILL);
+                }
+            }
+        }
+        release(&self.program);
+    }
+
+    /// One container runs, it is whole, and nothing of another one is there.
+    fn converges(&mut self) -> Pid {
+        if self.up.is_none() {
+            self.up = Some(self.program.up());
+        }
+        let pid = self.program.running("web");
+        let count =
+            |folder: &str| std::fs::read_dir(self.program.folder().join(folder)).unwrap().count();
+        self.program.until("one container is left", || {
+            (count("state/containers") == 1 && count("run/containers") == 1).then_some(())
+        });
+        // While a monitor is replaced nobody answers.
+        self.program.until("a program runs in it", || {
+            let ran = self.program.run(["exec", "web", "--", "cat", "/proc/1/comm"]);
+            (ran.stdout == b"sh\n").then_some(())
+        });
+        pid
+    }
+
+    /// And it is stopped as always.
+    fn ends(mut self, pid: Pid) {
+        self.program.wrote("web", "ready");
+        assert_eq!(self.program.interrupt(self.up.take().unwrap()), Some(0));
+        assert!(!runs(pid));
+        assert_eq!(self.program.service("web").unwrap()["ExitCode"], 4);
+    }
+}
+
+fn of_action(names: &[&str]) -> Vec<Boundary> {
+    let begins = |boundary: &Boundary| names.iter().any(|name| boundary.name().starts_with(name));
+    Boundary::ALL.iter().copied().filter(begins).collect()
+}
+
+/// Runs a scene for each boundary, and says which one has failed.
+fn each(names: &[&str], scene: impl Fn(Boundary)) {
+    for boundary in of_action(names) {
+        let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scene(boundary)));
+        assert!(ran.is_ok(), "at {}", boundary.name());
+    }
+}
+
+fn starts(role: Role) {
+    each(&["pull-", "create-", "start-"], |boundary| {
+        let mut scene = Scene::begin(Some(boundary));
+        scene.held(boundary);
+        scene.kill(role);
+        let pid = scene.converges();
+        scene.ends(pid);
+    });
+}
+
+/// `stop` is asked for and meets a death on its way.
+fn stops(role: Role) {
+    each(&["stop-"], |boundary| {
+        let mut scene = Scene::begin(None);
+        let pid = scene.converges();
+        scene.program.wrote("web", "ready");
+        arm(&scene.program, boundary);
+        signal(Pid::from_child(scene.up.as_ref().unwrap()), Signal::INT);
+        scene.held(boundary);
+        scene.kill(role);
+        // What the user asked for is kept by whoever is control then.
+        if let Some(mut up) = scene.up.take() {
+            assert_eq!(scene.program.ended(&mut up).code(), Some(0));
+        }
+        let shown = scene.program.state("web", "exited");
+        assert_eq!(shown["ExitCode"], 4, "{shown}");
+        assert!(!runs(pid));
+    });
+}
+
+fn removes(role: Role) {
+    each(&["remove-"], |boundary| {
+        let mut scene = Scene::begin(None);
+        let pid = scene.converges();
+        scene.program.wrote("web", "ready");
+        arm(&scene.program, boundary);
+        let mut down = scene
+            .program
+            .command(["down"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        scene.held(boundary);
+        scene.kill(role);
+        scene.program.ended(&mut down);
+        if let Some(mut up) = scene.up.take() {
+            scene.program.ended(&mut up);
+        }
+        // Once more, because the first may have lost its control.
+        scene.program.ok(["down"]);
+        assert!(!runs(pid));
+        for folder in ["state/containers", "run/containers"] {
+            let left = std::fs::read_dir(scene.program.folder().join(folder)).unwrap().count();
+            assert_eq!(left, 0, "{folder}");
+        }
+    });
+}
+
+/// A monitor has died, and its replacement meets another death on its way.
+fn adopts(role: Role) {
+    each(&["adopt-"], |boundary| {
+        let mut scene = Scene::begin(None);
+        let pid = scene.converges();
+        let process = ProcessIdentity::of(pid.as_raw_nonzero().get()).unwrap();
+        scene.program.wrote("web", "ready");
+        arm(&scene.program, boundary);
+        signal(scene.program.role("monitor", "web").unwrap(), Signal::KILL);
+        scene.held(boundary);
+        scene.kill(role);
+        assert_eq!(scene.converges(), pid);
+        assert!(process.open().is_some(), "the same process");
+        scene.ends(pid);
+    });
+}
+
+macro_rules! matrix {
+    ($($(#[$attribute:meta])* $name:ident: $action:ident, $role:ident;)*) => {
+        $(#[test] $(#[$attribute])* fn $name() { $action(Role::$role); })*
+    };
+}
+
+matrix! {
+    control_dies_at_every_boundary_of_a_start: starts, Control;
+    #[ignore = "the other two roles have no part in it; `scripts/test --all`"]
+    the_keeper_dies_at_every_boundary_of_a_start: starts, Keeper;
+    #[ignore = "the other two roles have no part in it; `scripts/test --all`"]
+    the_worker_dies_at_every_boundary_of_a_start: starts, Worker;
+    the_monitor_dies_at_every_boundary_of_a_start: starts, Monitor;
+    control_dies_at_every_boundary_of_a_stop: stops, Control;
+    #[ignore = "the other two roles have no part in it; `scripts/test --all`"]
+    the_keeper_dies_at_every_boundary_of_a_stop: stops, Keeper;
+    #[ignore = "the other two roles have no part in it; `scripts/test --all`"]
+    the_worker_dies_at_every_boundary_of_a_stop: stops, Worker;
+    the_monitor_dies_at_every_boundary_of_a_stop: stops, Monitor;
+    control_dies_at_every_boundary_of_a_removal: removes, Control;
+    #[ignore = "the other two roles have no part in it; `scripts/test --all`"]
+    the_keeper_dies_at_every_boundary_of_a_removal: removes, Keeper;
+    #[ignore = "the other two roles have no part in it; `scripts/test --all`"]
+    the_worker_dies_at_every_boundary_of_a_removal: removes, Worker;
+    the_monitor_dies_at_every_boundary_of_a_removal: removes, Monitor;
+    control_dies_at_every_boundary_of_an_adoption: adopts, Control;
+    the_keeper_dies_at_every_boundary_of_an_adoption: adopts, Keeper;
+    the_worker_dies_at_every_boundary_of_an_adoption: adopts, Worker;
+    the_monitor_dies_at_every_boundary_of_an_adoption: adopts, Monitor;
+}
