@@ -3,6 +3,7 @@
 //! Control writes it to `$RUN/containers/<id>/launch.json` and the monitor reads it there, also the one that replaces
 //! a dead monitor. Nothing in it refers to an image or a services file: those are resolved before.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -186,6 +187,40 @@ pub struct LogTarget {
     /// How many files there are, the current one included.
     #[serde(default = "default_max_files")]
     pub max_files: u32,
+    /// What every line carries besides its text, by name.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+    /// What happens when it cannot keep up.
+    #[serde(default)]
+    pub overflow: LogOverflow,
+    /// Whether there is a log at all.
+    #[serde(default)]
+    pub kept: LogKept,
+}
+
+/// What happens to a container whose output comes faster than its log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogOverflow {
+    /// It waits.
+    #[default]
+    Wait,
+    /// It goes on; once more than this waits to be written, lines are dropped and counted.
+    Drop {
+        /// In bytes.
+        buffer: u64,
+    },
+}
+
+/// Whether output is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogKept {
+    /// In files.
+    #[default]
+    Files,
+    /// It is read, so that nobody waits, and thrown away.
+    Nothing,
 }
 
 fn default_max_size() -> u64 {
@@ -200,7 +235,14 @@ impl LogTarget {
     /// `path` with the default rotation, 10 MB × 3.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, max_size: default_max_size(), max_files: default_max_files() }
+        Self {
+            path,
+            max_size: default_max_size(),
+            max_files: default_max_files(),
+            attributes: BTreeMap::new(),
+            overflow: LogOverflow::Wait,
+            kept: LogKept::Files,
+        }
     }
 }
 

@@ -36,8 +36,8 @@ pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
-    HostEntry, LAUNCH_VERSION, Launch, LaunchProblem, LogTarget, Mount, MountKind, Network,
-    Process, Rootfs, RunPaths, StopPolicy, Writable,
+    HostEntry, LAUNCH_VERSION, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
+    MountKind, Network, Process, Rootfs, RunPaths, StopPolicy, Writable,
 };
 pub(crate) use monitor::monitor_main;
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};

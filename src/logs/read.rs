@@ -1,5 +1,6 @@
 //! Reading a log back, oldest entry first, over all of its files.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
@@ -8,12 +9,12 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::LogEntry;
-use super::write::rotated;
+use super::write::{MAX_FILES, numbered};
 
 /// Which entries are wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// Only the last so many entries; all of them where `None`.
+    /// Only the last so many of the entries before `until`, or of all; every one where `None`.
     pub tail: Option<usize>,
     /// Only entries of this moment or later.
     pub since: Option<Timestamp>,
@@ -27,6 +28,8 @@ pub struct LogReader {
     path: PathBuf,
     options: ReadOptions,
     current: Option<OpenFile>,
+    /// Found already, and next.
+    found: VecDeque<LogEntry>,
 }
 
 #[derive(Debug)]
@@ -36,8 +39,8 @@ struct OpenFile {
     line: Vec<u8>,
 }
 
-/// More rotated files than anybody keeps; bounds the search for them.
-const MAX_ROTATED: u32 = 1000;
+/// How often a rotation may come between.
+const RACES: usize = 10;
 
 impl LogReader {
     /// Begins to read the log at `path`, which need not exist yet.
@@ -45,11 +48,24 @@ impl LogReader {
     /// # Errors
     /// Those of the file system.
     pub fn open(path: &Path, options: ReadOptions) -> io::Result<Self> {
-        let mut reader = Self { path: path.to_owned(), options, current: None };
-        reader.current = match options.tail {
-            Some(tail) => reader.seek_tail(tail)?,
-            None => reader.oldest()?,
-        };
+        let mut reader =
+            Self { path: path.to_owned(), options, current: None, found: VecDeque::new() };
+        match (options.tail, options.until) {
+            (Some(tail), None) => reader.current = reader.seek_tail(tail)?,
+            // Where the entries before a moment end is known to who reads up to there.
+            (Some(tail), Some(_)) => {
+                reader.current = reader.oldest()?;
+                while let Some(entry) = reader.next_entry_of_files()? {
+                    if reader.found.len() == tail {
+                        reader.found.pop_front();
+                    }
+                    if tail > 0 {
+                        reader.found.push_back(entry);
+                    }
+                }
+            }
+            (None, _) => reader.current = reader.oldest()?,
+        }
         Ok(reader)
     }
 
@@ -58,6 +74,13 @@ impl LogReader {
     /// # Errors
     /// Those of reading.
     pub fn next_entry(&mut self) -> io::Result<Option<LogEntry>> {
+        match self.found.pop_front() {
+            Some(entry) => Ok(Some(entry)),
+            None => self.next_entry_of_files(),
+        }
+    }
+
+    fn next_entry_of_files(&mut self) -> io::Result<Option<LogEntry>> {
         loop {
             let Some(open) = &mut self.current else {
                 self.current = self.oldest()?;
@@ -73,6 +96,7 @@ impl LogReader {
                 if !open.fill_line()? {
                     match next {
                         Some(next) => self.current = Some(next),
+                        None if open.begin_again_if_cut()? => {}
                         None => return Ok(None),
                     }
                     continue;
@@ -92,16 +116,33 @@ impl LogReader {
 
     /// All files, the newest first.
     fn files(&self) -> io::Result<Vec<(File, u64)>> {
+        // A rotation meanwhile moves what has been seen to names that are still to be looked at, and what is still
+        // to be seen past them; it gives the log a new file, so it is noticed.
+        for _ in 0..RACES {
+            let files = self.files_at_once()?;
+            let current = self.path.metadata().ok().map(|metadata| metadata.ino());
+            if files.first().map(|(_, inode)| *inode) == current {
+                return Ok(files);
+            }
+        }
+        self.files_at_once()
+    }
+
+    fn files_at_once(&self) -> io::Result<Vec<(File, u64)>> {
         let mut files = Vec::new();
-        for number in 0..MAX_ROTATED {
-            let path = if number == 0 { self.path.clone() } else { rotated(&self.path, number) };
-            match File::open(path) {
+        let mut is_missing = false;
+        for number in 0..=MAX_FILES {
+            match File::open(numbered(&self.path, number)) {
                 Ok(file) => {
                     let inode = file.metadata()?.ino();
                     files.push((file, inode));
+                    is_missing = false;
                 }
-                // Between the two renames of a rotation the current file is missing for a moment.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => {}
+                // In the middle of a rotation one name is free: the file that had it has moved on, and the next
+                // newer one has not yet.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !is_missing => {
+                    is_missing = true;
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(error),
             }
@@ -151,6 +192,17 @@ impl LogReader {
 impl OpenFile {
     fn new(file: File, inode: u64) -> Self {
         Self { reader: BufReader::new(file), inode, line: Vec::new() }
+    }
+
+    /// Goes to the beginning of a file that was emptied by somebody (`truncate`, `> log.json`).
+    fn begin_again_if_cut(&mut self) -> io::Result<bool> {
+        let length = self.reader.get_ref().metadata()?.len();
+        let is_cut = length < self.reader.stream_position()?;
+        if is_cut {
+            self.reader.seek(SeekFrom::Start(0))?;
+            self.line.clear();
+        }
+        Ok(is_cut)
     }
 
     /// Reads on in the current line; `true` when it is complete.
@@ -248,5 +300,66 @@ mod tests {
         let at = |second| Some(Timestamp::from_second(second).unwrap());
         let options = ReadOptions { tail: None, since: at(3), until: at(6) };
         assert_eq!(read(&mut LogReader::open(&path, options).unwrap()), [3, 4, 5]);
+    }
+
+    #[test]
+    fn a_tail_before_a_moment_counts_back_from_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        write(&mut LogWriter::open(&path, 500, 9).unwrap(), 0..30);
+        let at = |second| Some(Timestamp::from_second(second).unwrap());
+        for (tail, expected) in [(0, 20..20), (3, 17..20), (100, 5..20)] {
+            let options = ReadOptions { tail: Some(tail), since: at(5), until: at(20) };
+            let entries = read(&mut LogReader::open(&path, options).unwrap());
+            assert_eq!(entries, expected.collect::<Vec<_>>(), "tail {tail}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_somebody_emptied_is_read_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogWriter::open(&path, 0, 1).unwrap();
+        write(&mut log, 0..5);
+        let mut reader = LogReader::open(&path, ReadOptions::default()).unwrap();
+        assert_eq!(read(&mut reader), [0, 1, 2, 3, 4]);
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        write(&mut log, 5..7);
+        assert_eq!(read(&mut reader), [5, 6]);
+    }
+
+    #[test]
+    fn files_are_found_in_the_middle_of_a_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut reader = LogReader::open(&path, ReadOptions::default()).unwrap();
+        for number in (0..3).rev() {
+            write(
+                &mut LogWriter::open(&numbered(&path, number), 0, 1).unwrap(),
+                3 - i64::from(number)..4 - i64::from(number),
+            );
+        }
+        assert_eq!(reader.next_entry().unwrap().unwrap().text(), "1");
+        // `.2` has moved on, `.1` has taken its place, and the current file is still to follow.
+        std::fs::rename(numbered(&path, 2), numbered(&path, 3)).unwrap();
+        std::fs::rename(numbered(&path, 1), numbered(&path, 2)).unwrap();
+        assert_eq!(read(&mut reader), [2, 3]);
+    }
+
+    #[test]
+    fn no_line_is_lost_while_a_log_rotates_as_fast_as_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut reader = LogReader::open(&path, ReadOptions::default()).unwrap();
+        let file = path.clone();
+        let writer = std::thread::spawn(move || {
+            write(&mut LogWriter::open(&file, 200, 100).unwrap(), 0..150);
+        });
+        let mut seen = Vec::new();
+        while seen.len() < 150 {
+            seen.extend(read(&mut reader));
+        }
+        writer.join().unwrap();
+        assert_eq!(seen, (0..150).collect::<Vec<_>>());
     }
 }

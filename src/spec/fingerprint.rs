@@ -81,6 +81,7 @@ impl Service {
             stop_signal,
             stop_grace_period,
             network_mode,
+            logging,
         } = self;
         let mut fields = BTreeMap::new();
         let mut add = |field: &str, value: Option<Value>| {
@@ -108,6 +109,14 @@ impl Service {
         let grace = stop_grace_period.map(|grace| json!(grace.as_nanos().to_string()));
         add("stop_grace_period", grace);
         add("network_mode", network_mode.map(|mode| json!(mode.to_string())));
+        // The monitor of a container learns it at its start; compose recreates for it too.
+        add(
+            "logging",
+            logging
+                .as_ref()
+                .filter(|logging| **logging != super::Logging::default())
+                .map(super::Logging::written),
+        );
         Fingerprint { schema: SCHEMA, fields }
     }
 

@@ -1,7 +1,7 @@
 //! The keys of compose: which are implemented, and what to say of those that are not.
 
 /// Keys of a service that this version implements.
-pub(super) const SERVICE: [&str; 12] = [
+pub(super) const SERVICE: [&str; 13] = [
     "image",
     "command",
     "entrypoint",
@@ -14,13 +14,14 @@ pub(super) const SERVICE: [&str; 12] = [
     "stop_signal",
     "stop_grace_period",
     "network_mode",
+    "logging",
 ];
 
 /// Keys at the top of the file that this version accepts, besides `x-*`.
 pub(super) const TOP: [&str; 3] = ["services", "version", "name"];
 
 /// Keys of a service that compose knows and this version does not implement.
-const SERVICE_LATER: [&str; 81] = [
+const SERVICE_LATER: [&str; 80] = [
     "annotations",
     "attach",
     "blkio_config",
@@ -66,7 +67,6 @@ const SERVICE_LATER: [&str; 81] = [
     "label_file",
     "labels",
     "links",
-    "logging",
     "mac_address",
     "mem_limit",
     "mem_reservation",

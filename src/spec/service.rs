@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ProjectName, ServiceName, Signal};
+use super::{Logging, ProjectName, ServiceName, Signal};
 use crate::image::ImageRef;
 
 /// A services file that was understood.
@@ -52,6 +52,8 @@ pub struct Service {
     pub stop_grace_period: Option<Duration>,
     /// The network that the container sees.
     pub network_mode: Option<NetworkMode>,
+    /// Where its output is kept.
+    pub logging: Option<Logging>,
 }
 
 impl Service {

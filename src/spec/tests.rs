@@ -257,3 +257,63 @@ proptest::proptest! {
         let _ = parsed(&format!("services:\n  web:\n    image: a\n    command: {text}\n    volumes: [{text}]\n"));
     }
 }
+
+#[test]
+fn logging_is_read_and_what_it_cannot_do_is_said() {
+    let keys = "    logging:\n      driver: json-file\n      options: {max-size: 10m, max-file: 3, tag: '{{.Name}}', \
+        env: 'A, B', mode: blocking, compress: 'false', x-mine: 1}\n";
+    let logging = web(keys).logging.unwrap();
+    assert_eq!(logging.driver, Some(LogDriver::JsonFile));
+    assert_eq!((logging.max_size, logging.max_files), (Some(10_000_000), Some(3)));
+    assert_eq!(logging.tag("c", "i").as_deref(), Some("c"));
+    assert_eq!(logging.env.into_iter().collect::<Vec<_>>(), ["A", "B"]);
+    assert_eq!(web("    logging:\n").logging, None);
+    let line = |logging: &str| {
+        let text = format!("services:\n  web:\n    image: a\n    logging: {logging}\n");
+        parsed(&text).unwrap_err().to_string()
+    };
+    for (logging, at, message) in [
+        (
+            "{driver: syslog}",
+            "4:23:",
+            "logging driver `syslog` is not supported: output is kept in files",
+        ),
+        ("{driver: jsonfile}", "4:23:", "unknown logging driver `jsonfile`"),
+        ("{drivers: none}", "4:15:", "unknown key `drivers`"),
+        ("json-file", "4:14:", "expected a mapping"),
+        ("{options: {max-size: 10x}}", "4:35:", "`10x` is not a size"),
+        ("{options: {max-size: 10}}", "4:35:", "too small"),
+        ("{options: {max-file: 0}}", "4:35:", "from 1 to 100"),
+        (
+            "{options: {max-flie: 2}}",
+            "4:25:",
+            "unknown logging option `max-flie`; there are `max-size`",
+        ),
+        ("{options: {compress: 'true'}}", "4:25:", "`compress` is not supported: older files stay"),
+        ("{options: {labels: a}}", "4:25:", "services have no labels"),
+        (
+            "{options: {tag: '{{.DaemonName}}'}}",
+            "4:30:",
+            "`{{.DaemonName}}` is not supported in a tag",
+        ),
+        ("{options: {max-buffer-size: 1m}}", "4:25:", "no meaning without `mode: non-blocking`"),
+        ("{driver: none, options: {max-size: 1m}}", "4:39:", "it has no options"),
+        ("{options: {mode: async}}", "4:31:", "use `blocking` or `non-blocking`"),
+        ("{options: [a]}", "4:24:", "expected a mapping"),
+    ] {
+        let problem = line(logging);
+        assert!(problem.contains(message), "{logging}: {problem}");
+        assert!(problem.starts_with(&format!("services.yaml:{at}")), "{logging}: {problem}");
+    }
+}
+
+#[test]
+fn a_change_of_logging_is_a_change_of_the_service() {
+    let none = web("").fingerprint();
+    assert_eq!(none, web("    logging: {}\n").fingerprint());
+    let one = web("    logging: {options: {max-size: 1m}}\n").fingerprint();
+    assert_eq!(none.changed_fields(&one), ["logging"]);
+    assert_eq!(one, web("    logging: {options: {max-size: 1000k}}\n").fingerprint());
+    let two = web("    logging: {driver: none}\n").fingerprint();
+    assert_eq!(one.changed_fields(&two), ["logging"]);
+}

@@ -115,6 +115,7 @@ fn service(checker: &mut Checker<'_>, name: ServiceName, node: &Node) -> Option<
             "stop_signal" => service.stop_signal = checker.signal(path, value),
             "stop_grace_period" => service.stop_grace_period = checker.duration(path, value),
             "network_mode" => service.network_mode = checker.network_mode(path, value),
+            "logging" => service.logging = checker.logging(path, value),
             _ if key.starts_with("x-") => {}
             _ => checker.problem(Some(*at), path, keys::service_problem(key, has_image)),
         }
@@ -137,6 +138,7 @@ fn service(checker: &mut Checker<'_>, name: ServiceName, node: &Node) -> Option<
         stop_signal: service.stop_signal,
         stop_grace_period: service.stop_grace_period,
         network_mode: service.network_mode,
+        logging: service.logging,
     })
 }
 
@@ -154,4 +156,5 @@ struct Unfinished {
     stop_signal: Option<super::Signal>,
     stop_grace_period: Option<std::time::Duration>,
     network_mode: Option<super::NetworkMode>,
+    logging: Option<super::Logging>,
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::container::{
-    Launch, LogTarget, Mount, MountKind, Network, Process, Rootfs, Signal, StopPolicy, Writable,
+    Launch, LogKept, LogOverflow, LogTarget, Mount, MountKind, Network, Process, Rootfs, Signal,
+    StopPolicy, Writable,
 };
 use crate::image::ImageConfig;
-use crate::spec::{Access, NetworkMode, Service};
+use crate::spec::{Access, LogDriver, LogMode, NetworkMode, Service};
 
 /// Where the pieces of one container are.
 #[derive(Debug, Clone)]
@@ -69,9 +70,10 @@ pub(super) fn launch(
         user: service.user.clone().or_else(|| image.user.clone()),
         no_new_privileges: false,
     };
+    let name = place.id.to_string();
     let mut launch =
         Launch::new(place.id, &place.instance, place.run_dir, place.state_dir, rootfs, process);
-    launch.log = LogTarget::new(place.log);
+    launch.log = log(service, &launch.process, &name, place.log);
     launch.network = match service.network() {
         NetworkMode::Host => Network::Host,
         NetworkMode::None => Network::None,
@@ -88,6 +90,31 @@ pub(super) fn launch(
     launch.stop =
         StopPolicy { signal: stop_signal(service, image), grace_ms: millis(service.grace()) };
     launch
+}
+
+/// Bytes that wait for a log before lines are dropped, where that is asked for; Docker's default.
+const LOG_BUFFER: u64 = 1 << 20;
+
+fn log(service: &Service, process: &Process, container: &str, path: PathBuf) -> LogTarget {
+    let mut target = LogTarget::new(path);
+    let Some(logging) = &service.logging else { return target };
+    target.max_size = logging.max_size.unwrap_or(target.max_size);
+    target.max_files = logging.max_files.unwrap_or(target.max_files);
+    if logging.mode == Some(LogMode::NonBlocking) {
+        let buffer = logging.max_buffer_size.unwrap_or(LOG_BUFFER);
+        target.overflow = LogOverflow::Drop { buffer };
+    }
+    if logging.driver == Some(LogDriver::None) {
+        target.kept = LogKept::Nothing;
+    }
+    let pairs = process.env.iter().filter_map(|pair| pair.split_once('='));
+    target.attributes = pairs
+        .filter(|(name, _)| logging.env.contains(*name))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let tag = logging.tag(container, &service.image.to_string());
+    target.attributes.extend(tag.map(|tag| ("tag".to_owned(), tag)));
+    target
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -162,6 +189,33 @@ mod tests {
         assert!(launch.rootfs.read_only && launch.mounts[0].read_only);
         let source = PathBuf::from("/srv/data");
         assert_eq!(launch.mounts[0].kind, MountKind::Bind { source, create: true });
+    }
+
+    #[test]
+    fn the_log_is_what_the_service_asks_for() {
+        let log = |fields: &str| {
+            launch(&service(fields), &image(), vec![PathBuf::from("/l/1")], place()).log
+        };
+        assert_eq!(log(""), LogTarget::new(place().log));
+        let full = log(
+            "    environment: {C: three}\n    logging:\n      driver: local\n      options:\n        \
+            max-size: 2m\n        max-file: 5\n        mode: non-blocking\n        max-buffer-size: 4k\n        \
+            env: A,C,D\n        tag: '{{.ImageName}}/{{ .Name }}'\n",
+        );
+        assert_eq!((full.max_size, full.max_files), (2_000_000, 5));
+        assert_eq!(full.overflow, LogOverflow::Drop { buffer: 4096 });
+        let attributes: Vec<_> =
+            full.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(attributes.len(), 3);
+        assert!(attributes.contains(&("A", "1")) && attributes.contains(&("C", "three")));
+        assert!(
+            attributes
+                .iter()
+                .any(|(name, value)| *name == "tag" && value.ends_with("example/site-web-1")
+                    || value.contains("site-web-1"))
+        );
+        assert_eq!(log("    logging: {driver: none}\n").kept, LogKept::Nothing);
+        assert_eq!(log("    logging: {options: {max-size: '-1'}}\n").max_size, 0);
     }
 
     #[test]

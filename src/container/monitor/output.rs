@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use tracing::warn;
 
 use super::super::image_root::make_fifo;
+use super::super::launch::{LogKept, LogOverflow};
 use super::super::{Launch, RunPaths};
 use crate::logs::{LineSplitter, LogWriter, Stream};
 
@@ -23,7 +24,10 @@ const TURN: usize = 256 * 1024;
 #[derive(Debug)]
 pub(super) struct Output {
     streams: Vec<Reader>,
+    /// `None` where nothing is kept.
     log: Option<LogWriter>,
+    /// How much of a stream may wait after a turn before it is dropped; `None`: the container waits instead.
+    limit: Option<u64>,
     /// Whether the log's failure has been reported.
     is_failing: bool,
 }
@@ -47,18 +51,26 @@ impl Output {
     /// Opens the FIFOs of a container. For writing too: its end is never seen, and never seen as an endless one.
     pub(super) fn open(launch: &Launch, paths: &RunPaths) -> io::Result<Self> {
         let mut streams = Vec::with_capacity(2);
+        let mut capacity = CAPACITY;
         for stream in Stream::ALL {
             let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let fifo = rustix::fs::openat(CWD, paths.fifo(stream), flags, Mode::empty())?;
             let _ = rustix::pipe::fcntl_setpipe_size(&fifo, CAPACITY);
+            capacity = rustix::pipe::fcntl_getpipe_size(&fifo).unwrap_or(CAPACITY).min(capacity);
             streams.push(Reader { stream, fifo, lines: LineSplitter::default() });
         }
-        let log = &launch.log;
-        // A log that cannot be written neither keeps a container from starting nor stops it.
-        let log = LogWriter::open(&log.path, log.max_size, log.max_files)
-            .inspect_err(|error| warn!(%error, path = %log.path.display(), "no log is written"))
-            .ok();
-        Ok(Self { streams, log, is_failing: false })
+        let target = &launch.log;
+        let new =
+            || LogWriter::new(&target.path, target.max_size, target.max_files, &target.attributes);
+        let log = (target.kept == LogKept::Files).then(new);
+        // A container must find room all the time, so no more than half of a pipe can be waited for; and small
+        // writes take a whole page each.
+        let most = u64::try_from(capacity / 2).unwrap_or(u64::MAX);
+        let limit = match target.overflow {
+            LogOverflow::Wait => None,
+            LogOverflow::Drop { buffer } => Some(buffer.min(most)),
+        };
+        Ok(Self { streams, log, limit, is_failing: false })
     }
 
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -67,42 +79,23 @@ impl Output {
 
     /// Moves what one stream holds, at most a turn's worth; `true` when there is more.
     pub(super) fn pump(&mut self, number: usize) -> bool {
-        let Self { streams, log, is_failing } = self;
+        let Self { streams, log, limit, is_failing } = self;
         let Some(reader) = streams.get_mut(number) else { return false };
-        let mut buffer = [0; 32 * 1024];
-        let mut taken = 0;
         let mut result = Ok(());
-        let has_more = loop {
-            match rustix::io::read(&reader.fifo, &mut buffer) {
-                Ok(0) => break false,
-                Ok(read) => {
-                    let time = Timestamp::now();
-                    reader.lines.push(&buffer[..read], |line| {
-                        append(log, reader.stream, time, line, &mut result);
-                    });
-                    taken += read;
-                    if taken >= TURN {
-                        break true;
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(_) => break false,
-            }
-        };
-        if let Some(log) = log {
-            keep_first(&mut result, log.flush());
+        let has_more = reader.take(TURN, |lines, stream, bytes| {
+            let Some(log) = log else { return };
+            let time = Timestamp::now();
+            lines.push(bytes, |line| keep_first(&mut result, log.append(stream, time, line)));
+        });
+        let Some(log) = log else { return has_more };
+        keep_first(&mut result, log.flush());
+        if let Some(limit) = *limit
+            && has_more
+            && rustix::io::ioctl_fionread(&reader.fifo).is_ok_and(|waiting| waiting > limit)
+        {
+            reader.drop_waiting(log);
         }
-        match result {
-            Err(error) if !*is_failing => {
-                warn!(%error, "output of the container is lost: the log cannot be written");
-                *is_failing = true;
-            }
-            Ok(()) if *is_failing => {
-                warn!("the log is written again");
-                *is_failing = false;
-            }
-            Ok(()) | Err(_) => {}
-        }
+        report(is_failing, &result);
         has_more
     }
 
@@ -116,31 +109,83 @@ impl Output {
                 }
             }
         }
-        let Self { streams, log, .. } = self;
+        let Self { streams, log: Some(log), .. } = self else { return };
         let mut result = Ok(());
         for reader in streams {
             reader.lines.finish(|line| {
-                append(log, reader.stream, Timestamp::now(), line, &mut result);
+                keep_first(&mut result, log.append(reader.stream, Timestamp::now(), line));
             });
         }
-        if let Some(log) = log {
-            keep_first(&mut result, log.flush());
-        }
+        keep_first(&mut result, log.flush());
         if let Err(error) = result {
             warn!(%error, "the last output of the container is lost");
         }
     }
 }
 
-fn append(
-    log: &mut Option<LogWriter>,
-    stream: Stream,
-    time: Timestamp,
-    line: &[u8],
-    result: &mut io::Result<()>,
-) {
-    if let Some(log) = log {
-        keep_first(result, log.append(stream, time, line));
+impl Reader {
+    /// Hands over what the stream holds, at least `most` bytes if there are; `true` when there may be more.
+    fn take(
+        &mut self,
+        most: usize,
+        mut each: impl FnMut(&mut LineSplitter, Stream, &[u8]),
+    ) -> bool {
+        let mut buffer = [0; 32 * 1024];
+        let mut taken = 0;
+        loop {
+            match rustix::io::read(&self.fifo, &mut buffer) {
+                Ok(0) => return false,
+                Ok(read) => {
+                    each(&mut self.lines, self.stream, &buffer[..read]);
+                    taken += read;
+                    if taken >= most {
+                        return true;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Drops what waits, up to the end of a line as far as it is there.
+    fn drop_waiting(&mut self, log: &mut LogWriter) {
+        let mut lost = 0;
+        let mut rest = Vec::new();
+        let waiting = rustix::io::ioctl_fionread(&self.fifo).unwrap_or(0);
+        self.take(usize::try_from(waiting).unwrap_or(usize::MAX), |_, _, bytes| {
+            let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
+            lost += u64::try_from(lines).unwrap_or(0);
+            match bytes.iter().rposition(|&byte| byte == b'\n') {
+                Some(end) => rest = bytes[end + 1..].to_vec(),
+                None => rest.extend_from_slice(bytes),
+            }
+        });
+        if lost == 0 {
+            // A piece of one long line: it is no loss yet.
+            let time = Timestamp::now();
+            self.lines.push(&rest, |line| drop(log.append(self.stream, time, line)));
+            return;
+        }
+        // The line that was being read is one of them.
+        self.lines = LineSplitter::default();
+        self.lines.push(&rest, |_| {});
+        log.lose(lost, "they came faster than they could be written (`mode: non-blocking`)");
+    }
+}
+
+/// Says once that the log fails, and once that it does not any more.
+fn report(is_failing: &mut bool, result: &io::Result<()>) {
+    match result {
+        Err(error) if !*is_failing => {
+            warn!(%error, "output of the container is lost: the log cannot be written");
+            *is_failing = true;
+        }
+        Ok(()) if *is_failing => {
+            warn!("the log is written again");
+            *is_failing = false;
+        }
+        Ok(()) | Err(_) => {}
     }
 }
 
