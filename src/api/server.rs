@@ -221,7 +221,8 @@ async fn logs(
     caller.require(Permission::Read(Some(&query.project)))?;
     let services: Vec<String> =
         query.services.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    let tail = LogTail { last: query.tail, since: query.since, follow: query.follow };
+    let tail =
+        LogTail { last: query.tail, since: query.since, until: query.until, follow: query.follow };
     let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
     crate::supervise::read_logs(context.control, query.project, services, tail, sender).await?;
     Ok(lines(received(receiver).map(|line| LogLine {
@@ -230,6 +231,7 @@ async fn logs(
         stream: line.stream.to_owned(),
         time: line.time,
         text: line.text,
+        partial: line.partial,
     })))
 }
 

@@ -130,6 +130,9 @@ pub struct LogsQuery {
     /// Only lines of this moment or later.
     #[serde(default)]
     pub since: Option<jiff::Timestamp>,
+    /// Only lines before this moment.
+    #[serde(default)]
+    pub until: Option<jiff::Timestamp>,
 }
 
 /// One line of output.
@@ -145,6 +148,9 @@ pub struct LogLine {
     pub time: jiff::Timestamp,
     /// Without its newline.
     pub text: String,
+    /// The next line of this stream goes on where this one ends: it was too long for one entry.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 /// `POST /v1/exec`.

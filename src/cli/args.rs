@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
+use super::logs::LogsArguments;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -168,26 +169,6 @@ pub(super) struct PsArguments {
     /// Form of the list; json is one object a line
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     pub(super) format: ListFormat,
-}
-
-/// `logs`.
-#[derive(Debug, Args)]
-pub(super) struct LogsArguments {
-    /// Services to show (default: all)
-    #[arg(value_name = "SERVICE")]
-    pub(super) services: Vec<String>,
-    /// Go on as lines arrive
-    #[arg(short, long)]
-    pub(super) follow: bool,
-    /// Lines to show from the end of each service, or `all`
-    #[arg(short = 'n', long, value_name = "N", default_value = "all")]
-    pub(super) tail: String,
-    /// Services file (default: services.yaml in this directory)
-    #[arg(long, value_name = "FILE")]
-    pub(super) file: Option<PathBuf>,
-    /// Project name (default: the name in the file, else its directory's)
-    #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
-    pub(super) project_name: Option<String>,
 }
 
 /// `exec`.

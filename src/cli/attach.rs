@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::Method;
 use jiff::Timestamp;
 
-use super::logs::Printer;
+use super::log_printer::Printer;
 use super::{logs, output};
 use crate::api::{ApiClient, Lines, LogLine, LogsQuery};
 use crate::supervise::report::{Event, EventLevel, UpRequest};
@@ -70,7 +70,7 @@ impl Attached {
         request: &UpRequest,
         claim: Claim,
         since: Timestamp,
-        printer: Printer,
+        mut printer: Printer,
     ) -> anyhow::Result<Self> {
         // Before the request, so that nothing that it causes is missed.
         let events = client.lines(Method::GET, "/v1/events", &()).await?;
@@ -84,7 +84,9 @@ impl Attached {
             follow: true,
             tail: None,
             since: Some(since),
+            until: None,
         };
+        printer.learn(client, &request.project, &request.services).await;
         let lines = client.lines(Method::GET, &logs::path(&query), &()).await?;
         Ok(Self { project: request.project.clone(), lines, events, printer, last: since })
     }

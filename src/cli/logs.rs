@@ -1,26 +1,100 @@
-//! `supervisor logs`, and the printing of log lines that `up` shares.
+//! `supervisor logs`.
 
-use std::collections::HashMap;
+use std::io::IsTerminal as _;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anstyle::{AnsiColor, Style};
 use anyhow::Context as _;
+use clap::{Args, ValueEnum};
 use hyper::Method;
+use tokio::io::Interest;
 
-use super::args::LogsArguments;
+use super::log_printer::{Printer, Shown};
 use super::settings::Settings;
-use super::{connect, project};
+use super::{connect, moment, project};
 use crate::api::{LogLine, LogsQuery};
 
+const EXAMPLES: &str = "\
+Lines of several services are merged by time. Output is kept in files of JSON lines, as Docker keeps it, below the
+state directory: logs/PROJECT/SERVICE/log.json, 10 MB x 3 per service unless `logging:` of the service says otherwise;
+it outlives the container.
+
+Examples:
+  supervisor logs -f -n 20 web
+  supervisor logs --since 10m -t
+  supervisor logs --since 2026-01-31T08:00 --until 2026-01-31T09:30 web db
+  supervisor logs --format json web | jq -r .text";
+
+/// `logs`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct LogsArguments {
+    /// Services to show (default: all)
+    #[arg(value_name = "SERVICE")]
+    pub(super) services: Vec<String>,
+    /// Go on as lines arrive, also those of services that start later
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Lines to show from the end of each service, or `all`
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value = "all",
+        allow_negative_numbers = true
+    )]
+    pub(super) tail: String,
+    /// Only lines of this moment or later: 10m (ago), 2026-01-31, 2026-01-31T08:00[Z], or seconds since 1970
+    #[arg(long, value_name = "WHEN")]
+    pub(super) since: Option<String>,
+    /// Only lines before this moment, written as for --since; with --follow, ends then
+    #[arg(long, value_name = "WHEN")]
+    pub(super) until: Option<String>,
+    /// Put the time before each line
+    #[arg(short, long)]
+    pub(super) timestamps: bool,
+    /// Do not put the name of the container before each line
+    #[arg(long)]
+    pub(super) no_log_prefix: bool,
+    /// Names without colours; so do a pipe and NO_COLOR
+    #[arg(long)]
+    pub(super) no_color: bool,
+    /// Form of the lines; json is one object a line, and is always complete
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(super) format: LogsFormat,
+    /// Services file (default: services.yaml in this directory)
+    #[arg(long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// Project name (default: the name in the file, else its directory's)
+    #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
+    pub(super) project_name: Option<String>,
+}
+
+/// `--format` of `logs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogsFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
 pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
-    let tail = match arguments.tail.as_str() {
-        "all" => None,
-        number => Some(
-            number
-                .parse::<usize>()
-                .with_context(|| format!("`{number}` is not a number of lines, or `all`"))?,
-        ),
+    let tail = tail(&arguments.tail)?;
+    let now = jiff::Timestamp::now();
+    let moment = |text: &Option<String>, option: &str| {
+        text.as_deref()
+            .map(|text| moment::parse(text, now).with_context(|| format!("bad {option}")))
+            .transpose()
+    };
+    let since = moment(&arguments.since, "--since")?;
+    let until = moment(&arguments.until, "--until")?;
+    let shown = Shown {
+        prefix: !arguments.no_log_prefix,
+        timestamps: arguments.timestamps,
+        colour: !arguments.no_color && Shown::default().colour,
     };
     connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
@@ -31,54 +105,89 @@ pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Res
             services: arguments.services.join(","),
             follow: arguments.follow,
             tail,
-            since: None,
+            since,
+            until,
         };
         let mut lines = client.lines(Method::GET, &path(&query), &()).await?;
-        let mut printer = Printer::default();
-        while let Some(line) = lines.next().await? {
+        let mut printer = Printer::new(shown);
+        printer.learn(&client, &query.project, &arguments.services).await;
+        let mut gone = std::pin::pin!(reader_gone());
+        loop {
+            let line: LogLine = tokio::select! {
+                biased;
+                // Cancel-safe: a stream keeps what it has read of a line.
+                line = lines.next() => match line? {
+                    Some(line) => line,
+                    None => break,
+                },
+                () = &mut gone => break,
+            };
+            let printed = match arguments.format {
+                LogsFormat::Text => printer.print(&line),
+                LogsFormat::Json => print_json(&line),
+            };
             // A reader that has seen enough ends it, as it ends any filter.
-            if printer.print(&line).is_err() {
-                break;
+            if printed.is_err() {
+                return Ok(ExitCode::SUCCESS);
             }
         }
+        let _ = printer.end();
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// The path that asks for these lines. Names of projects and services need no escaping.
+fn tail(text: &str) -> anyhow::Result<Option<usize>> {
+    // As under Docker, less than nothing is everything.
+    if text == "all" || text.strip_prefix('-').is_some_and(|rest| rest.parse::<u64>().is_ok()) {
+        return Ok(None);
+    }
+    let number = text.parse::<usize>();
+    Ok(Some(number.with_context(|| format!("`{text}` is not a number of lines, or `all`"))?))
+}
+
+fn print_json(line: &LogLine) -> std::io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    std::io::stdout().lock().write_all(&text)
+}
+
+/// Ends when nobody can read standard output any more, so that `logs -f | head -1` ends without another line.
+async fn reader_gone() {
+    let stdout = std::io::stdout();
+    // A file is never ready; a terminal that closes sends a signal.
+    if !stdout.is_terminal()
+        && let Ok(descriptor) = stdout.as_fd().try_clone_to_owned()
+        && let Ok(watched) = crate::sys::readiness::watch(descriptor, Interest::ERROR)
+        && watched.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// The path that asks for these lines. Names of projects and services need no escaping, nor does a time in UTC.
 pub(super) fn path(query: &LogsQuery) -> String {
     let tail = query.tail.map(|tail| format!("&tail={tail}")).unwrap_or_default();
     let since = query.since.map(|since| format!("&since={since}")).unwrap_or_default();
+    let until = query.until.map(|until| format!("&until={until}")).unwrap_or_default();
     format!(
-        "/v1/logs?project={}&services={}&follow={}{tail}{since}",
+        "/v1/logs?project={}&services={}&follow={}{tail}{since}{until}",
         query.project, query.services, query.follow
     )
 }
 
-const COLOURS: [AnsiColor; 6] = [
-    AnsiColor::Cyan,
-    AnsiColor::Yellow,
-    AnsiColor::Green,
-    AnsiColor::Magenta,
-    AnsiColor::Blue,
-    AnsiColor::BrightCyan,
-];
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Prints log lines behind the name of their container, each name in a colour of its own.
-#[derive(Debug, Default)]
-pub(super) struct Printer {
-    styles: HashMap<String, Style>,
-    width: usize,
-}
-
-impl Printer {
-    /// Prints one line; fails when nobody reads.
-    pub(super) fn print(&mut self, line: &LogLine) -> std::io::Result<()> {
-        let next = COLOURS[self.styles.len() % COLOURS.len()].on_default();
-        let style = *self.styles.entry(line.container.clone()).or_insert(next);
-        self.width = self.width.max(line.container.len());
-        let width = self.width;
-        let text = &line.text;
-        writeln!(anstream::stdout(), "{style}{:width$}  | {style:#}{text}", line.container)
+    #[test]
+    fn a_tail_is_a_number_or_everything() {
+        assert_eq!(tail("20").unwrap(), Some(20));
+        assert_eq!(tail("0").unwrap(), Some(0));
+        assert_eq!(tail("all").unwrap(), None);
+        assert_eq!(tail("-1").unwrap(), None);
+        for text in ["", "-", "x", "1.5", "20k"] {
+            assert!(tail(text).is_err(), "{text}");
+        }
     }
 }

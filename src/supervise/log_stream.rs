@@ -1,6 +1,7 @@
 //! The output of a project's services as one stream.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{broadcast, mpsc};
@@ -16,6 +17,8 @@ pub struct LogTail {
     pub last: Option<usize>,
     /// Only lines of this moment or later.
     pub since: Option<Timestamp>,
+    /// Only lines before this moment; ends then.
+    pub until: Option<Timestamp>,
     /// Go on as lines arrive, also of services that come later.
     pub follow: bool,
 }
@@ -33,6 +36,8 @@ pub struct StreamedLine {
     pub time: Timestamp,
     /// Without its newline.
     pub text: String,
+    /// It goes on with the next line of this stream.
+    pub partial: bool,
 }
 
 /// Sends the lines of a project's services to `lines`, by time as far as they are there already. Returns when the
@@ -48,16 +53,23 @@ pub async fn read_logs(
     lines: mpsc::Sender<StreamedLine>,
 ) -> Result<(), RequestError> {
     // Before the first look, so that no service falls between the two.
-    let events = control.events();
+    let (events, begin) = (control.events(), Timestamp::now());
     let sources = control.logs(project.clone(), services.clone()).await?;
     tokio::spawn(async move {
         let known = sources.iter().map(|source| source.service.clone()).collect();
         let followers = send_present(sources, tail, &lines).await;
-        if tail.follow {
-            for (source, follower) in followers {
-                tokio::spawn(follow(source, follower, lines.clone()));
-            }
-            follow_later(control, &project, services, known, events, &lines).await;
+        if !tail.follow {
+            return;
+        }
+        let mut following = tokio::task::JoinSet::new();
+        for (source, follower) in followers {
+            following.spawn(follow(source, follower, lines.clone()));
+        }
+        let later = Later { project, services, known, until: tail.until, begin };
+        tokio::select! {
+            // Cancel-safe: both arms end everything, with the followers.
+            () = later.follow(control, events, &lines, &mut following) => {}
+            () = reached(tail.until) => {}
         }
     });
     Ok(())
@@ -69,7 +81,7 @@ async fn send_present(
     tail: LogTail,
     lines: &mpsc::Sender<StreamedLine>,
 ) -> Vec<(LogSource, LogFollower)> {
-    let options = ReadOptions { tail: tail.last, since: tail.since, until: None };
+    let options = ReadOptions { tail: tail.last, since: tail.since, until: tail.until };
     let mut open = Vec::new();
     for source in sources {
         match LogFollower::open(&source.path, options) {
@@ -114,36 +126,55 @@ async fn follow(source: LogSource, mut follower: LogFollower, lines: mpsc::Sende
     }
 }
 
-/// Adds services that come into the project while it is followed.
-async fn follow_later(
-    control: ControlHandle,
-    project: &str,
+/// Ends a little after `until`, when what was written before it has been read.
+async fn reached(until: Option<Timestamp>) {
+    const READING: Duration = Duration::from_millis(200);
+    let Some(until) = until else { return std::future::pending().await };
+    let left = Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default();
+    tokio::time::sleep(left.saturating_add(READING)).await;
+}
+
+/// Services that come into the project while it is followed.
+struct Later {
+    project: String,
     services: Vec<String>,
-    mut known: BTreeSet<String>,
-    mut events: broadcast::Receiver<super::report::Event>,
-    lines: &mpsc::Sender<StreamedLine>,
-) {
-    loop {
-        let event = tokio::select! {
-            // Cancel-safe: receiving takes an event or none.
-            () = lines.closed() => return,
-            event = events.recv() => event,
-        };
-        match event {
-            Err(broadcast::error::RecvError::Closed) => return,
-            Ok(event) if event.project != project || event.kind != "container-created" => continue,
-            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-        }
-        let Ok(sources) = control.logs(project.to_owned(), services.clone()).await else {
-            continue;
-        };
-        for source in sources {
-            if !known.insert(source.service.clone()) {
-                continue;
+    known: BTreeSet<String>,
+    until: Option<Timestamp>,
+    /// What they wrote before is not asked for.
+    begin: Timestamp,
+}
+
+impl Later {
+    async fn follow(
+        mut self,
+        control: ControlHandle,
+        mut events: broadcast::Receiver<super::report::Event>,
+        lines: &mpsc::Sender<StreamedLine>,
+        following: &mut tokio::task::JoinSet<()>,
+    ) {
+        loop {
+            let event = tokio::select! {
+                // Cancel-safe: receiving takes an event or none.
+                () = lines.closed() => return,
+                event = events.recv() => event,
+            };
+            match event {
+                Err(broadcast::error::RecvError::Closed) => return,
+                Ok(event) if event.project != self.project || event.kind != "container-created" => {
+                    continue;
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
             }
-            let options = ReadOptions { tail: None, since: Some(Timestamp::now()), until: None };
-            if let Ok(follower) = LogFollower::open(&source.path, options) {
-                tokio::spawn(follow(source, follower, lines.clone()));
+            let sources = control.logs(self.project.clone(), self.services.clone()).await;
+            for source in sources.unwrap_or_default() {
+                if !self.known.insert(source.service.clone()) {
+                    continue;
+                }
+                let options =
+                    ReadOptions { tail: None, since: Some(self.begin), until: self.until };
+                if let Ok(follower) = LogFollower::open(&source.path, options) {
+                    following.spawn(follow(source, follower, lines.clone()));
+                }
             }
         }
     }
@@ -156,5 +187,6 @@ fn streamed(source: &LogSource, entry: &LogEntry) -> StreamedLine {
         stream: entry.stream.name(),
         time: entry.time,
         text: entry.text().to_owned(),
+        partial: entry.is_partial(),
     }
 }
