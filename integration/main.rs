@@ -14,6 +14,7 @@ mod large_image;
 mod lazy_edges;
 mod lazy_engine;
 mod lazy_mount;
+mod logs;
 mod registry;
 mod services;
 mod succession;

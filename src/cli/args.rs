@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::completion::CompletionArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
 use super::logs::LogsArguments;
+use super::man::ManArguments;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -126,6 +128,11 @@ pub(super) enum Command {
     Image(ImageCommand),
     /// Run what was brought up before, and serve the other commands, until it is told to end
     Daemon(DaemonArguments),
+    /// Print a script that completes commands, flags and services in a shell
+    Completion(CompletionArguments),
+    /// Print the manual page, or write one per command
+    #[command(hide = true)]
+    Man(ManArguments),
     /// Print the version
     Version,
 }

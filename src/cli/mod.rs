@@ -5,6 +5,7 @@
 
 mod args;
 mod attach;
+pub mod completion;
 mod connect;
 mod down;
 mod exec;
@@ -13,6 +14,7 @@ mod image_write;
 mod images;
 mod log_printer;
 mod logs;
+pub mod man;
 mod moment;
 mod output;
 mod project;
@@ -76,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Images(arguments) => images::run(&settings, &arguments),
         Command::Image(command) => image::main(&settings, command),
         Command::Daemon(arguments) => run::daemon(&settings, &arguments),
+        Command::Completion(arguments) => completion::run(&settings, &arguments),
+        Command::Man(arguments) => man::run(&arguments),
         Command::Version => {
             output::line(&format!("supervisor {}", crate::version::versions().build));
             Ok(ExitCode::SUCCESS)
