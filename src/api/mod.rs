@@ -11,6 +11,7 @@ mod caller;
 mod client;
 mod listen;
 mod server;
+mod service_routes;
 #[cfg(test)]
 mod tests;
 mod version;
@@ -21,6 +22,6 @@ pub use client::{ApiClient, ClientError, Lines};
 pub use server::{ServeError, ServeOptions, serve};
 pub use wire::{
     API_HEADER, API_VERSION, ErrorKind, Hello, LogLine, LogsQuery, MountRequest,
-    OLDEST_API_VERSION, ProjectQuery, PullRequest, SOCKET_NAME, StopRequest, Subject,
-    VERSION_HEADER, WireError,
+    OLDEST_API_VERSION, ProjectQuery, PullRequest, SOCKET_NAME, ServicesQuery, StartRequest,
+    StopRequest, Subject, VERSION_HEADER, WireError,
 };

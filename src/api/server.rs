@@ -20,13 +20,11 @@ use tokio_util::sync::CancellationToken;
 use super::caller::{Caller, Connection, NoTokens, Permission, ScopeSource};
 use super::wire::{
     API_VERSION, ErrorKind, Hello, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION,
-    ProjectQuery, PullRequest, SOCKET_NAME, StopRequest, Subject, WireError,
+    ProjectQuery, PullRequest, SOCKET_NAME, Subject, WireError,
 };
-use super::{listen, version};
+use super::{listen, service_routes, version};
 use crate::supervise::report::UpRequest;
-use crate::supervise::{
-    ControlHandle, Extent, LogTail, RequestError, RequestErrorKind, StopManner,
-};
+use crate::supervise::{ControlHandle, Extent, LogTail, RequestError, RequestErrorKind};
 
 /// Lines that wait for a slow reader of a stream; its writer then waits too, and nothing else does.
 const STREAM_QUEUE: usize = 256;
@@ -53,8 +51,8 @@ pub struct ServeOptions {
 }
 
 #[derive(Clone)]
-struct Context {
-    control: ControlHandle,
+pub(super) struct Context {
+    pub(super) control: ControlHandle,
     state_dir: PathBuf,
     tokens: Arc<dyn ScopeSource>,
 }
@@ -99,8 +97,6 @@ fn router(context: Context) -> Router {
         .route("/hello", get(hello))
         .route("/v1/projects", get(projects))
         .route("/v1/projects/{project}", put(up))
-        .route("/v1/projects/{project}/stop", post(stop_project))
-        .route("/v1/projects/{project}/down", post(down))
         .route("/v1/services", get(services))
         .route("/v1/logs", get(logs))
         .route("/v1/events", get(events))
@@ -112,6 +108,7 @@ fn router(context: Context) -> Router {
         .fallback(version::unknown_call)
         .method_not_allowed_fallback(version::unknown_call)
         .layer(axum::middleware::from_fn(version::check))
+        .merge(service_routes::routes())
         .with_state(context)
 }
 
@@ -129,7 +126,7 @@ impl IntoResponse for RequestError {
 }
 
 /// One JSON object a line, until the stream ends.
-fn lines<T: Serialize>(items: impl Stream<Item = T> + Send + 'static) -> Response {
+pub(super) fn lines<T: Serialize>(items: impl Stream<Item = T> + Send + 'static) -> Response {
     let chunks = items.map(|item| {
         let mut line = serde_json::to_vec(&item).unwrap_or_default();
         line.push(b'\n');
@@ -138,7 +135,7 @@ fn lines<T: Serialize>(items: impl Stream<Item = T> + Send + 'static) -> Respons
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(chunks)).into_response()
 }
 
-fn received<T: Send + 'static>(
+pub(super) fn received<T: Send + 'static>(
     receiver: mpsc::Receiver<T>,
 ) -> impl Stream<Item = T> + Send + 'static {
     stream::unfold(receiver, |mut receiver| async {
@@ -177,31 +174,6 @@ async fn up(
     request.project = project;
     context.control.up(request).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-fn manner(request: &StopRequest) -> StopManner {
-    if request.kill { StopManner::Kill } else { StopManner::Graceful }
-}
-
-async fn stop_project(
-    caller: Caller,
-    State(context): State<Context>,
-    UrlPath(project): UrlPath<String>,
-    Json(request): Json<StopRequest>,
-) -> Result<Response, RequestError> {
-    caller.require(Permission::Change(&project))?;
-    context.control.stop(project, manner(&request)).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-async fn down(
-    caller: Caller,
-    State(context): State<Context>,
-    UrlPath(project): UrlPath<String>,
-    Json(request): Json<StopRequest>,
-) -> Result<Response, RequestError> {
-    caller.require(Permission::Change(&project))?;
-    Ok(Json(context.control.down(project, manner(&request)).await?).into_response())
 }
 
 async fn services(

@@ -82,12 +82,34 @@ pub struct ProjectQuery {
     pub project: Option<String>,
 }
 
-/// `POST …/stop` and `…/down`.
+/// `POST …/stop`, `…/down` and `…/restart`. The answer is the containers' names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRequest {
     /// At once instead of with the grace period.
     #[serde(default)]
     pub kill: bool,
+    /// Only these services; the whole project when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// Seconds from the stop signal to the kill; each service's own grace period when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u64>,
+}
+
+/// `POST …/start`. The answer is the containers' names, when they have been started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRequest {
+    /// Only these services; the whole project when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+}
+
+/// `GET …/wait`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesQuery {
+    /// Which services, separated by commas; all when empty.
+    #[serde(default)]
+    pub services: String,
 }
 
 /// `POST /v1/pull`.

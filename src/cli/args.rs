@@ -5,9 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::completion::CompletionArguments;
+use super::down::DownArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
 use super::logs::LogsArguments;
 use super::man::ManArguments;
+use super::start::{RestartArguments, StartArguments};
+use super::stop::StopArguments;
+use super::wait::WaitArguments;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,7 +116,21 @@ pub(super) enum Command {
     /// Start the services of a file, keep them as it says, and follow their logs
     Up(UpArguments),
     /// Stop the project's services; remove their containers and mounts; keep images
-    Down(ProjectArguments),
+    Down(DownArguments),
+    /// Stop services and keep their containers
+    Stop(StopArguments),
+    /// Start services that were stopped or have ended
+    Start(StartArguments),
+    /// Stop services and start them again, in the same containers
+    Restart(RestartArguments),
+    /// Wait until services end, and print their exit codes
+    Wait(WaitArguments),
+    /// Stop all services because the host goes down; they start again with the next boot
+    #[command(hide = true)]
+    ShutdownServices,
+    /// Start what `shutdown-services` stopped
+    #[command(hide = true)]
+    ResumeServices,
     /// List services: state, pid, uptime, restarts, and how much of the image is here
     Ps(PsArguments),
     /// Show the output of services

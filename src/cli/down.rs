@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use hyper::Method;
 
 use super::args::ProjectArguments;
@@ -9,32 +10,43 @@ use super::settings::Settings;
 use super::{connect, output, project};
 use crate::api::StopRequest;
 
-pub(super) fn run(settings: &Settings, arguments: &ProjectArguments) -> anyhow::Result<ExitCode> {
+/// `down`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  supervisor down\n  supervisor down -t 60\n  supervisor down web"
+)]
+pub(super) struct DownArguments {
+    /// Services to take down (default: the whole project)
+    #[arg(value_name = "SERVICE")]
+    pub(super) services: Vec<String>,
+    /// Seconds from the stop signal to the kill (default: the service's stop_grace_period)
+    #[arg(short, long, value_name = "SECS")]
+    pub(super) timeout: Option<u64>,
+    /// Which project.
+    #[command(flatten)]
+    pub(super) project: ProjectArguments,
+}
+
+pub(super) fn run(settings: &Settings, arguments: DownArguments) -> anyhow::Result<ExitCode> {
     connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
-        let project = project::required(
-            settings,
-            &client,
-            arguments.file.as_deref(),
-            arguments.project_name.as_deref(),
-        )
-        .await?;
+        let project = project::selected(settings, &client, &arguments.project).await?;
         let path = format!("/v1/projects/{project}/down");
-        let removed: Vec<String> =
-            match client.call(Method::POST, &path, &StopRequest::default()).await {
-                Ok(removed) => removed,
-                Err(error) if crate::api::ApiClient::is_not_found(&error) => {
-                    output::note(&format!("project `{project}` does not run; nothing to do"));
-                    return Ok(ExitCode::SUCCESS);
-                }
-                Err(error) => return Err(error.into()),
-            };
-        for container in &removed {
-            output::note(&format!(" ✔ Container {container}  Removed"));
-        }
-        if removed.is_empty() {
-            output::note(&format!("project `{project}` has no containers"));
-        }
+        let whole = arguments.services.is_empty();
+        let request = StopRequest {
+            services: arguments.services,
+            timeout: arguments.timeout,
+            ..StopRequest::default()
+        };
+        let removed: Vec<String> = match client.call(Method::POST, &path, &request).await {
+            Ok(removed) => removed,
+            Err(error) if whole && crate::api::ApiClient::is_not_found(&error) => {
+                output::note(&format!("project `{project}` does not run; nothing to do"));
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        output::containers(&project, &removed, "Removed");
         Ok(ExitCode::SUCCESS)
     })
 }

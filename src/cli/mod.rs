@@ -22,7 +22,10 @@ mod ps;
 mod pull;
 mod run;
 mod settings;
+mod start;
+mod stop;
 mod up;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -70,7 +73,13 @@ pub fn main() -> ExitCode {
     }
     let result = match arguments.command {
         Command::Up(arguments) => up::run(&settings, arguments),
-        Command::Down(arguments) => down::run(&settings, &arguments),
+        Command::Down(arguments) => down::run(&settings, arguments),
+        Command::Stop(arguments) => stop::run(&settings, arguments),
+        Command::Start(arguments) => start::run(&settings, arguments),
+        Command::Restart(arguments) => start::restart(&settings, arguments),
+        Command::Wait(arguments) => wait::run(&settings, &arguments),
+        Command::ShutdownServices => stop::for_shutdown(&settings),
+        Command::ResumeServices => stop::after_shutdown(&settings),
         Command::Ps(arguments) => ps::run(&settings, &arguments),
         Command::Logs(arguments) => logs::run(&settings, &arguments),
         Command::Exec(arguments) => exec::run(&settings, arguments),

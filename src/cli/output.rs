@@ -28,6 +28,16 @@ pub(super) fn note(text: &str) {
     say(text);
 }
 
+/// What became of the containers of a project.
+pub(super) fn containers(project: &str, containers: &[String], what: &str) {
+    for container in containers {
+        note(&format!(" ✔ Container {container}  {what}"));
+    }
+    if containers.is_empty() {
+        note(&format!("there is no container in project `{project}`"));
+    }
+}
+
 /// Something that works less well than it might.
 pub(super) fn warning(text: &str) {
     say(&format!("{YELLOW}warning{YELLOW:#}: {text}"));

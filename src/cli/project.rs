@@ -119,6 +119,15 @@ pub(super) async fn required(
     }
 }
 
+/// The same from a command's flags.
+pub(super) async fn selected(
+    settings: &Settings,
+    client: &crate::api::ApiClient,
+    arguments: &super::args::ProjectArguments,
+) -> anyhow::Result<String> {
+    required(settings, client, arguments.file.as_deref(), arguments.project_name.as_deref()).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -114,14 +114,16 @@ async fn stop(
 ) -> anyhow::Result<()> {
     output::note("\nstopping; Ctrl-C again kills");
     let path = format!("/v1/projects/{}/stop", request.project);
-    let (graceful, kill) = (StopRequest { kill: false }, StopRequest { kill: true });
-    let mut stopping = std::pin::pin!(client.call::<_, ()>(Method::POST, &path, &graceful));
+    let graceful = StopRequest::default();
+    let kill = StopRequest { kill: true, ..StopRequest::default() };
+    let mut stopping =
+        std::pin::pin!(client.call::<_, Vec<String>>(Method::POST, &path, &graceful));
     loop {
         tokio::select! {
             // Cancel-safe: as above; the request itself is polled to its end or given up for good.
             stopped = &mut stopping => {
                 attached.show_rest().await;
-                return Ok(stopped?);
+                return Ok(stopped.map(drop)?);
             }
             end = signals.next() => {
                 // A closed terminal asks for no hurry: what is being stopped keeps its grace period.
@@ -129,7 +131,7 @@ async fn stop(
                     return Ok(());
                 }
                 output::note("killing");
-                client.call::<_, ()>(Method::POST, &path, &kill).await?;
+                client.call::<_, Vec<String>>(Method::POST, &path, &kill).await?;
                 return Ok(());
             }
             seen = attached.show_next() => if let Seen::Lost(error) = seen { return Err(error) },

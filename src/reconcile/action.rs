@@ -64,12 +64,14 @@ pub enum Action {
         /// The running container.
         container: ContainerKey,
     },
-    /// Stop the program with the signal and the grace period that the container was launched with.
+    /// Stop the program with the signal that the container was launched with.
     Stop {
         /// Of this service.
         service: ServiceKey,
         /// The running container.
         container: ContainerKey,
+        /// From the signal to the kill; the container's own period when `None`.
+        grace: Option<Millis>,
     },
     /// Remove the container with its writable layer; it does not run.
     Remove {
@@ -118,6 +120,20 @@ pub enum StartTarget {
     Existing(ContainerKey),
     /// The one that this step of the same plan creates.
     Created(StepNo),
+}
+
+impl Cause {
+    /// Whether the user asked for the end of what runs, and could say how long it may take.
+    pub(super) fn is_asked_for(&self) -> bool {
+        matches!(
+            self,
+            Self::ManualStop
+                | Self::ManualDown
+                | Self::Restart
+                | Self::ProjectStop
+                | Self::ProjectDown
+        )
+    }
 }
 
 impl Action {
@@ -189,10 +205,16 @@ pub enum Cause {
     ServiceRemoved,
     /// The user stopped the service.
     ManualStop,
+    /// The user took the service down.
+    ManualDown,
+    /// The user asked for a stop and a start.
+    Restart,
     /// The project is being stopped.
     ProjectStop,
     /// The project is being taken down.
     ProjectDown,
+    /// The host is going down.
+    HostShutdown,
     /// The monitor died.
     MonitorLost,
     /// This operation failed before (how often).
@@ -219,8 +241,11 @@ impl fmt::Display for Cause {
             Self::Duplicate => f.write_str("the service has another container"),
             Self::ServiceRemoved => f.write_str("it is no longer in the file"),
             Self::ManualStop => f.write_str("stopped by hand"),
+            Self::ManualDown => f.write_str("taken down by hand"),
+            Self::Restart => f.write_str("a restart was asked for"),
             Self::ProjectStop => f.write_str("the project is being stopped"),
             Self::ProjectDown => f.write_str("the project is being taken down"),
+            Self::HostShutdown => f.write_str("the host is shutting down"),
             Self::MonitorLost => f.write_str("its monitor died"),
             Self::Retry(operation, failures) => write!(f, "{operation} failed {failures} times"),
             Self::PullRetry(failures) => write!(f, "the pull failed {failures} times"),
@@ -234,7 +259,7 @@ impl fmt::Display for Action {
             Self::AdoptMonitor { service, container } => {
                 write!(f, "adopt {service} (container {container})")
             }
-            Self::Stop { service, container } => {
+            Self::Stop { service, container, .. } => {
                 write!(f, "stop {service} (container {container})")
             }
             Self::Remove { service, container } => {

@@ -15,14 +15,15 @@
 //! * Applying plans converges, and then the plan is empty.
 //! * A container that runs what is wanted is never touched; so after a restart of control the first plan is empty.
 //! * A container of another instance, or of a project without a [`Goal`], appears in no plan.
-//! * Stops come before starts. What replaces a container is started only after that one was stopped *and* removed.
+//! * Stops come before starts, and are in the opposite order. A restart keeps the container, and what runs is started
+//!   only after it was stopped, by whichever control. What replaces a container is started only after that one was stopped *and* removed.
 //! * An image is here and verified before the container that it replaces is touched.
 //! * The same input gives the same plan.
 //!
 //! # Words
 //!
-//! A *request* is the user asking for a service to run (`up`, `start`); requests are counted per service, and a
-//! container remembers the one that it was last started for. So a job with `restart: no` runs once for each request,
+//! A *request* is the user asking for a service to run (`up`, `start`, `restart`); requests are counted per service,
+//! and a container remembers the one that it was last started for. So a job with `restart: no` runs once for each request,
 //! also when control or the host restarted in between, and a request ends a wait for the next restart.
 
 mod action;
@@ -32,6 +33,7 @@ mod phase;
 mod plan;
 mod restart;
 mod service;
+mod target;
 mod want;
 
 #[cfg(test)]
@@ -42,9 +44,10 @@ mod tests;
 pub use action::{Action, Cause, Plan, ServiceStatus, StartTarget, Step, StepNo};
 pub use observed::{
     Container, ContainerKey, ContainerState, CreateFailure, Exit, ExitStatus, Failure, ImageState,
-    Monitor, Observed, Operation, PullFault, Run, ServiceKey, ServiceRecord, WritableLayer,
+    ManualStop, Monitor, Observed, Operation, PullFault, Run, ServiceKey, ServiceRecord,
+    WritableLayer,
 };
-pub use phase::Phase;
+pub use phase::{Phase, StoppedBy};
 pub use plan::{Goal, Moment, plan};
 pub use restart::{HEALTHY_RUN, LONGEST_DELAY, backoff};
 

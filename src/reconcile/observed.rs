@@ -259,12 +259,25 @@ pub struct Run {
 /// What is remembered of a service beyond its containers. Durable.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServiceRecord {
-    /// How often the user asked for it to run; raised by `up` and `start`.
+    /// How often the user asked for it to run; raised by `up`, `start` and `restart`.
     pub request: u64,
-    /// The user stopped it by hand; cleared by `up` and `start`.
-    pub stopped: bool,
+    /// The request that was for a restart: what runs for an earlier one is stopped first. 0 when there was none.
+    pub restart: u64,
+    /// The user stopped it by hand; cleared by `up`, `start` and `restart`.
+    pub stopped: Option<ManualStop>,
+    /// Grace period that the user gave with the last stop or restart, in the place of the container's own.
+    pub grace: Option<Millis>,
     /// The last creation if it failed; need not survive control.
     pub create_failure: Option<CreateFailure>,
+}
+
+/// What the user wants of a service that they stopped by hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ManualStop {
+    /// It does not run; its container stays, with its writable layer.
+    Keep,
+    /// It has no container.
+    Remove,
 }
 
 /// A creation that failed and left no container.

@@ -41,8 +41,11 @@ pub enum Phase {
     },
     /// It was told to stop.
     Stopping,
-    /// The user stopped it, by hand or with its project.
-    Stopped,
+    /// It was stopped and stays so.
+    Stopped {
+        /// On whose behalf.
+        by: StoppedBy,
+    },
     /// Its container is being removed.
     Removing,
     /// An operation of ours failed, or the image is refused.
@@ -52,6 +55,15 @@ pub enum Phase {
         /// When it is tried again.
         retry_at: Option<Millis>,
     },
+}
+
+/// Who stopped a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoppedBy {
+    /// The user, alone or with its project. It holds until the user asks for a start.
+    Hand,
+    /// The host's shutdown. It holds as long as this control lives.
+    HostShutdown,
 }
 
 impl Phase {
@@ -66,7 +78,7 @@ impl Phase {
             Self::Restarting { .. } => "restarting",
             Self::Exited { .. } => "exited",
             Self::Stopping => "stopping",
-            Self::Stopped => "stopped",
+            Self::Stopped { .. } => "stopped",
             Self::Removing => "removing",
             Self::Failed { .. } => "failed",
         }
@@ -99,11 +111,12 @@ impl Phase {
                 format!("failed, retry in {} s: {reason}", seconds(*at))
             }
             Self::Failed { reason, retry_at: None } => format!("failed: {reason}"),
+            Self::Stopped { by: StoppedBy::Hand } => "stopped (manual)".to_owned(),
+            Self::Stopped { by: StoppedBy::HostShutdown } => "stopped (host shutdown)".to_owned(),
             Self::Pulling { percent: None }
             | Self::Starting
             | Self::Running { .. }
             | Self::Stopping
-            | Self::Stopped
             | Self::Removing => self.word().to_owned(),
         }
     }
@@ -152,7 +165,8 @@ mod tests {
                 "failed (127): `x` not found in PATH",
             ),
             (Phase::Failed { reason: "disk full".into(), retry_at: None }, "failed: disk full"),
-            (Phase::Stopped, "stopped"),
+            (Phase::Stopped { by: StoppedBy::Hand }, "stopped (manual)"),
+            (Phase::Stopped { by: StoppedBy::HostShutdown }, "stopped (host shutdown)"),
         ] {
             assert_eq!(phase.render(1_001), expected);
         }

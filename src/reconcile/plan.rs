@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::action::{Action, Cause, Plan, StartTarget, Step, StepNo};
 use super::observed::{Container, ContainerKey, ImageState, Observed, PullFault, ServiceKey};
+use super::phase::StoppedBy;
 use super::restart::{LONGEST_DELAY, backoff, jitter};
 use super::service::{Decider, Decision};
 use super::{Millis, Phase};
@@ -19,6 +20,8 @@ pub enum Goal {
     Stop,
     /// It has no containers.
     Down,
+    /// Nothing of it runs while the host goes down; containers stay, and what the user wants is not changed.
+    Shutdown,
 }
 
 /// When a plan is made.
@@ -104,7 +107,10 @@ pub fn plan(goals: &BTreeMap<ProjectName, Goal>, observed: &Observed, moment: Mo
                     Some(wanted) => decider.up(wanted, containers),
                     None => decider.down(&containers, &Cause::ServiceRemoved),
                 },
-                Goal::Stop => decider.stop(&containers, &Cause::ProjectStop),
+                Goal::Stop => decider.stop(&containers, &Cause::ProjectStop, StoppedBy::Hand),
+                Goal::Shutdown => {
+                    decider.stop(&containers, &Cause::HostShutdown, StoppedBy::HostShutdown)
+                }
                 Goal::Down => decider.down(&containers, &Cause::ProjectDown),
             };
             decisions.push((key, decision));
@@ -117,7 +123,7 @@ pub fn plan(goals: &BTreeMap<ProjectName, Goal>, observed: &Observed, moment: Mo
 fn services(project: &ProjectName, goal: &Goal, observed: &Observed) -> BTreeSet<ServiceName> {
     let mut services: BTreeSet<ServiceName> = match goal {
         Goal::Up(desired) => desired.services.keys().cloned().collect(),
-        Goal::Stop | Goal::Down => BTreeSet::new(),
+        Goal::Stop | Goal::Down | Goal::Shutdown => BTreeSet::new(),
     };
     let ours = observed
         .containers
@@ -148,8 +154,13 @@ fn assemble(decisions: Vec<(ServiceKey, Decision)>) -> Plan {
         let step = Step { action, cause, requires: Vec::new(), after: Vec::new() };
         steps.push(((usize::MAX, steps.len()), step));
     }
-    // Stable: within a rank the order of services, and of the steps of one service, stays.
-    steps.sort_by_key(|(_, step)| step.action.rank());
+    // Within a rank in the order of services, and in the opposite order where something ends; the steps of one
+    // service stay as they are.
+    steps.sort_by_key(|((decision, place), step)| {
+        let ends = matches!(step.action, Action::Stop { .. } | Action::Remove { .. });
+        let order = if ends { usize::MAX - decision } else { *decision };
+        (step.action.rank(), order, *place)
+    });
     let places: BTreeMap<(usize, usize), StepNo> =
         steps.iter().enumerate().map(|(number, (place, _))| (*place, number)).collect();
     let stops: Vec<(StepNo, ProjectName)> = steps

@@ -3,14 +3,16 @@
 use super::action::{Action, Cause, ServiceStatus, StartTarget, Step, StepNo};
 use super::gate::Gate;
 use super::observed::{
-    Container, ContainerKey, ContainerState, ImageState, Monitor, Observed, Operation, Run,
+    Container, ContainerKey, ContainerState, ManualStop, Monitor, Observed, Operation, Run,
     ServiceKey, ServiceRecord, WritableLayer,
 };
+use super::phase::StoppedBy;
 use super::plan::{Moment, pull_status};
+use super::target::{Kept, Target};
 use super::want::Want;
 use super::{Millis, Phase};
 use crate::image::{Digest, ImageRef};
-use crate::spec::{Fingerprint, Service};
+use crate::spec::Service;
 
 /// What is decided for one service. Numbers in its steps count within it.
 pub(super) struct Decision {
@@ -47,8 +49,12 @@ impl<'a> Decider<'a> {
         wanted: &Service,
         mut containers: Vec<(&ContainerKey, &Container)>,
     ) -> Decision {
-        if self.record.stopped {
-            return self.stop(&containers, &Cause::ManualStop);
+        match self.record.stopped {
+            Some(ManualStop::Keep) => {
+                return self.stop(&containers, &Cause::ManualStop, StoppedBy::Hand);
+            }
+            Some(ManualStop::Remove) => return self.down(&containers, &Cause::ManualDown),
+            None => {}
         }
         let target = Target::new(wanted, self.observed);
         containers.sort_by_key(|(_, c)| {
@@ -78,7 +84,9 @@ impl<'a> Decider<'a> {
                     target.difference(container).or(lost.then_some(Cause::WritableLayerLost));
                 match (cause, blocked) {
                     // Two containers of one service never run at once: what they use may be the same.
-                    (cause, Some(Blocked(phase))) if matches!(want, Want::Start { .. }) => {
+                    (cause, Some(Blocked(phase)))
+                        if matches!(want, Want::Start { .. } | Want::Restart { .. }) =>
+                    {
                         pending = cause;
                         phase
                     }
@@ -88,7 +96,7 @@ impl<'a> Decider<'a> {
                     }
                     (cause, _) => {
                         pending = cause;
-                        self.keep(key, want, before)
+                        self.keep(key, container, want, before)
                     }
                 }
             }
@@ -102,7 +110,11 @@ impl<'a> Decider<'a> {
         containers: &[(&ContainerKey, &Container)],
         cause: &Cause,
     ) -> Decision {
-        let mut phase = Phase::Removing;
+        let mut phase = match containers {
+            // It was taken down before, and is listed because the project still has it.
+            [] => Phase::Stopped { by: StoppedBy::Hand },
+            _ => Phase::Removing,
+        };
         for (key, container) in containers {
             if matches!(container.state, ContainerState::Running { .. }) {
                 phase = Phase::Stopping;
@@ -119,8 +131,9 @@ impl<'a> Decider<'a> {
         mut self,
         containers: &[(&ContainerKey, &Container)],
         cause: &Cause,
+        by: StoppedBy,
     ) -> Decision {
-        let mut phase = Phase::Stopped;
+        let mut phase = Phase::Stopped { by };
         for (key, container) in containers {
             match self.end(key, container, cause) {
                 Ok(None) => {}
@@ -142,7 +155,13 @@ impl<'a> Decider<'a> {
     }
 
     /// Gives the kept container what it wants, after the steps `before`.
-    fn keep(&mut self, key: &ContainerKey, want: Want, before: Vec<StepNo>) -> Phase {
+    fn keep(
+        &mut self,
+        key: &ContainerKey,
+        container: &Container,
+        want: Want,
+        mut before: Vec<StepNo>,
+    ) -> Phase {
         match want {
             Want::Nothing(phase) => phase,
             Want::Wait(phase, at) => {
@@ -161,6 +180,16 @@ impl<'a> Decider<'a> {
                 self.step(action, cause, before);
                 Phase::Starting
             }
+            Want::Restart { run } => match self.end(key, container, &Cause::Restart) {
+                Err(Blocked(phase)) => phase,
+                Ok(ended) => {
+                    before.extend(ended);
+                    let container = StartTarget::Existing(key.clone());
+                    let action = Action::Start { service: self.key.clone(), container, run };
+                    self.step(action, Cause::Restart, before);
+                    Phase::Stopping
+                }
+            },
         }
     }
 
@@ -176,12 +205,12 @@ impl<'a> Decider<'a> {
         let Some(manifest) = target.ready else {
             let waiting = self.wait_for_image(target);
             *pending = Some(cause);
-            return if lost { waiting } else { self.keep(key, want, before) };
+            return if lost { waiting } else { self.keep(key, container, want, before) };
         };
         if let Gate::Shut(phase, at) = self.create_gate(target, manifest) {
             self.wake(at);
             *pending = Some(cause);
-            return if lost { phase } else { self.keep(key, want, before) };
+            return if lost { phase } else { self.keep(key, container, want, before) };
         }
         // Counters go on when only the files were lost; a changed service begins anew.
         let run = match (&cause, want) {
@@ -280,7 +309,8 @@ impl<'a> Decider<'a> {
             let action = Action::AdoptMonitor { service: self.key.clone(), container: key.clone() };
             requires.push(self.step(action, Cause::MonitorLost, Vec::new()));
         }
-        let action = Action::Stop { service: self.key.clone(), container: key.clone() };
+        let grace = self.record.grace.filter(|_| cause.is_asked_for());
+        let action = Action::Stop { service: self.key.clone(), container: key.clone(), grace };
         Ok(Some(self.step(action, cause.clone(), requires)))
     }
 
@@ -323,44 +353,5 @@ impl<'a> Decider<'a> {
 
     fn wake(&mut self, at: Millis) {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
-    }
-}
-
-/// The container that a service keeps, until it is replaced.
-struct Kept<'a> {
-    key: &'a ContainerKey,
-    container: &'a Container,
-    want: Want,
-    /// It is to start and its writable layer is gone.
-    lost: bool,
-    /// What must have succeeded before anything of the service starts.
-    before: Vec<StepNo>,
-}
-
-/// What a container of the service should be.
-struct Target<'a> {
-    wanted: &'a Service,
-    fingerprint: Fingerprint,
-    /// The manifest to create it from, when that is here.
-    ready: Option<Digest>,
-}
-
-impl<'a> Target<'a> {
-    fn new(wanted: &'a Service, observed: &Observed) -> Self {
-        let ready = match observed.images.get(&wanted.image) {
-            Some(ImageState::Ready { manifest }) => Some(*manifest),
-            _ => None,
-        };
-        Self { wanted, fingerprint: wanted.fingerprint(), ready }
-    }
-
-    /// Why `container` is not what it should be, if so.
-    fn difference(&self, container: &Container) -> Option<Cause> {
-        let fields = container.fingerprint.changed_fields(&self.fingerprint);
-        if !fields.is_empty() {
-            return Some(Cause::FieldsChanged(fields));
-        }
-        let to = self.ready.filter(|manifest| *manifest != container.manifest)?;
-        Some(Cause::ImageChanged { from: container.manifest, to })
     }
 }

@@ -70,7 +70,11 @@ impl Host {
             let ContainerState::Busy(operation) = container.state else { continue };
             container.state = match operation {
                 Operation::Create => ContainerState::Created,
-                Operation::Start | Operation::Adopt => ContainerState::Running { since: now },
+                Operation::Start | Operation::Adopt => {
+                    // What runs has files.
+                    container.writable = WritableLayer::Usable;
+                    ContainerState::Running { since: now }
+                }
                 Operation::Stop | Operation::Remove => ContainerState::Exited(Exit {
                     status: ExitStatus::Signal(15),
                     at: now,

@@ -20,6 +20,8 @@ pub(super) enum Want {
     Adopt { since: Millis, cause: Cause },
     /// A start.
     Start { cause: Cause, run: Run },
+    /// It runs, and is to be stopped and started.
+    Restart { run: Run },
 }
 
 impl Want {
@@ -35,6 +37,13 @@ impl Want {
         let afresh = Run { request: record.request, ..Run::default() };
         match &container.state {
             ContainerState::Busy(operation) => Self::Nothing(Phase::of(*operation)),
+            // A monitor that is on its way is waited for: it is the one who can stop the program.
+            ContainerState::Running { .. }
+                if container.run.request < record.restart
+                    && container.monitor != Monitor::Adopting =>
+            {
+                Self::Restart { run: afresh }
+            }
             ContainerState::Running { since } => match container.monitor {
                 Monitor::Alive | Monitor::Adopting => {
                     Self::Nothing(Phase::Running { since: *since })
@@ -50,7 +59,9 @@ impl Want {
                 Self::Start { cause: Cause::NeverStarted, run: afresh }
             }
             ContainerState::Exited(_) if requested => {
-                Self::Start { cause: Cause::Requested, run: afresh }
+                let restart = container.run.request < record.restart;
+                let cause = if restart { Cause::Restart } else { Cause::Requested };
+                Self::Start { cause, run: afresh }
             }
             ContainerState::Created => {
                 match Gate::of(moment, key, container, &[Operation::Start]) {

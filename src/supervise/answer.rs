@@ -3,10 +3,10 @@
 use super::driver::Driver;
 use super::events::Subject;
 use super::handle::{Reply, Request, RequestError, RequestErrorKind};
-use super::project::{Project, ProjectRecord, Waiter, Wish};
+use super::project::{Project, ProjectRecord, Wish};
 use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, UpRequest};
 use crate::container::Phase as RunPhase;
-use crate::reconcile::{ContainerKey, Phase};
+use crate::reconcile::{ContainerKey, ManualStop, Phase};
 use crate::spec::{ProjectName, ServiceName};
 
 /// A report whose content share is still to be asked for, which takes a round trip to the worker.
@@ -23,17 +23,25 @@ impl Driver {
             Request::Projects { reply } => {
                 drop(reply.send(Ok(self.projects.keys().map(ToString::to_string).collect())));
             }
-            Request::Stop { project, manner, reply } => match self.known(&project) {
-                Err(error) => drop(reply.send(Err(error))),
-                Ok(name) => self.wind_down(&name, Wish::Stop, manner, Waiter::Stopped(reply)),
-            },
-            Request::Down { project, manner, reply } => match self.known_or_left(&project) {
-                Err(error) => drop(reply.send(Err(error))),
-                Ok(name) => {
-                    let names = self.containers_of(&name).map(|(key, _)| key.to_string()).collect();
-                    self.wind_down(&name, Wish::Down, manner, Waiter::Gone(reply, names));
-                }
-            },
+            Request::Stop { project, options, reply } => {
+                self.stop(&project, &options, ManualStop::Keep, reply);
+            }
+            Request::Down { project, options, reply } if options.services.is_empty() => {
+                self.down(&project, options.grace, reply);
+            }
+            Request::Down { project, options, reply } => {
+                self.stop(&project, &options, ManualStop::Remove, reply);
+            }
+            Request::Start { project, services, reply } => self.start(&project, &services, reply),
+            Request::Restart { project, options, reply } => self.restart(&project, &options, reply),
+            Request::Wait { project, services, reply } => {
+                drop(reply.send(self.wait(&project, &services)));
+            }
+            Request::HostShutdown { reply } => self.host_shutdown(reply),
+            Request::HostResume { reply } => {
+                self.host_shutdown = None;
+                drop(reply.send(Ok(())));
+            }
             Request::Logs { project, services, reply } => {
                 drop(reply.send(self.logs(&project, &services)))
             }
@@ -59,7 +67,7 @@ impl Driver {
         }
     }
 
-    fn known(&self, name: &str) -> Result<ProjectName, RequestError> {
+    pub(super) fn known(&self, name: &str) -> Result<ProjectName, RequestError> {
         let missing =
             || RequestError::new(RequestErrorKind::NotFound, format!("no such project: `{name}`"));
         let name: ProjectName = name.parse().map_err(|_| missing())?;
@@ -67,7 +75,7 @@ impl Driver {
     }
 
     /// As [`Self::known`]; a project of which only containers are left, because its record is lost, is known again.
-    fn known_or_left(&mut self, name: &str) -> Result<ProjectName, RequestError> {
+    pub(super) fn known_or_left(&mut self, name: &str) -> Result<ProjectName, RequestError> {
         let left = name.parse().ok().filter(|name| {
             !self.projects.contains_key(name) && self.containers_of(name).next().is_some()
         });
@@ -81,7 +89,8 @@ impl Driver {
                 services: Vec::new(),
             };
             let requests = std::collections::BTreeMap::new();
-            let record = ProjectRecord { request, wish: Wish::Down, requests };
+            let wishes = std::collections::BTreeMap::new();
+            let record = ProjectRecord { request, wish: Wish::Down, requests, wishes };
             let services = std::collections::BTreeMap::new();
             let desired = crate::spec::Desired { project: project.clone(), services };
             self.projects.insert(project, Project::new(record, desired));
@@ -93,6 +102,8 @@ impl Driver {
         let mut request = request;
         let desired = super::project::parse(&request)?;
         let name = desired.project.clone();
+        self.check_host()?;
+        let running = self.running(&name);
         match self.projects.get_mut(&name) {
             Some(project) => {
                 // Services named now join those that run by an earlier request.
@@ -108,10 +119,10 @@ impl Driver {
                     };
                     request.services = union;
                     let all = super::project::parse(&request)?;
-                    project.ask(request, asked);
+                    project.ask(request, asked, &running);
                     project.desired = all;
                 } else {
-                    project.ask(request, desired);
+                    project.ask(request, desired, &running);
                 }
             }
             None => {
@@ -119,9 +130,10 @@ impl Driver {
                     request: request.clone(),
                     wish: Wish::Up,
                     requests: std::collections::BTreeMap::new(),
+                    wishes: std::collections::BTreeMap::new(),
                 };
                 let mut project = Project::new(record, desired.clone());
-                project.ask(request, desired);
+                project.ask(request, desired, &running);
                 self.projects.insert(name.clone(), project);
             }
         }
@@ -191,7 +203,7 @@ impl Driver {
             "created".clone_into(&mut state);
         }
         // Compose has no word for who ended it; the status says that.
-        if matches!(status.phase, Phase::Stopped) && held.is_some() {
+        if matches!(status.phase, Phase::Stopped { .. }) && held.is_some() {
             "exited".clone_into(&mut state);
         }
         let report = ServiceReport {
@@ -213,7 +225,11 @@ impl Driver {
     }
 
     /// Checks a service's name against what the project has and what still runs of it.
-    fn service(&self, project: &ProjectName, name: &str) -> Result<ServiceName, RequestError> {
+    pub(super) fn service(
+        &self,
+        project: &ProjectName,
+        name: &str,
+    ) -> Result<ServiceName, RequestError> {
         let known = self.plan.services.keys().filter(|key| key.project == *project);
         let desired = self
             .projects

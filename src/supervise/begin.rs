@@ -1,6 +1,7 @@
 //! Begins actions: notes that one is under way and lets it run beside the loop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::driver::Driver;
 use super::events::Subject;
@@ -51,10 +52,13 @@ impl Driver {
             }
             // Its creation comes first, and then it exists.
             Action::Start { container: StartTarget::Created(_), .. } => {}
-            Action::Stop { container, .. } => {
+            Action::Stop { container, grace, .. } => {
+                let grace = grace.map(Duration::from_millis);
                 if let Some(held) = self.begin_operation(&container, Operation::Stop) {
                     let monitor = held.monitor.clone();
-                    tokio::spawn(async move { host.stop(monitor, container, outcomes).await });
+                    tokio::spawn(
+                        async move { host.stop(monitor, container, grace, outcomes).await },
+                    );
                 }
             }
             Action::Remove { container, .. } => {

@@ -17,6 +17,7 @@ use super::handle::Request;
 use super::held::Held;
 use super::project::{Project, Wish};
 use super::report::EventLevel;
+use super::wishes::HostShutdown;
 use crate::image::ImageRef;
 use crate::reconcile::{ContainerKey, Goal, ImageState, Moment, Observed, Plan, ServiceKey, plan};
 use crate::spec::ProjectName;
@@ -42,6 +43,8 @@ pub(super) struct Driver {
     pub(super) shutdown: CancellationToken,
     /// Set when control should end by itself once nothing is left to supervise.
     pub(super) on_demand: Option<std::time::Duration>,
+    /// Set while the host goes down: who waits until nothing runs, and the containers that ran.
+    pub(super) host_shutdown: Option<HostShutdown>,
 }
 
 impl Driver {
@@ -60,6 +63,7 @@ impl Driver {
             inbox,
             shutdown,
             on_demand: None,
+            host_shutdown: None,
         }
     }
 
@@ -132,8 +136,12 @@ impl Driver {
     }
 
     fn pass(&mut self) {
+        let goal = |project: &Project| match project.goal() {
+            Goal::Up(_) if self.host_shutdown.is_some() => Goal::Shutdown,
+            goal => goal,
+        };
         let goals: BTreeMap<ProjectName, Goal> =
-            self.projects.iter().map(|(name, project)| (name.clone(), project.goal())).collect();
+            self.projects.iter().map(|(name, project)| (name.clone(), goal(project))).collect();
         let moment = Moment { now: self.clock.now(), jitter_seed: self.jitter_seed };
         self.plan = plan(&goals, &self.observed(), moment);
         let mut begun = BTreeSet::new();

@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -191,12 +192,13 @@ impl Host {
         &self,
         monitor: Option<MonitorHandle>,
         container: ContainerKey,
+        grace: Option<Duration>,
         outcomes: Outcomes,
     ) {
         Boundary::STOP_BEGINS.reach(&self.run_dir);
         let result = match monitor {
             None => Err("its monitor is gone".to_owned()),
-            Some(monitor) => match monitor.stop(None, None).await {
+            Some(monitor) => match monitor.stop(signal_for(grace), grace).await {
                 Ok(()) => wait_ended(&monitor).await,
                 // It ended between the plan and now, or its monitor did: the next plan sees which.
                 Err(_)
@@ -260,9 +262,15 @@ async fn wait_ended(monitor: &MonitorHandle) -> Result<(), String> {
     }
 }
 
-/// Ends everything in a container at once; what follows is reported by its monitor.
-pub(super) async fn kill(monitor: MonitorHandle) {
-    let _ = monitor.stop(Some(Signal::KILL), Some(std::time::Duration::ZERO)).await;
+/// Whoever gives no time gets no warning; else it is the signal that the container was launched with.
+fn signal_for(grace: Option<Duration>) -> Option<Signal> {
+    grace.is_some_and(|grace| grace.is_zero()).then_some(Signal::KILL)
+}
+
+/// Asks a container to end, also one that is still starting or has been asked before; what follows is reported by its
+/// monitor.
+pub(super) async fn hasten(monitor: MonitorHandle, grace: Option<Duration>) {
+    let _ = monitor.stop(signal_for(grace), grace).await;
 }
 
 /// Reports every change that a monitor tells, until it has no more to say.

@@ -1,12 +1,13 @@
 //! What the API and library users hold of control: requests in, answers and events out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::report::{
-    Event, ExecTarget, ImageReport, LogSource, MountableImage, PullProgress, ServiceReport,
-    UpRequest,
+    Event, ExecTarget, ExitReport, ImageReport, LogSource, MountableImage, PullProgress,
+    ServiceReport, UpRequest,
 };
 
 /// Requests that wait while one is handled; handling one takes microseconds, so this is a burst of callers.
@@ -53,13 +54,13 @@ impl RequestError {
     }
 }
 
-/// How services are brought to an end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopManner {
-    /// Their stop signal, then their grace period.
-    Graceful,
-    /// At once.
-    Kill,
+/// Which services are brought to an end, and how fast.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StopOptions {
+    /// Only these; the whole project when empty.
+    pub services: Vec<String>,
+    /// From the stop signal to the kill; each service's own period when `None`, at once when zero.
+    pub grace: Option<Duration>,
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
@@ -77,13 +78,34 @@ pub(super) enum Request {
     },
     Stop {
         project: String,
-        manner: StopManner,
-        reply: Reply<()>,
+        options: StopOptions,
+        reply: Reply<Vec<String>>,
     },
     Down {
         project: String,
-        manner: StopManner,
+        options: StopOptions,
         reply: Reply<Vec<String>>,
+    },
+    Start {
+        project: String,
+        services: Vec<String>,
+        reply: Reply<Vec<String>>,
+    },
+    Restart {
+        project: String,
+        options: StopOptions,
+        reply: Reply<Vec<String>>,
+    },
+    Wait {
+        project: String,
+        services: Vec<String>,
+        reply: Reply<mpsc::Receiver<ExitReport>>,
+    },
+    HostShutdown {
+        reply: Reply<Vec<String>>,
+    },
+    HostResume {
+        reply: Reply<()>,
     },
     Logs {
         project: String,
@@ -165,24 +187,86 @@ impl ControlHandle {
         self.ask(|reply| Request::Wanted { reply }).await
     }
 
-    /// Stops a project's services and keeps their containers. Returns when they have stopped.
+    /// Stops services and keeps their containers, until somebody asks for a start: also across a restart of control
+    /// or of the host. Returns the names of the containers when they have stopped.
     ///
     /// # Errors
-    /// When the project does not exist.
-    pub async fn stop(&self, project: String, manner: StopManner) -> Result<(), RequestError> {
-        self.ask(|reply| Request::Stop { project, manner, reply }).await
+    /// When the project or a service does not exist, or a container could not be stopped (it is tried again).
+    pub async fn stop(
+        &self,
+        project: String,
+        options: StopOptions,
+    ) -> Result<Vec<String>, RequestError> {
+        self.ask(|reply| Request::Stop { project, options, reply }).await
     }
 
-    /// Stops and removes all of a project; images stay. Returns the names of the containers that are gone.
+    /// Stops and removes a project, or some of its services; images stay. Returns the names of the containers that
+    /// are gone.
     ///
     /// # Errors
-    /// When the project does not exist.
+    /// As [`Self::stop`].
     pub async fn down(
         &self,
         project: String,
-        manner: StopManner,
+        options: StopOptions,
     ) -> Result<Vec<String>, RequestError> {
-        self.ask(|reply| Request::Down { project, manner, reply }).await
+        self.ask(|reply| Request::Down { project, options, reply }).await
+    }
+
+    /// Starts services that do not run, all of the project when none is named. Returns the names of their containers
+    /// when each has been started. To stop waiting, drop the future; what was asked for holds.
+    ///
+    /// # Errors
+    /// When the project or a service does not exist, or a service could not be started (it is tried again).
+    pub async fn start(
+        &self,
+        project: String,
+        services: Vec<String>,
+    ) -> Result<Vec<String>, RequestError> {
+        self.ask(|reply| Request::Start { project, services, reply }).await
+    }
+
+    /// Stops services and starts them in the same containers, also those that did not run. Returns as
+    /// [`Self::start`]; control completes it whatever happens to this one.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn restart(
+        &self,
+        project: String,
+        options: StopOptions,
+    ) -> Result<Vec<String>, RequestError> {
+        self.ask(|reply| Request::Restart { project, options, reply }).await
+    }
+
+    /// How the containers of services end, one by one; the list ends when all have, or when one that has not ended
+    /// is no longer there. One that does not run counts as ended.
+    ///
+    /// # Errors
+    /// When the project or a service does not exist.
+    pub async fn wait(
+        &self,
+        project: String,
+        services: Vec<String>,
+    ) -> Result<mpsc::Receiver<ExitReport>, RequestError> {
+        self.ask(|reply| Request::Wait { project, services, reply }).await
+    }
+
+    /// Stops everything because the host goes down, in reverse order, and starts nothing any more. Nobody's wishes
+    /// are changed: the next control starts what should run. Returns the names of the containers that were stopped.
+    ///
+    /// # Errors
+    /// While control shuts down.
+    pub async fn host_shutdown(&self) -> Result<Vec<String>, RequestError> {
+        self.ask(|reply| Request::HostShutdown { reply }).await
+    }
+
+    /// The host does not go down after all: what [`Self::host_shutdown`] stopped runs again.
+    ///
+    /// # Errors
+    /// While control shuts down.
+    pub async fn host_resume(&self) -> Result<(), RequestError> {
+        self.ask(|reply| Request::HostResume { reply }).await
     }
 
     /// Where the output of a project's services is; of all services when none is named.

@@ -29,12 +29,14 @@ mod outcome;
 mod project;
 mod pull_error;
 pub mod report;
+mod service_wish;
 mod tally;
+mod waiters;
 mod watch;
 mod wishes;
 
 pub use control::{Control, ControlError, ControlOptions, instance_of};
-pub use handle::{ControlHandle, RequestError, RequestErrorKind, StopManner};
+pub use handle::{ControlHandle, RequestError, RequestErrorKind, StopOptions};
 pub use images::Extent;
 pub use log_stream::{LogTail, StreamedLine, read_logs};
 pub use pull_error::PullError;

@@ -3,9 +3,7 @@
 use super::driver::Driver;
 use super::events::Subject;
 use super::execute::{self, Outcome};
-use super::handle::StopManner;
 use super::held::is_host_fault;
-use super::project::Wish;
 use super::pull_error::PullError;
 use super::report::EventLevel;
 use crate::container::{Link, MonitorHandle, Phase, Seen, WritableState};
@@ -135,11 +133,10 @@ impl Driver {
                     container.clone(),
                     self.outcomes.clone(),
                 ));
-                let project = self.projects.get(&held.record.project);
-                if project.is_some_and(|project| {
-                    project.manner == StopManner::Kill && project.record.wish != Wish::Up
-                }) {
-                    tokio::spawn(execute::kill(monitor));
+                // What was asked for while it was being launched need not wait until it has started.
+                let key = held.record.key();
+                if operation == Operation::Start && !self.is_wanted(&key) {
+                    tokio::spawn(execute::hasten(monitor, self.grace(&key)));
                 }
             }
             Err(reason) => {
@@ -226,6 +223,7 @@ impl Driver {
         }
         held.record.exit = Some(exit);
         self.save_container(container);
+        self.tell_exit(container);
         self.emit_for(container, level, "container-exited", format!("{container} {words}"));
     }
 

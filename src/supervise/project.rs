@@ -1,13 +1,14 @@
 //! One project: what its user asked for, kept across restarts of control.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::handle::{RequestError, RequestErrorKind, StopManner};
+use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::report::UpRequest;
+use super::service_wish::{ExitWaiter, ServiceWaiter, ServiceWish};
 use crate::reconcile::{Goal, ServiceRecord};
 use crate::spec::{self, Desired, ParseInput, ProjectChoice, ProjectName, ServiceName};
 use crate::store::Record;
@@ -32,6 +33,9 @@ pub(super) struct ProjectRecord {
     pub(super) wish: Wish,
     /// How often the user asked for each service.
     pub(super) requests: BTreeMap<ServiceName, u64>,
+    /// What else the user asked of single services.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) wishes: BTreeMap<ServiceName, ServiceWish>,
 }
 
 impl Record for ProjectRecord {
@@ -72,11 +76,11 @@ pub(super) fn parse(request: &UpRequest) -> Result<Desired, RequestError> {
     Ok(desired)
 }
 
-/// Someone who waits until a project's wish has come true.
+/// Someone who waits for a project to be gone, and the containers that it had.
 #[derive(Debug)]
-pub(super) enum Waiter {
-    Stopped(super::handle::Reply<()>),
-    Gone(super::handle::Reply<Vec<String>>, Vec<String>),
+pub(super) struct GoneWaiter {
+    pub(super) reply: Reply<Vec<String>>,
+    pub(super) containers: Vec<String>,
 }
 
 /// A project in memory.
@@ -85,8 +89,9 @@ pub(super) struct Project {
     pub(super) record: ProjectRecord,
     pub(super) desired: Desired,
     pub(super) records: BTreeMap<ServiceName, ServiceRecord>,
-    pub(super) waiters: Vec<Waiter>,
-    pub(super) manner: StopManner,
+    pub(super) waiters: Vec<GoneWaiter>,
+    pub(super) service_waiters: Vec<ServiceWaiter>,
+    pub(super) exit_waiters: Vec<ExitWaiter>,
     /// Ends when the project does.
     pub(super) watch: Option<tokio_util::sync::DropGuard>,
 }
@@ -97,7 +102,8 @@ impl Project {
             .requests
             .iter()
             .map(|(name, &request)| {
-                (name.clone(), ServiceRecord { request, ..ServiceRecord::default() })
+                let wish = record.wishes.get(name).copied().unwrap_or_default();
+                (name.clone(), wish.into_record(request))
             })
             .collect();
         Self {
@@ -105,7 +111,8 @@ impl Project {
             desired,
             records,
             waiters: Vec::new(),
-            manner: StopManner::Graceful,
+            service_waiters: Vec::new(),
+            exit_waiters: Vec::new(),
             watch: None,
         }
     }
@@ -118,18 +125,21 @@ impl Project {
         }
     }
 
-    /// Takes over a new request: an explicit one, which counts as the user asking for each service in it.
-    pub(super) fn ask(&mut self, request: UpRequest, desired: Desired) {
+    /// Takes over a new request: an explicit one, which counts as the user asking for each service in it, but for
+    /// those of `running`, which have what they are asked for.
+    pub(super) fn ask(
+        &mut self,
+        request: UpRequest,
+        desired: Desired,
+        running: &BTreeSet<ServiceName>,
+    ) {
         for name in desired.services.keys() {
-            let record = self.records.entry(name.clone()).or_default();
-            record.request += 1;
-            record.stopped = false;
-            self.record.requests.insert(name.clone(), record.request);
+            self.want(name, running);
         }
         self.record.request = request;
         self.record.wish = Wish::Up;
+        self.note();
         self.desired = desired;
-        self.manner = StopManner::Graceful;
     }
 
     /// Takes over a new text of the file, which asks for nothing to run again that has ended. Services that are new
@@ -141,8 +151,8 @@ impl Project {
             if record.request == 0 {
                 record.request = 1;
             }
-            self.record.requests.insert(name.clone(), record.request);
         }
+        self.note();
         self.desired = desired;
     }
 }

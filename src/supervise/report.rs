@@ -184,6 +184,17 @@ pub struct LogSource {
     pub path: PathBuf,
 }
 
+/// How a run of a service's container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// Its service.
+    pub service: String,
+    /// The container.
+    pub container: String,
+    /// As a shell shows it; `None` when nobody saw it.
+    pub code: Option<i32>,
+}
+
 /// Where a command can be run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecTarget {

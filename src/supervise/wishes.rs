@@ -1,95 +1,351 @@
-//! Wishes that somebody waits for: how one is taken in, and who is told when it has come true or cannot.
+//! Wishes: how one is taken in, and who is told when it has come true or cannot.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
 
 use super::driver::Driver;
 use super::events::Subject;
 use super::execute;
-use super::handle::StopManner;
-use super::project::{Waiter, Wish};
-use super::report::EventLevel;
-use crate::reconcile::Operation;
-use crate::spec::ProjectName;
-use crate::store::record;
-use crate::telemetry::Chain;
+use super::handle::{Reply, RequestError, RequestErrorKind, StopOptions};
+use super::project::{GoneWaiter, Wish};
+use super::report::{EventLevel, ExitReport};
+use super::service_wish::{ExitWaiter, ServiceWaiter, Until};
+use crate::reconcile::{ContainerKey, ManualStop, Phase, ServiceKey};
+use crate::spec::{ProjectName, ServiceName};
+
+/// Who waits until nothing runs, and the containers that ran.
+#[derive(Debug, Default)]
+pub(super) struct HostShutdown {
+    pub(super) waiters: Vec<Reply<Vec<String>>>,
+    pub(super) containers: Vec<String>,
+}
 
 impl Driver {
-    /// Ends what still runs of a project at once.
-    pub(super) fn kill_all(&self, project: &ProjectName) {
-        for (_, held) in self.containers_of(project) {
-            if let Some(monitor) = held.monitor.clone().filter(|_| held.may_run()) {
-                tokio::spawn(execute::kill(monitor));
+    /// Stops services by hand, and takes their containers down if that is asked for.
+    pub(super) fn stop(
+        &mut self,
+        project: &str,
+        options: &StopOptions,
+        stop: ManualStop,
+        reply: Reply<Vec<String>>,
+    ) {
+        let (name, services) = match self.chosen(project, &options.services) {
+            Ok(chosen) => chosen,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let Some(project) = self.projects.get_mut(&name) else { return };
+        for service in &services {
+            project.want_no_more(service, stop, options.grace);
+        }
+        // A project that is taken down ends no less for being stopped too.
+        if options.services.is_empty() && project.record.wish == Wish::Up {
+            project.record.wish = Wish::Stop;
+            project.watch = None;
+        }
+        let until = if stop == ManualStop::Keep { Until::Stopped } else { Until::Gone };
+        self.asked(&name, "services-stop", "is to be stopped", &services);
+        self.hasten(&name, &services);
+        self.wait_for(&name, services, until, reply);
+    }
+
+    /// Takes a whole project down.
+    pub(super) fn down(
+        &mut self,
+        project: &str,
+        grace: Option<Duration>,
+        reply: Reply<Vec<String>>,
+    ) {
+        let name = match self.known_or_left(project) {
+            Ok(name) => name,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let containers = self.containers_of(&name).map(|(key, _)| key.to_string()).collect();
+        let services = self.services_of(&name);
+        let Some(project) = self.projects.get_mut(&name) else { return };
+        for service in &services {
+            project.want_no_more(service, ManualStop::Keep, grace);
+        }
+        project.record.wish = Wish::Down;
+        project.watch = None;
+        project.waiters.push(GoneWaiter { reply, containers });
+        self.save_project(&name);
+        self.hasten(&name, &services);
+    }
+
+    /// Starts services that do not run.
+    pub(super) fn start(&mut self, project: &str, services: &[String], reply: Reply<Vec<String>>) {
+        let (name, services) = match self.startable(project, services) {
+            Ok(chosen) => chosen,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let running = self.running(&name);
+        if let Some(project) = self.projects.get_mut(&name) {
+            for service in &services {
+                project.want(service, &running);
+            }
+        }
+        self.set_up(&name, &services);
+        self.asked(&name, "services-start", "is to be started", &services);
+        self.wait_for(&name, services, Until::Started, reply);
+    }
+
+    /// Stops services and starts them again, in the same containers.
+    pub(super) fn restart(
+        &mut self,
+        project: &str,
+        options: &StopOptions,
+        reply: Reply<Vec<String>>,
+    ) {
+        let (name, services) = match self.startable(project, &options.services) {
+            Ok(chosen) => chosen,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        if let Some(project) = self.projects.get_mut(&name) {
+            for service in &services {
+                project.want_again(service, options.grace);
+            }
+        }
+        self.set_up(&name, &services);
+        self.asked(&name, "services-restart", "is to be restarted", &services);
+        self.wait_for(&name, services, Until::Started, reply);
+    }
+
+    /// Stops everything for as long as this control lives.
+    pub(super) fn host_shutdown(&mut self, reply: Reply<Vec<String>>) {
+        let running: Vec<String> = self
+            .containers
+            .iter()
+            .filter(|(_, held)| held.may_run() && held.record.instance == *self.host.instance)
+            .map(|(key, _)| key.to_string())
+            .collect();
+        let shutdown = self.host_shutdown.get_or_insert_default();
+        shutdown.containers.extend(running);
+        shutdown.waiters.push(reply);
+        let message = "the host is shutting down; all services are stopped";
+        self.events.emit(Subject::Host, EventLevel::Info, "host-shutdown", message, []);
+        for name in self.projects.keys().cloned().collect::<Vec<_>>() {
+            let services = self.services_of(&name);
+            self.hasten(&name, &services);
+        }
+    }
+
+    /// Nothing is started while the host goes down.
+    pub(super) fn check_host(&self) -> Result<(), RequestError> {
+        if self.host_shutdown.is_none() {
+            return Ok(());
+        }
+        let message = "the host is shutting down, and nothing is started";
+        let hint = "if it is not, `supervisor resume-services` starts what was stopped";
+        Err(RequestError::new(RequestErrorKind::Conflict, message).with_hint(Some(hint.into())))
+    }
+
+    /// How runs of the services end. One that does not run has ended.
+    pub(super) fn wait(
+        &mut self,
+        project: &str,
+        services: &[String],
+    ) -> Result<mpsc::Receiver<ExitReport>, RequestError> {
+        let (name, services) = self.chosen(project, services)?;
+        // One report for each, so that sending never waits.
+        let (sender, receiver) = mpsc::channel(services.len().max(1));
+        let waiter = ExitWaiter { services: services.clone(), sender };
+        self.projects.get_mut(&name).into_iter().for_each(|p| p.exit_waiters.push(waiter.clone()));
+        for service in services {
+            let status = self.plan.services.get(&Self::service_key(&name, &service));
+            let Some(key) = status.and_then(|status| status.container.clone()) else { continue };
+            let ended = |held: &super::held::Held| {
+                held.busy.is_none() && !held.may_run() && held.record.exit.is_some()
+            };
+            if self.containers.get(&key).is_some_and(ended) {
+                self.tell_exit(&key);
+            }
+        }
+        Ok(receiver)
+    }
+
+    /// Tells those who wait for it that a run of a container has ended.
+    pub(super) fn tell_exit(&mut self, container: &ContainerKey) {
+        let Some(held) = self.containers.get(container) else { return };
+        let report = ExitReport {
+            service: held.record.service.to_string(),
+            container: container.to_string(),
+            code: held.record.exit.as_ref().and_then(|exit| exit.outcome.code()),
+        };
+        let service = held.record.service.clone();
+        let Some(project) = self.projects.get_mut(&held.record.project) else { return };
+        for waiter in &mut project.exit_waiters {
+            if waiter.services.remove(&service) {
+                // There is room for one of each service, and who has gone need not know.
+                let _ = waiter.sender.try_send(report.clone());
+            }
+        }
+        project.exit_waiters.retain(|w| !w.services.is_empty() && !w.sender.is_closed());
+    }
+
+    /// The project and the services of it that were named; all that it has when none was.
+    fn chosen(
+        &self,
+        project: &str,
+        named: &[String],
+    ) -> Result<(ProjectName, BTreeSet<ServiceName>), RequestError> {
+        let name = self.known(project)?;
+        if named.is_empty() {
+            let services = self.services_of(&name);
+            return Ok((name, services));
+        }
+        let services: Result<_, _> = named.iter().map(|one| self.service(&name, one)).collect();
+        Ok((name, services?))
+    }
+
+    /// The same where they are to run: only what the services file has can.
+    fn startable(
+        &self,
+        project: &str,
+        named: &[String],
+    ) -> Result<(ProjectName, BTreeSet<ServiceName>), RequestError> {
+        self.check_host()?;
+        let (name, mut services) = self.chosen(project, named)?;
+        let project = &self.projects[&name];
+        if project.record.wish == Wish::Down {
+            let message = format!("project `{name}` is being taken down");
+            return Err(RequestError::new(RequestErrorKind::Conflict, message));
+        }
+        let wanted = &project.desired.services;
+        if let Some(gone) = services.iter().find(|service| !wanted.contains_key(*service))
+            && !named.is_empty()
+        {
+            let message =
+                format!("service `{gone}` is not in the services file of `{name}` any more");
+            return Err(RequestError::new(RequestErrorKind::Conflict, message));
+        }
+        services.retain(|service| wanted.contains_key(service));
+        Ok((name, services))
+    }
+
+    /// All services that a project has or of which containers are left.
+    fn services_of(&self, name: &ProjectName) -> BTreeSet<ServiceName> {
+        let desired =
+            self.projects.get(name).into_iter().flat_map(|p| p.desired.services.keys().cloned());
+        let left = self.containers_of(name).map(|(_, held)| held.record.service.clone());
+        desired.chain(left).collect()
+    }
+
+    /// Services that run or are just being started.
+    pub(super) fn running(&self, name: &ProjectName) -> BTreeSet<ServiceName> {
+        let statuses = self.plan.services.iter().filter(|(key, status)| {
+            key.project == *name && matches!(status.phase, Phase::Running { .. } | Phase::Starting)
+        });
+        statuses.map(|(key, _)| key.service.clone()).collect()
+    }
+
+    /// Whether a service should run.
+    pub(super) fn is_wanted(&self, key: &ServiceKey) -> bool {
+        let Some(project) = self.projects.get(&key.project) else { return false };
+        let record = project.records.get(&key.service);
+        self.host_shutdown.is_none()
+            && project.record.wish == Wish::Up
+            && project.desired.services.contains_key(&key.service)
+            && record.is_none_or(|record| record.stopped.is_none())
+    }
+
+    /// The grace period that the user gave for the end of a service.
+    pub(super) fn grace(&self, key: &ServiceKey) -> Option<Duration> {
+        let record = self.projects.get(&key.project)?.records.get(&key.service)?;
+        record.grace.filter(|_| self.host_shutdown.is_none()).map(Duration::from_millis)
+    }
+
+    /// A project that was stopped goes on with some services; the others stay as they are.
+    fn set_up(&mut self, name: &ProjectName, services: &BTreeSet<ServiceName>) {
+        let Some(project) = self.projects.get_mut(name) else { return };
+        if project.record.wish == Wish::Stop {
+            project.record.wish = Wish::Up;
+            let others: Vec<ServiceName> = project
+                .desired
+                .services
+                .keys()
+                .filter(|other| !services.contains(*other))
+                .cloned()
+                .collect();
+            for other in others {
+                project.want_no_more(&other, ManualStop::Keep, None);
+            }
+            self.watch_file(name);
+        }
+        self.look_up_images(name);
+    }
+
+    /// Keeps what was asked for, and tells it.
+    fn asked(&self, name: &ProjectName, kind: &str, what: &str, services: &BTreeSet<ServiceName>) {
+        self.save_project(name);
+        for service in services {
+            let subject = Subject::Service(name.as_str(), service.as_str());
+            self.events.emit(subject, EventLevel::Info, kind, format!("{service} {what}"), []);
+        }
+    }
+
+    /// Brings to an end what a stop step does not reach: what is still starting, and what was asked to stop before and
+    /// now gets less time.
+    fn hasten(&self, name: &ProjectName, services: &BTreeSet<ServiceName>) {
+        for (_, held) in self.containers_of(name) {
+            let phase = held.status.as_ref().map(|status| &status.phase);
+            let grace = self.grace(&held.record.key());
+            let due = match phase {
+                Some(crate::container::Phase::Starting) => true,
+                Some(crate::container::Phase::Stopping { .. }) => grace.is_some(),
+                _ => false,
+            };
+            if let Some(monitor) = held.monitor.clone()
+                && due
+                && services.contains(&held.record.service)
+            {
+                tokio::spawn(execute::hasten(monitor, grace));
             }
         }
     }
 
-    /// Tells those who wait for a project to stop or go that it has, or that it cannot.
-    pub(super) fn answer_waiters(&mut self) {
-        let any_runs = self.any_runs();
-        let names: Vec<ProjectName> = self.projects.keys().cloned().collect();
-        for name in names {
-            let busy =
-                self.containers_of(&name).any(|(_, held)| held.busy.is_some() || held.may_run());
-            let empty = self.containers_of(&name).next().is_none();
-            let failure = self.containers_of(&name).find_map(|(key, held)| {
-                let (operation, failure) = held.failed.as_ref()?;
-                let ends = matches!(operation, Operation::Stop | Operation::Remove);
-                ends.then(|| format!("could not {operation} container `{key}`: {}", failure.reason))
-            });
-            let project = self.projects.get_mut(&name).expect("the name was listed just now");
-            for waiter in std::mem::take(&mut project.waiters) {
-                let failed = failure.clone().map(|message| {
-                    super::handle::RequestError::new(
-                        super::handle::RequestErrorKind::Failed,
-                        message,
-                    )
-                });
-                match (waiter, failed) {
-                    // Whoever asked may have gone; then nobody needs the answer.
-                    (Waiter::Stopped(reply), Some(error)) => drop(reply.send(Err(error))),
-                    (Waiter::Gone(reply, _), Some(error)) => drop(reply.send(Err(error))),
-                    (Waiter::Stopped(reply), None) if !busy => drop(reply.send(Ok(()))),
-                    (Waiter::Gone(reply, names), None) if empty => {
-                        let (host, runs) = (Arc::clone(&self.host), any_runs);
-                        tokio::spawn(async move {
-                            if !runs {
-                                host.leave_nothing().await;
-                            }
-                            let _ = reply.send(Ok(names));
-                        });
-                    }
-                    (waiter, None) => project.waiters.push(waiter),
-                }
-            }
-            if empty && project.record.wish == Wish::Down && project.waiters.is_empty() {
-                self.projects.remove(&name);
-                let message = format!("project {name} is down");
-                let subject = Subject::Project(name.as_str());
-                self.events.emit(subject, EventLevel::Info, "project-down", message, []);
-                let path = super::project::record_path(self.host.store.root(), name.as_str());
-                if let Err(error) = record::remove(&path) {
-                    tracing::warn!(project = %name, error = %Chain(&error), "could not remove the project's record");
-                }
-            }
-        }
-    }
-
-    /// Brings a project to an end in the given manner.
-    pub(super) fn wind_down(
+    fn wait_for(
         &mut self,
         name: &ProjectName,
-        wish: Wish,
-        manner: StopManner,
-        waiter: Waiter,
+        services: BTreeSet<ServiceName>,
+        until: Until,
+        reply: Reply<Vec<String>>,
     ) {
+        let containers = self
+            .containers_of(name)
+            .filter(|(_, held)| services.contains(&held.record.service))
+            .map(|(key, _)| key.to_string())
+            .collect();
         let Some(project) = self.projects.get_mut(name) else { return };
-        project.record.wish = wish;
-        project.watch = None;
-        project.manner = manner;
-        project.waiters.push(waiter);
-        self.save_project(name);
-        if manner == StopManner::Kill {
-            self.kill_all(name);
+        project.service_waiters.push(ServiceWaiter { services, until, reply, containers });
+    }
+}
+
+impl Driver {
+    /// Whether the host may go down.
+    pub(super) fn answer_shutdown(&mut self) {
+        if self.any_runs() {
+            return;
         }
+        let Some(shutdown) = &mut self.host_shutdown else { return };
+        let mut containers = std::mem::take(&mut shutdown.containers);
+        containers.sort();
+        containers.dedup();
+        for waiter in shutdown.waiters.drain(..) {
+            let _ = waiter.send(Ok(containers.clone()));
+        }
+    }
+
+    /// Lets control groups and lazy mounts go before those who waited for a project's end are told.
+    pub(super) fn tell_gone(&self, waiter: GoneWaiter, runs: bool) {
+        let host = Arc::clone(&self.host);
+        tokio::spawn(async move {
+            if !runs {
+                host.leave_nothing().await;
+            }
+            let _ = waiter.reply.send(Ok(waiter.containers));
+        });
     }
 }

@@ -1,6 +1,7 @@
 //! Single situations in words, then the laws over random hosts, goals and faults.
 
 mod properties;
+mod wishes;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -219,10 +220,10 @@ fn a_manual_stop_holds_and_keeps_the_container() {
     let goals = up("{web: {image: i, restart: always}}");
     let mut host = running(&goals);
     let container = only(&host);
-    host.observed.records.entry(key("web")).or_default().stopped = true;
+    host.observed.records.entry(key("web")).or_default().stopped = Some(ManualStop::Keep);
     run(&mut host, &goals);
     assert_eq!(only(&host), container);
-    assert_eq!(phase(&host, &goals, "web"), "stopped");
+    assert_eq!(phase(&host, &goals, "web"), "stopped (manual)");
     assert!(host.plan(&goals).wake_at.is_none());
     let record = host.observed.records.get_mut(&key("web")).unwrap();
     *record = ServiceRecord { request: record.request + 1, ..ServiceRecord::default() };
@@ -236,7 +237,7 @@ fn a_project_is_stopped_with_its_containers_kept_and_taken_down_without() {
     let mut host = running(&up("{web: {image: i}, api: {image: j}}"));
     run(&mut host, &goal(Goal::Stop));
     assert_eq!(host.keys(|c| matches!(c.state, ContainerState::Exited(_))).len(), 2);
-    assert_eq!(phase(&host, &goal(Goal::Stop), "web"), "stopped");
+    assert_eq!(phase(&host, &goal(Goal::Stop), "web"), "stopped (manual)");
     run(&mut host, &goal(Goal::Down));
     assert!(host.keys(|_| true).is_empty());
     assert!(host.plan(&goal(Goal::Down)).services.is_empty());

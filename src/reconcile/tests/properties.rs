@@ -24,10 +24,10 @@ fn project(name: &'static str) -> impl Strategy<Value = Goal> {
         let body: Vec<_> = services.iter().map(|(name, text)| format!("{name}: {text}")).collect();
         Goal::Up(desired(name, &format!("{{{}}}", body.join(", "))))
     });
-    prop_oneof![6 => up, 1 => Just(Goal::Stop), 1 => Just(Goal::Down)]
+    prop_oneof![6 => up, 1 => Just(Goal::Stop), 1 => Just(Goal::Down), 1 => Just(Goal::Shutdown)]
 }
 
-fn goals() -> impl Strategy<Value = Goals> {
+pub(super) fn goals() -> impl Strategy<Value = Goals> {
     (project("p"), prop::option::of(project("q"))).prop_map(|(p, q)| {
         let mut goals = goal(p);
         goals.extend(q.map(|q| ("q".parse().unwrap(), q)));
@@ -113,36 +113,51 @@ fn image_state(name: &'static str) -> impl Strategy<Value = ImageState> {
     ]
 }
 
+fn record() -> impl Strategy<Value = ServiceRecord> {
+    let stopped = prop::sample::select(vec![ManualStop::Keep, ManualStop::Remove]);
+    let grace = prop::option::of(0..20_000u64);
+    (0..3u64, 0..3u64, prop::option::weighted(0.15, stopped), grace).prop_map(
+        |(request, restart, stopped, grace)| ServiceRecord {
+            request,
+            // A restart is a request.
+            restart: restart.min(request),
+            stopped,
+            grace,
+            create_failure: None,
+        },
+    )
+}
+
 prop_compose! {
-    fn any_host()(
+    pub(super) fn any_host()(
         containers in prop::collection::vec(container(), 0..7),
         i in image_state("i"),
         j in image_state("j"),
-        records in prop::collection::vec((0..2usize, 0..3usize, 0..3u64, prop::bool::weighted(0.15)), 0..4),
+        records in prop::collection::vec((0..2usize, 0..3usize, record()), 0..4),
     ) -> Host {
         let mut host = host();
         host.observed.images = [(image("i"), i), (image("j"), j)].into();
         for (n, container) in containers.into_iter().enumerate() {
             host.observed.containers.insert(ContainerKey::new(format!("c{n}")), container);
         }
-        for (project, service, request, stopped) in records {
+        for (project, service, record) in records {
             let key = ServiceKey {
                 project: PROJECTS[project].parse().unwrap(),
                 service: SERVICES[service].parse().unwrap(),
             };
-            host.observed.records.insert(key, ServiceRecord { request, stopped, create_failure: None });
+            host.observed.records.insert(key, record);
         }
         host
     }
 }
 
 /// Containers that no plan for `goals` may name.
-fn is_foreign(container: &Container, goals: &Goals) -> bool {
+pub(super) fn is_foreign(container: &Container, goals: &Goals) -> bool {
     container.instance != "ours" || !goals.contains_key(&container.service.project)
 }
 
 /// Checks one plan against the laws that hold for every plan.
-fn check_plan(host: &Host, goals: &Goals, plan: &Plan) -> Result<(), TestCaseError> {
+pub(super) fn check_plan(host: &Host, goals: &Goals, plan: &Plan) -> Result<(), TestCaseError> {
     for (number, step) in plan.steps.iter().enumerate() {
         prop_assert!(step.requires.iter().chain(&step.after).all(|earlier| *earlier < number));
         if let Some(key) = step.action.container() {
@@ -179,7 +194,8 @@ fn is_settled(host: &Host, goals: &Goals, container: &Container) -> bool {
         _ => true,
     };
     container.instance == "ours"
-        && !record.stopped
+        && record.stopped.is_none()
+        && container.run.request >= record.restart
         && host.ours(&container.service).count() == 1
         && matches!(container.state, ContainerState::Running { .. })
         && container.monitor == Monitor::Alive
@@ -188,14 +204,14 @@ fn is_settled(host: &Host, goals: &Goals, container: &Container) -> bool {
 }
 
 /// Whether the goals hold on `host`.
-fn check_converged(host: &Host, goals: &Goals) -> Result<(), TestCaseError> {
+pub(super) fn check_converged(host: &Host, goals: &Goals) -> Result<(), TestCaseError> {
     for (project, goal) in goals {
         let ours = host.observed.containers.values();
         let ours: Vec<_> =
             ours.filter(|c| c.instance == "ours" && c.service.project == *project).collect();
         let Goal::Up(desired) = goal else {
             let runs = ours.iter().any(|c| matches!(c.state, ContainerState::Running { .. }));
-            prop_assert!(!runs && (*goal == Goal::Stop || ours.is_empty()));
+            prop_assert!(!runs && (*goal != Goal::Down || ours.is_empty()));
             continue;
         };
         for container in &ours {
@@ -203,11 +219,20 @@ fn check_converged(host: &Host, goals: &Goals) -> Result<(), TestCaseError> {
         }
         for (name, service) in &desired.services {
             let key = ServiceKey { project: project.clone(), service: name.clone() };
-            if host.observed.records.get(&key).is_some_and(|record| record.stopped) {
+            let record = host.observed.records.get(&key).cloned().unwrap_or_default();
+            let containers: Vec<_> = host.ours(&key).collect();
+            if let Some(stopped) = record.stopped {
+                let runs =
+                    containers.iter().any(|c| matches!(c.state, ContainerState::Running { .. }));
+                prop_assert!(
+                    !runs && (stopped == ManualStop::Keep || containers.is_empty()),
+                    "{}",
+                    key
+                );
                 continue;
             }
-            let containers: Vec<_> = host.ours(&key).collect();
             prop_assert_eq!(containers.len(), 1, "{}", key);
+            prop_assert!(containers[0].run.request >= record.restart, "{} was not restarted", key);
             prop_assert_eq!(&containers[0].fingerprint, &service.fingerprint());
             // An image that nobody pulled is not fetched only to compare it.
             if let Some(ImageState::Ready { manifest }) = host.observed.images.get(&service.image) {

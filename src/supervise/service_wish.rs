@@ -1,0 +1,137 @@
+//! What the user asks of single services: stop, start, restart, take down. Kept with the project, so that it holds
+//! across restarts of control and of the host, and so that the next control completes what this one began.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::handle::Reply;
+use super::project::Project;
+use super::report::ExitReport;
+use crate::reconcile::{ManualStop, ServiceRecord};
+use crate::spec::ServiceName;
+
+/// What is kept of a service's wishes, besides how often it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct ServiceWish {
+    /// The request that was for a restart.
+    #[serde(default)]
+    restart: u64,
+    #[serde(default)]
+    stopped: Option<KeptStop>,
+    /// Grace period of the last stop, in milliseconds.
+    #[serde(default)]
+    grace_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeptStop {
+    Keep,
+    Remove,
+}
+
+impl ServiceWish {
+    fn of(record: &ServiceRecord) -> Self {
+        let stopped = record.stopped.map(|stopped| match stopped {
+            ManualStop::Keep => KeptStop::Keep,
+            ManualStop::Remove => KeptStop::Remove,
+        });
+        Self { restart: record.restart, stopped, grace_ms: record.grace }
+    }
+
+    pub(super) fn into_record(self, request: u64) -> ServiceRecord {
+        let stopped = self.stopped.map(|stopped| match stopped {
+            KeptStop::Keep => ManualStop::Keep,
+            KeptStop::Remove => ManualStop::Remove,
+        });
+        let Self { restart, grace_ms: grace, .. } = self;
+        ServiceRecord { request, restart, stopped, grace, create_failure: None }
+    }
+}
+
+/// What is awaited of services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Each has been started for the last request.
+    Started,
+    /// Nothing of them runs.
+    Stopped,
+    /// They have no containers.
+    Gone,
+}
+
+/// Someone who waits for that.
+#[derive(Debug)]
+pub(super) struct ServiceWaiter {
+    pub(super) services: BTreeSet<ServiceName>,
+    pub(super) until: Until,
+    pub(super) reply: Reply<Vec<String>>,
+    /// Their containers when it was asked for, which is what they are called in the answer.
+    pub(super) containers: Vec<String>,
+}
+
+/// Someone who wants to know how runs of services end; those that are still to come.
+#[derive(Debug, Clone)]
+pub(super) struct ExitWaiter {
+    pub(super) services: BTreeSet<ServiceName>,
+    pub(super) sender: mpsc::Sender<ExitReport>,
+}
+
+impl Project {
+    /// Copies what is to be kept of the services into the record.
+    pub(super) fn note(&mut self) {
+        for (name, record) in &self.records {
+            self.record.requests.insert(name.clone(), record.request);
+            let wish = ServiceWish::of(record);
+            if wish == ServiceWish::default() {
+                self.record.wishes.remove(name);
+            } else {
+                self.record.wishes.insert(name.clone(), wish);
+            }
+        }
+    }
+
+    /// The user asks for a service to run. What runs already is not asked for again: a job would run twice.
+    pub(super) fn want(&mut self, name: &ServiceName, running: &BTreeSet<ServiceName>) {
+        let record = self.records.entry(name.clone()).or_default();
+        if record.request == 0 || !running.contains(name) {
+            record.request += 1;
+        }
+        record.stopped = None;
+        record.grace = None;
+        self.note();
+    }
+
+    /// The user asks for a service to be stopped and started.
+    pub(super) fn want_again(&mut self, name: &ServiceName, grace: Option<Duration>) {
+        let record = self.records.entry(name.clone()).or_default();
+        record.request += 1;
+        record.restart = record.request;
+        record.stopped = None;
+        record.grace = grace.map(millis);
+        self.note();
+    }
+
+    /// The user asks for a service to end.
+    pub(super) fn want_no_more(
+        &mut self,
+        name: &ServiceName,
+        stop: ManualStop,
+        grace: Option<Duration>,
+    ) {
+        let record = self.records.entry(name.clone()).or_default();
+        // What was taken down stays down when everything is stopped.
+        if record.stopped != Some(ManualStop::Remove) {
+            record.stopped = Some(stop);
+        }
+        record.grace = grace.map(millis);
+        self.note();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
