@@ -7,6 +7,7 @@ mod instances;
 mod lifecycle;
 mod reconcile;
 mod roles;
+mod wishes;
 
 use std::path::Path;
 

@@ -170,7 +170,8 @@ fn a_service_is_taken_down_alone_and_comes_back_with_a_start() {
     let (web, other) = (program.running("web"), program.running("other"));
     program.ok(["down", "web"]);
     assert!(!runs(web));
-    let containers = || std::fs::read_dir(program.folder().join("state/containers")).unwrap().count();
+    let containers =
+        || std::fs::read_dir(program.folder().join("state/containers")).unwrap().count();
     assert_eq!(containers(), 1);
     assert_eq!(status(&program, "web"), "stopped (manual)");
     crash(up);
