@@ -33,6 +33,7 @@
 pub mod boundary;
 pub mod version;
 
+pub mod host;
 pub mod sys;
 pub mod telemetry;
 

@@ -4,6 +4,7 @@
 mod confine;
 mod content;
 mod degraded;
+mod features;
 mod input;
 mod outage;
 mod peers;

@@ -7,11 +7,12 @@ mod source;
 use source::Source;
 
 /// The modules in their order: one imports only from those before it.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "boundary",
     "version",
     "sys",
     "telemetry",
+    "host",
     "image",
     "estargz",
     "spec",

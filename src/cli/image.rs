@@ -38,7 +38,13 @@ fn mount(settings: &Settings, arguments: &ImageMountArguments) -> anyhow::Result
     runtime.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let image: MountableImage = client.call(Method::POST, "/v1/mounts", &request).await?;
-        if let Err(error) = rootfs::mount_read_only(&image.layers, &target, &image.instance) {
+        let mounted = rootfs::mount_read_only(
+            &image.layers,
+            &target,
+            &image.instance,
+            settings.mount_call()?,
+        );
+        if let Err(error) = mounted {
             let _: Result<(), _> = client.call(Method::DELETE, "/v1/mounts", &request).await;
             return Err(error)
                 .with_context(|| format!("could not mount the image at `{}`", target.display()));

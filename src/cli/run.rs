@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use super::args::DaemonArguments;
 use super::settings::{ServiceManager, Settings};
 use crate::api::{self, ServeOptions};
+use crate::host;
 use crate::registry::{ClientOptions, ProxySettings};
 use crate::store::StoreError;
 use crate::supervise::{Control, ControlError, ControlOptions};
@@ -23,6 +24,8 @@ const PREDECESSOR: Duration = Duration::from_secs(3);
 /// A control that is served on its socket.
 pub(super) struct Served {
     pub(super) control: Control,
+    /// What this host lacks, in sentences.
+    pub(super) losses: Vec<String>,
     serving: JoinHandle<()>,
 }
 
@@ -38,13 +41,13 @@ impl Served {
             run_dir: settings.run_dir.clone(),
             registry: registry(settings),
             log_level: settings.log.level.clone(),
-            fuse: settings.feature("SUPERVISOR_FUSE")?,
-            passthrough: settings.feature("SUPERVISOR_PASSTHROUGH")?,
+            features: host::probe(&settings.forced()?, &settings.state_dir),
             idle_limit,
             service_manager: service_manager.notifier.clone(),
             watchdog: service_manager.watchdog,
             descriptors: service_manager.descriptors.clone(),
         };
+        let losses = options.features.losses().map(|(_, message)| message).collect();
         let control = Control::start(options)?;
         let serve = ServeOptions {
             run_dir: settings.run_dir.clone(),
@@ -52,7 +55,7 @@ impl Served {
             group: settings.socket_group,
         };
         let serving = api::serve(control.handle(), serve, control.ended())?;
-        Ok(Self { control, serving: tokio::spawn(serving) })
+        Ok(Self { control, losses, serving: tokio::spawn(serving) })
     }
 
     /// Ends control and leaves everything running.

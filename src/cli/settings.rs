@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use crate::fuse::Feature;
+use crate::host::{FeatureName, Forced};
 use crate::supervise;
+use crate::sys::mount::MountCall;
 use crate::sys::notify::{Notifier, received_descriptors};
 use crate::telemetry::{LogFormat, LogOptions};
 
@@ -73,13 +74,32 @@ impl Settings {
         Ok(supervise::instance_of(&resolved))
     }
 
-    /// Whether a feature of the host is used, by a variable: `auto` (or nothing) or `off`.
-    pub(super) fn feature(&self, variable: &str) -> anyhow::Result<Feature> {
-        match self.environment.get(variable).map(String::as_str) {
-            None | Some("" | "auto") => Ok(Feature::Probe),
-            Some("off") => Ok(Feature::Off),
-            Some(other) => bail!("`{variable}` is `{other}`; expected `auto` or `off`"),
+    /// Features of the host that are not used: the names in `SUPERVISOR_DISABLE`, and two with a variable of their
+    /// own, which is `auto` (or nothing) or `off`.
+    pub(super) fn forced(&self) -> anyhow::Result<Forced> {
+        let variable = |name: &str| self.environment.get(name).map_or("", String::as_str);
+        let mut forced = Forced::parse(variable("SUPERVISOR_DISABLE"))
+            .context("`SUPERVISOR_DISABLE` is not a list of features")?;
+        let own = [
+            ("SUPERVISOR_FUSE", FeatureName::Fuse),
+            ("SUPERVISOR_PASSTHROUGH", FeatureName::Passthrough),
+        ];
+        for (name, feature) in own {
+            match variable(name) {
+                "" | "auto" => {}
+                "off" => forced.insert(feature),
+                other => bail!("`{name}` is `{other}`; expected `auto` or `off`"),
+            }
         }
+        Ok(forced)
+    }
+
+    /// With which call this process mounts overlays.
+    pub(super) fn mount_call(&self) -> anyhow::Result<MountCall> {
+        let forced = self.forced()?;
+        let off = [FeatureName::LowerdirPlus, FeatureName::MountApi];
+        let is_off = off.into_iter().any(|name| forced.contains(name));
+        Ok(if is_off { MountCall::Legacy } else { MountCall::Best })
     }
 }
 

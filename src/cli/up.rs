@@ -67,6 +67,8 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
             Err(error) => return Err(error),
         },
     };
+    // Nobody can have heard of it from the events of this control.
+    served.iter().flat_map(|served| &served.losses).for_each(|loss| output::warning(loss));
     let mut client = match served {
         Some(_) => ApiClient::connect(&settings.run_dir).await?.0,
         None => connect::connect_or_start(settings).await?,

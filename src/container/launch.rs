@@ -55,6 +55,25 @@ pub struct Launch {
     /// because the program itself may still have to be fetched.
     #[serde(default = "default_start_timeout")]
     pub start_timeout_secs: u64,
+    /// What this host lacks, and the container is therefore started without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<Lack>,
+}
+
+/// Something that a host may lack and a container can do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lack {
+    /// Control groups that can be made: no limits, no rules for devices, and what is in the container is found by its
+    /// pid namespace alone.
+    Cgroup,
+    /// System-call filters.
+    Seccomp,
+    /// Exit codes of processes that are nobody's children.
+    ExitCodes,
+    /// One that a newer program knows.
+    #[serde(other)]
+    Other,
 }
 
 fn default_start_timeout() -> u64 {
@@ -275,7 +294,14 @@ impl Launch {
             stop: StopPolicy::default(),
             log,
             start_timeout_secs: default_start_timeout(),
+            lacks: Vec::new(),
         }
+    }
+
+    /// Whether the container is started without `lack`.
+    #[must_use]
+    pub fn lacks(&self, lack: Lack) -> bool {
+        self.lacks.contains(&lack)
     }
 
     /// Where everything about this run is.

@@ -36,7 +36,7 @@ pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
-    HostEntry, LAUNCH_VERSION, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
+    HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
     MountKind, Network, Process, Rootfs, RunPaths, StopPolicy, Writable,
 };
 pub(crate) use monitor::monitor_main;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::capability::{CgroupLayout, granted};
 use super::user::ResolvedUser;
-use super::{ExecRequest, Launch, Mount, MountKind, Network};
+use super::{ExecRequest, Lack, Launch, Mount, MountKind, Network};
 
 /// What Docker's images expect when they name no other.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -52,9 +52,14 @@ pub(super) fn spec(launch: &Launch, facts: &Facts) -> Value {
         "namespaces": namespaces(launch, facts),
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
-        "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
-        "seccomp": super::seccomp::profile(&capabilities, std::env::consts::ARCH),
     });
+    // Without groups there is nobody to enforce rules for devices, and the runtime refuses to start with some.
+    if facts.layout != CgroupLayout::Absent {
+        linux["resources"] = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+    }
+    if !launch.lacks(Lack::Seccomp) {
+        linux["seccomp"] = super::seccomp::profile(&capabilities, std::env::consts::ARCH);
+    }
     if launch.network != Network::Host {
         // As Docker: in a network of its own any user may listen on any port, and ping.
         linux["sysctl"] = json!({
@@ -220,8 +225,10 @@ fn mounts(launch: &Launch, facts: &Facts) -> Value {
         ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
     ];
+    let has_groups = facts.layout != CgroupLayout::Absent;
     let mut list: Vec<Value> = fixed
         .iter()
+        .filter(|(_, typ, ..)| has_groups || *typ != "cgroup")
         .map(|(target, typ, source, options)| {
             json!({ "destination": target, "type": typ, "source": source, "options": options })
         })

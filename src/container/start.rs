@@ -24,7 +24,7 @@ use super::oci::{self, Facts};
 use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
 use super::user::{self, ResolvedUser, UserError};
 use super::writable::{self, WritableLayer};
-use super::{Launch, MountKind, Network, RunPaths};
+use super::{Lack, Launch, MountKind, Network, RunPaths};
 use crate::boundary::Boundary;
 use crate::logs::Stream;
 use crate::sys::process::ProcessIdentity;
@@ -132,7 +132,11 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
             .map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))),
         hostname: hostname(launch),
         files: write_files(launch, &paths)?,
-        layout: CgroupLayout::of_host(),
+        layout: if launch.lacks(Lack::Cgroup) {
+            CgroupLayout::Absent
+        } else {
+            CgroupLayout::of_host()
+        },
         user,
     };
     let spec = oci::spec(launch, &facts);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::record::WritableState;
 use super::{Rootfs, Writable};
-use crate::sys::mount::{self, OverlayCall, Upper};
+use crate::sys::mount::{self, MountCall, Upper};
 use crate::sys::process::boot_id;
 
 /// The directories of a writable layer.
@@ -119,7 +119,7 @@ pub(super) fn mount(rootfs: &Rootfs, layer: &WritableLayer, target: &Path) -> io
         work: layer.work.clone(),
         volatile: rootfs.writable == Writable::Volatile,
     };
-    let call = if rootfs.legacy_mount { OverlayCall::Legacy } else { OverlayCall::Best };
+    let call = if rootfs.legacy_mount { MountCall::Legacy } else { MountCall::Best };
     mount::overlay(
         mount::Overlay { source: "supervisor", lower: &rootfs.layers, upper: Some(&upper) },
         target,

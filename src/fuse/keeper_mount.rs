@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::options::RoleConfig;
 use super::protocol::{KEEPER_SOCKET, WORKER_SOCKET};
 use super::session::{self, Session, SessionError, SlotState};
+use crate::sys::mount::MountCall;
 use crate::sys::{fuse_device, mount};
 
 /// Why the mount could not be made.
@@ -67,8 +68,8 @@ pub(super) fn mount(config: &RoleConfig) -> Result<(OwnedFd, u32), MountError> {
     };
     let kept: Vec<_> = slots.into_iter().filter(|slot| slot.state == SlotState::Live).collect();
     Session::create(&config.directory, &kept)?;
-    let mounted = mount::fuse(device.as_fd(), &source).map_err(failed)?;
-    mount::attach(mounted.as_fd(), &path).map_err(failed)?;
+    let call = if config.mount_api.is_wanted() { MountCall::Best } else { MountCall::Legacy };
+    mount::fuse_at(device.as_fd(), &source, &path, call).map_err(failed)?;
     // From the table, not from stat: that would ask a worker that does not exist yet.
     let minor = minor(&path, &source).map_err(failed)?.unwrap_or_default();
     tracing::info!(path = %path.display(), minor, "mounted");

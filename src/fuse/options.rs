@@ -41,6 +41,12 @@ pub struct LazyOptions {
     pub passthrough: Feature,
     /// Take the worker's rights away.
     pub confinement: Feature,
+    /// With landlock, as a part of that.
+    pub landlock: Feature,
+    /// With a system-call filter, as a part of that.
+    pub seccomp: Feature,
+    /// Mount with the system calls of Linux 5.2.
+    pub mount_api: Feature,
     /// How opaque directories are marked.
     pub opaque: OpaqueXattr,
     /// How the worker reaches registries.
@@ -70,6 +76,9 @@ impl LazyOptions {
             resend: Feature::Probe,
             passthrough: Feature::Probe,
             confinement: Feature::Probe,
+            landlock: Feature::Probe,
+            seccomp: Feature::Probe,
+            mount_api: Feature::Probe,
             opaque: OpaqueXattr::Trusted,
             registry: ClientOptions::default(),
             read_deadline: Duration::from_secs(120),
@@ -96,6 +105,12 @@ pub(super) struct RoleConfig {
     pub(super) passthrough: Feature,
     #[serde(default)]
     pub(super) confinement: Feature,
+    #[serde(default)]
+    pub(super) landlock: Feature,
+    #[serde(default)]
+    pub(super) seccomp: Feature,
+    #[serde(default)]
+    pub(super) mount_api: Feature,
     #[serde(default)]
     pub(super) opaque: OpaqueXattr,
     #[serde(default)]
@@ -140,6 +155,9 @@ impl RoleConfig {
             resend: options.resend,
             passthrough: options.passthrough,
             confinement: options.confinement,
+            landlock: options.landlock,
+            seccomp: options.seccomp,
+            mount_api: options.mount_api,
             opaque: options.opaque,
             registry: options.registry.clone(),
             read_deadline: options.read_deadline,

@@ -26,7 +26,7 @@ use super::worker_socket;
 use crate::lazy::{Engine, EngineOptions, EventSink, Limits, OpenError};
 use crate::registry::{Client, ClientError};
 use crate::store::{Store, StoreError};
-use crate::sys::confine::{self, Admin, Rights};
+use crate::sys::confine::{self, Admin, Means, Rights};
 use crate::sys::process::{ProcessIdentity, inherited};
 use crate::sys::{process, signal, socket};
 use crate::telemetry;
@@ -242,10 +242,16 @@ fn confine(config: &RoleConfig) -> Result<Vec<String>, WorkerError> {
     read.push(config.state_dir.join("layers"));
     // Its folder: a login replaces the file by another one.
     read.extend(config.registry.docker_config.as_deref().and_then(Path::parent).map(PathBuf::from));
+    let without = [(config.landlock, Means::Landlock), (config.seccomp, Means::Seccomp)];
     let rights = Rights {
         read,
         write: vec![config.state_dir.join("files")],
         admin: if config.passthrough.is_wanted() { Admin::Keep } else { Admin::Drop },
+        without: without
+            .into_iter()
+            .filter(|(feature, _)| !feature.is_wanted())
+            .map(|(_, means)| means)
+            .collect(),
     };
     confine::confine(&rights).map_err(failed("give up rights"))
 }

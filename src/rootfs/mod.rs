@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
-use crate::sys::mount::{self, OverlayCall};
+use crate::sys::mount::{self, MountCall};
 
 /// The source of an image mount in the mount table: what tells ours from other people's and other instances'.
 fn source(instance: &str) -> String {
@@ -33,7 +33,7 @@ pub enum MountError {
     Empty(#[source] io::Error),
 }
 
-/// Mounts `layers` (lowest first) read-only at `target`, for `instance`.
+/// Mounts `layers` (lowest first) read-only at `target`, an empty directory, for `instance`.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -41,6 +41,7 @@ pub fn mount_read_only(
     layers: &[PathBuf],
     target: &Path,
     instance: &str,
+    call: MountCall,
 ) -> Result<(), MountError> {
     // An overlay without a writable part has at least two layers, and an image may have fewer. A removed directory
     // would not do: listing it fails, and so does every listing of the overlay.
@@ -54,8 +55,16 @@ pub fn mount_read_only(
         lower.push(place);
     }
     lower.extend_from_slice(layers);
-    let overlay = mount::Overlay { source: &source(instance), lower: &lower, upper: None };
-    mount::overlay(overlay, target, OverlayCall::Best).map_err(|source| MountError::Overlay {
+    let name = source(instance);
+    let overlay = mount::Overlay { source: &name, lower: &lower, upper: None };
+    let mut mounted = mount::overlay(overlay, target, call);
+    if missing == 1 && mounted.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::InvalidInput) {
+        // Before Linux 6.15 every layer has to be in this mount namespace. The target is, and it is empty.
+        lower[0] = target.to_path_buf();
+        let overlay = mount::Overlay { source: &name, lower: &lower, upper: None };
+        mounted = mount::overlay(overlay, target, call);
+    }
+    mounted.map_err(|source| MountError::Overlay {
         layers: layers.len(),
         target: target.to_path_buf(),
         source,

@@ -14,12 +14,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::driver::Driver;
-use super::events::EventLog;
+use super::events::{EventLog, Subject};
 use super::execute::Host;
 use super::handle::{ControlHandle, REQUEST_QUEUE};
 use super::images::Images;
 use super::lazy_mounts::LazyMounts;
-use crate::fuse::Feature;
+use super::report::EventLevel;
+use crate::host::Features;
 use crate::image::Digest;
 use crate::layer::Layers;
 use crate::registry::{Client, ClientError, ClientOptions};
@@ -38,10 +39,8 @@ pub struct ControlOptions {
     pub registry: ClientOptions,
     /// Log directives of the other roles.
     pub log_level: String,
-    /// Whether FUSE is used where the host has it.
-    pub fuse: Feature,
-    /// Whether complete files are read by the kernel itself where it can.
-    pub passthrough: Feature,
+    /// What this host offers, and what of it is not to be used: [`crate::host::probe`].
+    pub features: Features,
     /// End after so long without anything to supervise; never when `None`.
     pub idle_limit: Option<Duration>,
     /// The service manager that started this process, to tell how it is.
@@ -103,6 +102,7 @@ impl Control {
         let instance: Arc<str> = instance_of(&run_dir).into();
         let client = Client::new(options.registry.clone())?;
         let events = EventLog::new();
+        tell_what_is_lost(&options.features, &events);
         let layers = Layers::new(store.clone(), client.clone(), Arc::clone(&exe));
         let lazy = LazyMounts::new(
             &options,
@@ -121,7 +121,8 @@ impl Control {
             instance: Arc::clone(&instance),
         };
         let shutdown = CancellationToken::new();
-        let host = Arc::new(Host { store, images, exe, run_dir, instance });
+        let host =
+            Arc::new(Host { store, images, exe, run_dir, instance, features: options.features });
         let mut driver = Driver::new(host, events, shutdown.clone());
         driver.on_demand = options.idle_limit;
         let driver = tokio::spawn(driver.run(queue));
@@ -158,6 +159,15 @@ impl Control {
 pub fn instance_of(run_dir: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     Digest::of(run_dir.as_os_str().as_bytes()).hex()[..8].to_owned()
+}
+
+/// Each thing that this host lacks and somebody will notice, once per start of control.
+fn tell_what_is_lost(features: &Features, events: &EventLog) {
+    for (name, message) in features.losses() {
+        let attributes = [("feature", name.to_string()), ("hint", name.remedy().to_owned())];
+        let level = EventLevel::Warning;
+        events.emit(Subject::Host, level, "feature-missing", message, attributes);
+    }
 }
 
 fn resolved(run_dir: &Path) -> Result<PathBuf, ControlError> {

@@ -16,6 +16,7 @@ use crate::boundary::Boundary;
 use crate::container::{
     self, ContainerId, Link, MonitorHandle, Outcome as RunOutcome, Phase, Seen, Signal,
 };
+use crate::host::Features;
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::ContainerKey;
 use crate::spec::Service;
@@ -31,6 +32,7 @@ pub(super) struct Host {
     pub(super) exe: Arc<SealedExe>,
     pub(super) run_dir: PathBuf,
     pub(super) instance: Arc<str>,
+    pub(super) features: Features,
 }
 
 /// What became of an action, or what a monitor reported.
@@ -163,6 +165,11 @@ impl Host {
             .local_manifest(&record.image, record.manifest)
             .map_err(|error| Chain(&error).to_string())?
             .ok_or_else(|| format!("image `{}` is not here any more", record.image))?;
+        // One that is only missing is tried: the kernel may have got it meanwhile.
+        let overlay = &self.features.overlay;
+        if overlay.is_forced_off() {
+            return Err(format!("no {}: {}", overlay.name, overlay.text()));
+        }
         let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
         record::save(&self.container_record(id), record)
@@ -178,7 +185,7 @@ impl Host {
                 .map_err(|error| Chain(&error).to_string())?,
             log: self.log_path(record.project.as_str(), record.service.as_str()),
         };
-        let launch = launch::launch(service, &image.config, mounted.layers, place);
+        let launch = launch::launch(service, &image.config, mounted.layers, place, &self.features);
         match MonitorHandle::launch(&self.exe, &launch).await {
             Ok(monitor) => Ok(monitor),
             // An earlier control may have launched it and died before it could know.

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::container::{
-    Launch, LogKept, LogOverflow, LogTarget, Mount, MountKind, Network, Process, Rootfs, Signal,
-    StopPolicy, Writable,
+    Lack, Launch, LogKept, LogOverflow, LogTarget, Mount, MountKind, Network, Process, Rootfs,
+    Signal, StopPolicy, Writable,
 };
+use crate::host::Features;
 use crate::image::ImageConfig;
 use crate::spec::{Access, LogDriver, LogMode, NetworkMode, Service};
 
@@ -56,12 +57,13 @@ pub(super) fn launch(
     image: &ImageConfig,
     layers: Vec<PathBuf>,
     place: Place,
+    features: &Features,
 ) -> Launch {
     let rootfs = Rootfs {
         layers,
         writable: Writable::Volatile,
         read_only: service.is_read_only(),
-        legacy_mount: false,
+        legacy_mount: !features.overlay_lowerdir_plus.is_present(),
     };
     let process = Process {
         args: command_line(service, image),
@@ -74,6 +76,13 @@ pub(super) fn launch(
     let mut launch =
         Launch::new(place.id, &place.instance, place.run_dir, place.state_dir, rootfs, process);
     launch.log = log(service, &launch.process, &name, place.log);
+    let lacks = [
+        (&features.cgroup, Lack::Cgroup),
+        (&features.seccomp, Lack::Seccomp),
+        (&features.exit_codes, Lack::ExitCodes),
+    ];
+    let lacks = lacks.into_iter().filter(|(feature, _)| !feature.is_present());
+    launch.lacks = lacks.map(|(_, lack)| lack).collect();
     launch.network = match service.network() {
         NetworkMode::Host => Network::Host,
         NetworkMode::None => Network::None,
@@ -180,7 +189,13 @@ mod tests {
         let fields = "    environment: {B: two, C: three}\n    user: '1000'\n    working_dir: /srv\n    \
             stop_signal: INT\n    stop_grace_period: 3s\n    network_mode: none\n    read_only: true\n    \
             volumes: [./data:/data:ro]\n";
-        let launch = launch(&service(fields), &image(), vec![PathBuf::from("/l/1")], place());
+        let launch = launch(
+            &service(fields),
+            &image(),
+            vec![PathBuf::from("/l/1")],
+            place(),
+            &Features::assumed(),
+        );
         assert_eq!(launch.process.env, ["A=1", "B=two", "C=three"]);
         assert_eq!(launch.process.user.as_deref(), Some("1000"));
         assert_eq!(launch.process.cwd.as_deref(), Some("/srv"));
@@ -194,7 +209,14 @@ mod tests {
     #[test]
     fn the_log_is_what_the_service_asks_for() {
         let log = |fields: &str| {
-            launch(&service(fields), &image(), vec![PathBuf::from("/l/1")], place()).log
+            launch(
+                &service(fields),
+                &image(),
+                vec![PathBuf::from("/l/1")],
+                place(),
+                &Features::assumed(),
+            )
+            .log
         };
         assert_eq!(log(""), LogTarget::new(place().log));
         let full = log(
@@ -220,7 +242,13 @@ mod tests {
 
     #[test]
     fn what_the_service_leaves_open_is_the_image_s() {
-        let launch = launch(&service(""), &image(), vec![PathBuf::from("/l/1")], place());
+        let launch = launch(
+            &service(""),
+            &image(),
+            vec![PathBuf::from("/l/1")],
+            place(),
+            &Features::assumed(),
+        );
         assert_eq!(launch.process.env, ["A=1", "B=2"]);
         assert_eq!(launch.process.user.as_deref(), Some("www"));
         assert_eq!(launch.process.cwd.as_deref(), Some("/app"));

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::ControlOptions;
 use super::events::{EventLog, Subject};
 use super::report::EventLevel;
-use crate::fuse::{ConnectionEvent, LayerMount, LayerStatus, Lazy, LazyOptions, Stop};
+use crate::fuse::{ConnectionEvent, Feature, LayerMount, LayerStatus, Lazy, LazyOptions, Stop};
+use crate::host;
 use crate::image::Digest;
 use crate::lazy::LazyEvent;
 use crate::store::LayerDir;
@@ -52,11 +53,16 @@ impl LazyMounts {
         events: EventLog,
     ) -> Self {
         let mut lazy = LazyOptions::new(instance);
-        lazy.cgroup = Some(format!("/supervisor-{instance}/lazy"));
+        let features = &options.features;
+        lazy.cgroup = features.cgroup.is_present().then(|| format!("/supervisor-{instance}/lazy"));
         lazy.registry = options.registry.clone();
         lazy.log_level.clone_from(&options.log_level);
-        lazy.fuse = options.fuse;
-        lazy.passthrough = options.passthrough;
+        lazy.fuse = wanted(&features.fuse);
+        lazy.passthrough = wanted(&features.passthrough);
+        lazy.resend = wanted(&features.resend);
+        lazy.landlock = wanted(&features.landlock);
+        lazy.seccomp = wanted(&features.seccomp);
+        lazy.mount_api = wanted(&features.mount_api);
         Self {
             run_dir: run_dir.to_path_buf(),
             state_dir: state_dir.to_path_buf(),
@@ -195,6 +201,12 @@ impl LazyMounts {
         }
         self.state.lock().await.lazy = None;
     }
+}
+
+/// What is missing is tried again by those who use it, because a module may be loaded later; what is switched off
+/// stays so.
+fn wanted(feature: &host::Feature) -> Feature {
+    if feature.is_forced_off() { Feature::Off } else { Feature::Probe }
 }
 
 /// Passes on what happens to the connection until it is taken down.

@@ -82,6 +82,27 @@ fn make(hierarchy: &Hierarchy, group: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes every hierarchy out of this process's mount namespace, which must be its own, and leaves a folder without any
+/// in their place: libcontainer starts nothing on a host where that is something else, and tries to enter groups that
+/// it sees but may not make.
+///
+/// # Errors
+/// Those of unmounting and mounting.
+pub fn hide() -> io::Result<()> {
+    for entry in mount::mounts()?.iter().rev() {
+        if matches!(entry.fs_type.as_str(), "cgroup" | "cgroup2") {
+            mount::detach(&entry.mount_point)?;
+        }
+    }
+    let place = Path::new("/sys/fs/cgroup");
+    if !place.exists() {
+        // A kernel without control groups has not even the directory, and nobody makes one in sysfs.
+        mount::tmpfs_at(Path::new("/sys/fs"))?;
+        fs::create_dir(place)?;
+    }
+    mount::tmpfs_at(place)
+}
+
 /// The processes in `group` and below it, over all hierarchies.
 ///
 /// # Errors

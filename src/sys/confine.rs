@@ -27,6 +27,17 @@ pub struct Rights {
     pub write: Vec<PathBuf>,
     /// Whether it keeps CAP_SYS_ADMIN; every other capability goes.
     pub admin: Admin,
+    /// Means that are not used, as on a kernel that lacks them.
+    pub without: Vec<Means>,
+}
+
+/// What the kernel may have to take rights away with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Means {
+    /// For paths.
+    Landlock,
+    /// For system calls.
+    Seccomp,
 }
 
 /// Whether CAP_SYS_ADMIN stays.
@@ -120,11 +131,13 @@ pub fn confine(rights: &Rights) -> io::Result<Gaps> {
     let mut gaps = Gaps::new();
     rustix::thread::set_no_new_privs(true)?;
     // Paths first: opening the roots of the rules needs the capabilities that go next.
-    if let Err(reason) = restrict_paths(rights) {
+    let off = || Err("it is switched off".to_owned());
+    let has = |means| !rights.without.contains(&means);
+    if let Err(reason) = if has(Means::Landlock) { restrict_paths(rights) } else { off() } {
         gaps.push(format!("landlock: {reason}"));
     }
     drop_capabilities(rights.admin)?;
-    if let Err(reason) = filter_calls() {
+    if let Err(reason) = if has(Means::Seccomp) { filter_calls() } else { off() } {
         gaps.push(format!("seccomp: {reason}"));
     }
     Ok(gaps)

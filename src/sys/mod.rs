@@ -15,6 +15,7 @@ mod identity;
 mod mapped;
 pub mod mount;
 pub mod notify;
+pub mod probe;
 pub mod process;
 pub mod readiness;
 pub mod signal;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -171,6 +171,30 @@ pub fn fuse(device: BorrowedFd<'_>, source: &str) -> io::Result<OwnedFd> {
     )
 }
 
+/// As [`fuse`], attached at `target`. Before Linux 5.2, and where a sandbox hides the newer calls, the old one does it.
+///
+/// # Errors
+/// As [`fuse`]; those of attaching.
+pub fn fuse_at(
+    device: BorrowedFd<'_>,
+    source: &str,
+    target: &Path,
+    call: MountCall,
+) -> io::Result<()> {
+    if call != MountCall::Legacy {
+        match fuse(device, source) {
+            Ok(mount) => return attach(mount.as_fd(), target),
+            Err(error) if call == MountCall::Best && error.kind() == io::ErrorKind::Unsupported => {
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let options =
+        format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    mount_legacy(source, target, "fuse.supervisor", flags, &options)
+}
+
 /// An empty file system in memory that is attached nowhere and goes with its last user.
 ///
 /// # Errors
@@ -193,12 +217,14 @@ pub struct Upper {
     pub volatile: bool,
 }
 
-/// Which call mounts an overlay.
+/// Which system call mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OverlayCall {
-    /// `lowerdir+` one by one, since Linux 6.7; the old call where that is refused.
+pub enum MountCall {
+    /// The newest that the kernel has: overlays name their layers one by one (`lowerdir+`, Linux 6.7).
     Best,
-    /// The old mount call, with paths relative to the layers' common directory, because its options fit one page.
+    /// The newest or nothing: to find out what the kernel has.
+    Newest,
+    /// mount(2), whose options fit in one page.
     Legacy,
 }
 
@@ -217,28 +243,26 @@ pub struct Overlay<'a> {
 ///
 /// # Errors
 /// Those of the kernel, with its own words where it logged some.
-pub fn overlay(overlay: Overlay<'_>, target: &Path, call: OverlayCall) -> io::Result<()> {
-    if call == OverlayCall::Best {
-        match overlay_by_layers(overlay) {
-            Ok(mount) => return attach(mount.as_fd(), target),
-            // Before 6.7 the option is unknown, before 5.2 the call.
-            Err(error)
-                if matches!(
+pub fn overlay(overlay: Overlay<'_>, target: &Path, call: MountCall) -> io::Result<()> {
+    if call == MountCall::Legacy {
+        return overlay_legacy(overlay, target);
+    }
+    match overlay_by_layers(overlay) {
+        Ok(mount) => attach(mount.as_fd(), target),
+        // Before 6.7 the option is unknown, before 5.2 the call.
+        Err(error)
+            if call == MountCall::Best
+                && matches!(
                     error.kind(),
                     io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
                 ) =>
-            {
-                return overlay_legacy(overlay, target).map_err(|legacy| {
-                    io::Error::new(
-                        legacy.kind(),
-                        format!("{legacy} (and by the newer call: {error})"),
-                    )
-                });
-            }
-            Err(error) => return Err(error),
+        {
+            overlay_legacy(overlay, target).map_err(|legacy| {
+                io::Error::new(legacy.kind(), format!("{legacy} (and by the newer call: {error})"))
+            })
         }
+        Err(error) => Err(error),
     }
-    overlay_legacy(overlay, target)
 }
 
 fn overlay_by_layers(overlay: Overlay<'_>) -> io::Result<OwnedFd> {
@@ -259,36 +283,69 @@ fn overlay_by_layers(overlay: Overlay<'_>) -> io::Result<OwnedFd> {
     context.mount(MountAttrFlags::empty())
 }
 
+/// Bytes of options that mount(2) takes: a page without its last byte.
+const OPTIONS_LIMIT: usize = 4095;
+
 fn overlay_legacy(overlay: Overlay<'_>, target: &Path) -> io::Result<()> {
     let Overlay { source, lower, upper } = overlay;
-    // The options of this call fit in one page, so each layer is named by a short link to a descriptor of it.
-    let mut layers = Vec::with_capacity(lower.len());
-    for dir in lower.iter().rev() {
-        layers.push(rustix::fs::open(
-            dir,
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )?);
-    }
-    let names: Vec<String> =
-        layers.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
-    let mut options = format!("lowerdir={}", names.join(":")).into_bytes();
-    if let Some(upper) = upper {
-        for (key, path) in [("upperdir", &upper.dir), ("workdir", &upper.work)] {
-            options.extend_from_slice(format!(",{key}=").as_bytes());
-            options.extend(path.as_os_str().as_bytes().iter().flat_map(|&byte| {
-                // Commas separate options and backslashes escape.
-                if matches!(byte, b',' | b'\\') { vec![b'\\', byte] } else { vec![byte] }
-            }));
+    let open = |dir: &Path| {
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        rustix::fs::open(dir, flags, rustix::fs::Mode::empty())
+    };
+    // Each directory is named by a link to a descriptor of it: the names are short, and nothing in them has to be
+    // escaped (colons separate layers, commas options, and what a backslash does has changed between kernels).
+    let layers = lower.iter().rev().map(|dir| open(dir)).collect::<Result<Vec<_>, _>>()?;
+    let writable = match upper {
+        Some(upper) => Some((open(&upper.dir)?, open(&upper.work)?, upper.volatile)),
+        None => None,
+    };
+    let options = |prefix: &str| {
+        let names: Vec<String> =
+            layers.iter().map(|fd| format!("{prefix}{}", fd.as_raw_fd())).collect();
+        let mut options = format!("lowerdir={}", names.join(":"));
+        if let Some((dir, work, volatile)) = &writable {
+            let (dir, work) = (dir.as_raw_fd(), work.as_raw_fd());
+            options.push_str(&format!(",upperdir={prefix}{dir},workdir={prefix}{work}"));
+            options.push_str(if *volatile { ",volatile" } else { "" });
         }
-        if upper.volatile {
-            options.extend_from_slice(b",volatile");
-        }
+        options
+    };
+    let long = options("/proc/self/fd/");
+    if long.len() <= OPTIONS_LIMIT {
+        return mount_legacy(source, target, "overlay", MountFlags::empty(), &long);
     }
+    // From about 200 layers on, even that is too long. The names alone are enough for who stands in that directory:
+    // a thread, because the working directory of this one is its own business.
+    let (short, target) = (options(""), std::path::absolute(target)?);
+    let mount = || {
+        // SAFETY: unsharing the working directory touches no descriptor table and no memory.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?;
+        rustix::process::chdir("/proc/self/fd")?;
+        mount_legacy(source, &target, "overlay", MountFlags::empty(), &short)
+    };
+    std::thread::scope(|scope| scope.spawn(mount).join())
+        .unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
+}
+
+fn mount_legacy(
+    source: &str,
+    target: &Path,
+    fs_type: &str,
+    flags: MountFlags,
+    options: &str,
+) -> io::Result<()> {
     let options = std::ffi::CString::new(options)
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    rustix::mount::mount(source, target, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
-    Ok(())
+    Ok(rustix::mount::mount(source, target, fs_type, flags, Some(options.as_c_str()))?)
+}
+
+/// Mounts an empty file system in memory at `target`.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn tmpfs_at(target: &Path) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount_legacy("supervisor", target, "tmpfs", flags, "mode=0755")
 }
 
 /// Gives this process a mount namespace of its own, into which later mounts and unmounts of the host propagate, and

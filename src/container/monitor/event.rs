@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::super::finish::Finished;
 use super::super::start::Progress;
-use super::super::{Outcome, Phase};
+use super::super::{Lack, Outcome, Phase};
 use super::children::Child;
 use super::run::{Init, Monitor, stopping};
 use crate::boundary::Boundary;
@@ -128,6 +128,7 @@ impl Monitor {
         }
         let ended = match child::exit_of_zombie(&init.process) {
             Some(ended) => Some(ended.into()),
+            None if self.launch.lacks(Lack::ExitCodes) => Some(Outcome::Unknown),
             None => match child::exit_of(init.pidfd.as_fd()) {
                 Ok(Some(ended)) => Some(ended.into()),
                 Ok(None) if Instant::now() < until => None,

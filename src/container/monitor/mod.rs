@@ -37,7 +37,7 @@ use super::finish::{self, GROUPS_LOCK};
 use super::handle::{ADOPT_WITH_PROCESS, next_launch};
 use super::record::{self, ExitRecord};
 use super::wire::{CONNECTION_DESCRIPTOR, Message, PROCESS_DESCRIPTOR};
-use super::{ContainerId, ContainerIdError, Launch, RunPaths};
+use super::{ContainerId, ContainerIdError, Lack, Launch, RunPaths};
 use crate::boundary::Boundary;
 use crate::sys::process::{self, ProcessIdentity};
 use crate::sys::signal::{self, SignalFd};
@@ -202,13 +202,19 @@ fn enter(launch: Launch, paths: RunPaths, lock: File) -> Result<Begin, MonitorSt
         .map_err(step("open the lock of the control groups"))?;
     rustix::fs::flock(&groups_lock, FlockOperation::LockShared)
         .map_err(|error| step("lock the control groups")(error.into()))?;
-    let refused = cgroup::enter(&launch.monitor_cgroup).map_err(step("enter the control group"))?;
-    for (path, error) in refused {
-        warn!(path = %path.display(), %error, "could not enter a control group");
+    if !launch.lacks(Lack::Cgroup) {
+        let refused =
+            cgroup::enter(&launch.monitor_cgroup).map_err(step("enter the control group"))?;
+        for (path, error) in refused {
+            warn!(path = %path.display(), %error, "could not enter a control group");
+        }
     }
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(|error| step("become a subreaper")(error.into()))?;
     mount::enter_private_namespace().map_err(step("make a mount namespace"))?;
+    if launch.lacks(Lack::Cgroup) {
+        cgroup::hide().map_err(step("hide the control groups"))?;
+    }
     // The first four would end it, and with it the logs of a container that goes on.
     let signals = SignalFd::block(&[1, 2, 3, 15, 17]).map_err(step("block signals"))?;
     let socket_dir = File::open(&paths.socket_dir).map_err(step("open the socket directory"))?;

@@ -9,7 +9,6 @@ use super::client::Heard;
 use super::run::{Init, Monitor, stopping};
 use super::session::Session;
 use crate::boundary::Boundary;
-use crate::sys::cgroup;
 use crate::sys::process::send_signal;
 use crate::version::versions;
 
@@ -79,7 +78,7 @@ impl Monitor {
         }
         self.stop_requested = true;
         if self.starting.is_some() && !self.init.as_ref().is_some_and(Init::has_begun) {
-            let _ = cgroup::kill(&self.launch.cgroup);
+            self.kill_all();
             let reason = "it was stopped before it had started".to_owned();
             self.end_with(Outcome::NotStarted { reason, code: 125 });
             return;

@@ -12,7 +12,7 @@ use super::super::finish::{self, Finished};
 use super::super::record::{self, RECORD_VERSION, RunEnd, RunRecord};
 use super::super::start;
 use super::super::wire::Message;
-use super::super::{ExitRecord, Launch, Outcome, Phase, RunPaths, Status};
+use super::super::{ExitRecord, Lack, Launch, Outcome, Phase, RunPaths, Status};
 use super::Begin;
 use super::children::Child;
 use super::client::Client;
@@ -20,7 +20,7 @@ use super::output::Output;
 use super::poll::Source;
 use super::session::Session;
 use crate::boundary::Boundary;
-use crate::sys::process::ProcessIdentity;
+use crate::sys::process::{ProcessIdentity, send_signal};
 use crate::sys::{cgroup, socket};
 
 /// The signal's number.
@@ -293,6 +293,18 @@ impl Monitor {
         self.farewell_until = Some(Instant::now() + FAREWELL);
     }
 
+    /// Ends every process of the container.
+    pub(super) fn kill_all(&self) {
+        let _ = cgroup::kill(&self.launch.cgroup);
+        // Without groups it is the pid namespace that ends all others: with its first process.
+        if let Some(init) = &self.init
+            && init.ended.is_none()
+            && self.launch.lacks(Lack::Cgroup)
+        {
+            let _ = send_signal(init.pidfd.as_fd(), 9);
+        }
+    }
+
     fn on_time(&mut self) {
         let now = Instant::now();
         for child in self.starting.iter().chain(&self.finishing) {
@@ -304,7 +316,7 @@ impl Monitor {
             session.check_deadlines(now);
         }
         if self.kill_at.is_some_and(|at| at <= now) {
-            let _ = cgroup::kill(&self.launch.cgroup);
+            self.kill_all();
             self.kill_at = Some(now + KILL_AGAIN);
         }
         if self.exit_until.is_some() {
