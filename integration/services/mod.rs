@@ -1,10 +1,14 @@
 //! The whole program as a user has it: services come up, change, die, and are found again.
 
 mod adoption;
+mod background;
 mod boundaries;
+mod events;
+mod group;
 pub(crate) mod image;
 mod instances;
 mod lifecycle;
+mod projects;
 mod reconcile;
 mod roles;
 mod wishes;

@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, Stream};
 use serde::Serialize;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::caller::{Caller, Connection, NoTokens, Permission, ScopeSource};
@@ -22,7 +22,7 @@ use super::wire::{
     API_VERSION, ErrorKind, Hello, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION,
     ProjectQuery, PullRequest, SOCKET_NAME, Subject, WireError,
 };
-use super::{listen, service_routes, version};
+use super::{event_routes, listen, service_routes, version};
 use crate::supervise::report::UpRequest;
 use crate::supervise::{ControlHandle, Extent, LogTail, RequestError, RequestErrorKind};
 
@@ -99,12 +99,13 @@ fn router(context: Context) -> Router {
         .route("/v1/projects/{project}", put(up))
         .route("/v1/services", get(services))
         .route("/v1/logs", get(logs))
-        .route("/v1/events", get(events))
         .route("/v1/exec", post(exec))
         .route("/v1/pull", post(pull))
         .route("/v1/images", get(images))
         .route("/v1/mounts", post(mount))
         .route("/v1/mounts", delete(unmounted))
+        .route("/v1/make-way", post(make_way))
+        .merge(event_routes::routes())
         .fallback(version::unknown_call)
         .method_not_allowed_fallback(version::unknown_call)
         .layer(axum::middleware::from_fn(version::check))
@@ -207,20 +208,6 @@ async fn logs(
     })))
 }
 
-async fn events(caller: Caller, State(context): State<Context>) -> Result<Response, RequestError> {
-    caller.require(Permission::Read(None))?;
-    let events = stream::unfold(context.control.events(), |mut receiver| async {
-        loop {
-            match receiver.recv().await {
-                Ok(event) => return Some((event, receiver)),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    });
-    Ok(lines(events))
-}
-
 async fn exec(
     caller: Caller,
     State(context): State<Context>,
@@ -270,5 +257,14 @@ async fn unmounted(
 ) -> Result<Response, RequestError> {
     caller.require(Permission::Host)?;
     context.control.unmounted(request.target).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn make_way(
+    caller: Caller,
+    State(context): State<Context>,
+) -> Result<Response, RequestError> {
+    caller.require(Permission::Host)?;
+    context.control.make_way().await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

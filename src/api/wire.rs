@@ -157,6 +157,51 @@ pub struct LogsQuery {
     pub until: Option<jiff::Timestamp>,
 }
 
+/// `GET /v1/events`: what is kept, if any of the limits is given or nothing is followed; then what happens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsQuery {
+    /// Only events of this project and of the host.
+    #[serde(default)]
+    pub project: Option<String>,
+    /// Only events of these services, separated by commas; all when empty.
+    #[serde(default)]
+    pub services: String,
+    /// Only events of this moment or later.
+    #[serde(default)]
+    pub since: Option<jiff::Timestamp>,
+    /// Only events up to this moment; the answer ends then.
+    #[serde(default)]
+    pub until: Option<jiff::Timestamp>,
+    /// Only events after the one with this number.
+    #[serde(default)]
+    pub after: Option<u64>,
+    /// Go on as things happen.
+    #[serde(default = "yes")]
+    pub follow: bool,
+}
+
+impl Default for EventsQuery {
+    fn default() -> Self {
+        Self {
+            project: None,
+            services: String::new(),
+            since: None,
+            until: None,
+            after: None,
+            follow: true,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The names of a list that is separated by commas.
+pub(super) fn names(list: &str) -> Vec<String> {
+    list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
 /// One line of output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {

@@ -6,16 +6,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::completion::CompletionArguments;
 use super::down::DownArguments;
+use super::events::EventsArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
 use super::logs::LogsArguments;
 use super::man::ManArguments;
 use super::start::{RestartArguments, StartArguments};
 use super::stop::StopArguments;
+use super::up::UpArguments;
 use super::wait::WaitArguments;
 
 const EXAMPLES: &str = "\
 Examples:
   supervisor up                          start what services.yaml describes, and follow its logs
+  supervisor up -d                       the same in the background; returns when all services run
   supervisor up web worker               only these services
   supervisor ps                          what runs, and how much of its image is here
   supervisor logs -f -n 20 web           follow one service
@@ -135,6 +138,8 @@ pub(super) enum Command {
     Ps(PsArguments),
     /// Show the output of services
     Logs(LogsArguments),
+    /// Show what happens to services and to the host, and what happened before
+    Events(EventsArguments),
     /// Run a command in a running service
     Exec(ExecArguments),
     /// Bring images here: index and prefetch only, or everything with --full
@@ -164,22 +169,6 @@ pub(super) struct ProjectArguments {
     /// Project name (default: the name in the file, else its directory's)
     #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
     pub(super) project_name: Option<String>,
-}
-
-/// `up`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Ctrl-C stops the services in order; a second Ctrl-C kills them. Edit the file while it runs: \
-changed services are recreated, unchanged ones are not touched.\n\nExamples:\n  supervisor up\n  supervisor up \
-./services.yaml\n  supervisor up -f site.yaml web"
-)]
-pub(super) struct UpArguments {
-    /// Services file if it contains a slash or ends in .yml or .yaml; else services to start (default: all)
-    #[arg(value_name = "FILE|SERVICE")]
-    pub(super) targets: Vec<String>,
-    /// Which project.
-    #[command(flatten)]
-    pub(super) project: ProjectArguments,
 }
 
 /// `ps`.

@@ -51,6 +51,14 @@ pub(super) fn run(settings: &Settings, arguments: ExecArguments) -> anyhow::Resu
         Ok(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(EXEC_FAILED))),
         Err(error) => {
             output::error(&anyhow::anyhow!("{}", crate::telemetry::Chain(&error)));
+            if let container::ExecError::NoMonitor { source, .. } = &error
+                && source.kind() == std::io::ErrorKind::PermissionDenied
+            {
+                output::hint(
+                    "run it as root: `exec` passes its own standard streams to the container's monitor, and only the \
+                     API socket is the group's",
+                );
+            }
             Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXEC_FAILED)))
         }
     }

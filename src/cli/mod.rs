@@ -5,9 +5,11 @@
 
 mod args;
 mod attach;
+mod background;
 pub mod completion;
 mod connect;
 mod down;
+mod events;
 mod exec;
 mod image;
 mod image_write;
@@ -17,11 +19,13 @@ mod logs;
 pub mod man;
 mod moment;
 mod output;
+mod progress;
 mod project;
 mod ps;
 mod pull;
 mod run;
 mod settings;
+mod signals;
 mod start;
 mod stop;
 mod up;
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::ResumeServices => stop::after_shutdown(&settings),
         Command::Ps(arguments) => ps::run(&settings, &arguments),
         Command::Logs(arguments) => logs::run(&settings, &arguments),
+        Command::Events(arguments) => events::run(&settings, &arguments),
         Command::Exec(arguments) => exec::run(&settings, arguments),
         Command::Pull(arguments) => pull::run(&settings, &arguments),
         Command::Images(arguments) => images::run(&settings, &arguments),

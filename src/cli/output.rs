@@ -50,16 +50,21 @@ pub(super) fn error(error: &anyhow::Error) {
     let hint = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<ClientError>()?.hint().map(str::to_owned));
-    if let Some(hint) = hint {
-        say(&format!(" {CYAN}hint{CYAN:#}: {hint}"));
+    if let Some(text) = hint {
+        self::hint(&text);
     }
+}
+
+/// What to do about what was said before.
+pub(super) fn hint(text: &str) {
+    say(&format!(" {CYAN}hint{CYAN:#}: {text}"));
 }
 
 /// A failure that does not end the command.
 pub(super) fn failure(message: &str, hint: Option<&str>) {
     say(&format!("{BOLD_RED}error{BOLD_RED:#}: {message}"));
-    if let Some(hint) = hint {
-        say(&format!(" {CYAN}hint{CYAN:#}: {hint}"));
+    if let Some(text) = hint {
+        self::hint(text);
     }
 }
 

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use hyper::Method;
 use tokio::task::JoinHandle;
 
 use super::args::DaemonArguments;
+use super::output;
 use super::settings::{ServiceManager, Settings};
-use crate::api::{self, ServeOptions};
+use super::signals::{Ended, Signals};
+use crate::api::{self, ApiClient, ServeOptions};
 use crate::host;
 use crate::registry::{ClientOptions, ProxySettings};
 use crate::store::StoreError;
@@ -102,38 +104,76 @@ pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow
         ServiceManager::take(&settings.environment)
     };
     runtime()?.block_on(async {
+        // Signals first, so that one that comes early ends it in order too.
+        let mut signals = Signals::new()?;
         let served = start_patiently(settings, arguments, &manager).await?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        if !arguments.on_demand {
+            let socket = settings.run_dir.join(api::SOCKET_NAME);
+            output::note(&format!(
+                "supervisor {} is ready at `{}`; SIGTERM ends it and leaves all services running",
+                crate::version::versions().build,
+                socket.display()
+            ));
+        }
         let ended = served.control.ended();
-        tokio::select! {
-            // Cancel-safe: each arm only waits.
-            () = ended.cancelled() => served.wait().await,
-            _ = terminate.recv() => served.stop().await,
-            _ = interrupt.recv() => served.stop().await,
+        loop {
+            tokio::select! {
+                // Cancel-safe: each arm only waits.
+                () = ended.cancelled() => {
+                    served.wait().await;
+                    break;
+                }
+                signal = signals.next() => match signal {
+                    Ended::Interrupted | Ended::Terminated => {
+                        served.stop().await;
+                        break;
+                    }
+                    // Of a terminal that was closed: services should not lose their supervisor by it.
+                    Ended::HungUp => tracing::info!("SIGHUP: services files are read again when they change"),
+                }
+            }
         }
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// A control that was started for one command may be the successor of one that is just ending.
+/// A control that is started may be the successor of one that is just ending. One that was started for a command makes
+/// way for one that is meant to stay.
 async fn start_patiently(
     settings: &Settings,
     arguments: &DaemonArguments,
     manager: &ServiceManager,
 ) -> anyhow::Result<Served> {
     let deadline = tokio::time::Instant::now() + PREDECESSOR;
+    let mut asked = arguments.on_demand;
     loop {
         match Served::start(settings, arguments.on_demand.then_some(IDLE_LIMIT), manager) {
-            Err(error)
-                if arguments.on_demand
-                    && is_taken(&error)
-                    && tokio::time::Instant::now() < deadline =>
-            {
+            Err(error) if is_taken(&error) && tokio::time::Instant::now() < deadline => {
+                if !asked {
+                    asked = true;
+                    ask_to_make_way(settings, error).await?;
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             other => return other,
         }
+    }
+}
+
+/// Asks the control that holds the run directory to end. `error` is what is said when it does not.
+async fn ask_to_make_way(settings: &Settings, error: anyhow::Error) -> anyhow::Result<()> {
+    let (client, hello) = match ApiClient::connect(&settings.run_dir).await {
+        Ok(found) => found,
+        // It is ending already.
+        Err(client) if client.is_not_running() => return Ok(()),
+        Err(_) => return Err(error),
+    };
+    match client.call::<_, ()>(Method::POST, "/v1/make-way", &()).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(error.context(format!(
+            "process {} is the supervisor here, and it does not end for this one",
+            hello.pid
+        ))),
     }
 }
 

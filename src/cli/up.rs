@@ -1,21 +1,62 @@
-//! `supervisor up`: makes a services file the desired state, follows its logs, and stops it at Ctrl-C.
+//! `supervisor up`: makes a services file the desired state, follows its logs, and stops it at Ctrl-C. In the background
+//! it is [`background`]'s.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{bail, ensure};
+use clap::Args;
 use hyper::Method;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::UpArguments;
+use super::args::ProjectArguments;
 use super::attach::{Attached, Claim, Seen};
 use super::run::Served;
 use super::settings::{ServiceManager, ServicesFile, Settings};
-use super::{connect, output, project, run};
+use super::signals::{Ended, Signals};
+use super::{background, connect, output, project, run};
 use crate::api::{ApiClient, StopRequest};
 use crate::supervise::report::UpRequest;
 
+/// Seconds that `up -d` waits for the services.
+const WAIT_TIMEOUT: u64 = 120;
+
+/// `up`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ctrl-C stops the services in order; a second Ctrl-C kills them. Edit the file while it runs: \
+changed services are recreated, unchanged ones are not touched. With -d the project runs in the background: the command \
+returns when every service runs (or has ended with code 0), and with code 1 when one cannot or the time is over; \
+Ctrl-C then leaves the project as it is.\n\nExamples:\n  supervisor up\n  supervisor up ./services.yaml\n  supervisor \
+up -d --wait-timeout 30 web\n  supervisor up -f site.yaml web"
+)]
+pub(super) struct UpArguments {
+    /// Services file if it contains a slash or ends in .yml or .yaml; else services to start (default: all)
+    #[arg(value_name = "FILE|SERVICE")]
+    targets: Vec<String>,
+    /// Run in the background; return when all services run
+    #[arg(short, long)]
+    detach: bool,
+    /// The same as -d, which waits by itself
+    #[arg(long, conflicts_with = "no_wait")]
+    wait: bool,
+    /// With -d: how many seconds the services may take (default: 120)
+    #[arg(long, value_name = "SECS")]
+    wait_timeout: Option<u64>,
+    /// With -d: return as soon as the file is accepted
+    #[arg(long, conflicts_with = "wait_timeout")]
+    no_wait: bool,
+    /// Which project.
+    #[command(flatten)]
+    project: ProjectArguments,
+}
+
 pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result<ExitCode> {
+    let detached = arguments.detach || arguments.wait || arguments.no_wait;
+    ensure!(
+        detached || arguments.wait_timeout.is_none(),
+        "`--wait-timeout` is for `up -d`: an attached `up` shows the services and waits for nothing"
+    );
     let (file, services) = targets(arguments.targets)?;
     ensure!(
         file.is_none() || arguments.project.file.is_none(),
@@ -27,7 +68,18 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
         let known = desired.services.keys().any(|service| service.as_str() == name);
         ensure!(known, "no such service in `{}`: `{name}`", file.display);
     }
+    let wanted = if services.is_empty() {
+        desired.services.keys().map(ToString::to_string).collect()
+    } else {
+        services.clone()
+    };
     let request = project::request(settings, file, &desired, services);
+    if detached {
+        let limit = Duration::from_secs(arguments.wait_timeout.unwrap_or(WAIT_TIMEOUT));
+        let patience = (!arguments.no_wait).then_some(limit);
+        return connect::runtime()?
+            .block_on(Box::pin(background::up(settings, &request, wanted, patience)));
+    }
     run::runtime()?.block_on(Box::pin(follow(settings, &request)))
 }
 
@@ -55,6 +107,15 @@ enum End {
     Down,
 }
 
+impl From<Ended> for End {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Interrupted | Ended::Terminated => Self::Interrupted,
+            Ended::HungUp => Self::HungUp,
+        }
+    }
+}
+
 async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<ExitCode> {
     // Signals first: from here on, ending means stopping the services.
     let mut signals = Signals::new()?;
@@ -77,7 +138,7 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
     let end = loop {
         tokio::select! {
             // Cancel-safe: a stream keeps what it has read of a line.
-            end = signals.next() => break end,
+            ended = signals.next() => break End::from(ended),
             seen = attached.show_next() => match seen {
                 Seen::Shown => {}
                 Seen::Down => break End::Down,
@@ -127,9 +188,9 @@ async fn stop(
                 attached.show_rest().await;
                 return Ok(stopped.map(drop)?);
             }
-            end = signals.next() => {
+            ended = signals.next() => {
                 // A closed terminal asks for no hurry: what is being stopped keeps its grace period.
-                if matches!(end, End::HungUp) {
+                if ended == Ended::HungUp {
                     return Ok(());
                 }
                 output::note("killing");
@@ -137,32 +198,6 @@ async fn stop(
                 return Ok(());
             }
             seen = attached.show_next() => if let Seen::Lost(error) = seen { return Err(error) },
-        }
-    }
-}
-
-/// The signals that end an attached `up`.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> End {
-        tokio::select! {
-            // Cancel-safe: receiving a signal takes it or leaves it.
-            _ = self.interrupt.recv() => End::Interrupted,
-            _ = self.terminate.recv() => End::Interrupted,
-            _ = self.hang_up.recv() => End::HungUp,
         }
     }
 }

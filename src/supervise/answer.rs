@@ -4,15 +4,32 @@ use super::driver::Driver;
 use super::events::Subject;
 use super::handle::{Reply, Request, RequestError, RequestErrorKind};
 use super::project::{Project, ProjectRecord, Wish};
-use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, UpRequest};
+use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, Standing, UpRequest};
 use crate::container::Phase as RunPhase;
-use crate::reconcile::{ContainerKey, ManualStop, Phase};
+use crate::reconcile::{ContainerKey, ExitStatus, ManualStop, Phase};
 use crate::spec::{ProjectName, ServiceName};
 
 /// A report whose content share is still to be asked for, which takes a round trip to the worker.
 pub(super) struct Draft {
     pub(super) report: ServiceReport,
     pub(super) image: Option<super::images::LocalImage>,
+}
+
+/// A failure that is tried again is still coming: whoever waits has a limit of its own.
+fn standing(phase: &Phase) -> Standing {
+    match phase {
+        Phase::Running { .. } => Standing::Up,
+        Phase::Exited { status: ExitStatus::Code(0), .. } => Standing::Done,
+        Phase::Exited { .. } | Phase::Failed { retry_at: None, .. } => Standing::Failed,
+        Phase::Stopped { .. } => Standing::Stopped,
+        Phase::Pulling { .. }
+        | Phase::WaitingForRegistry { .. }
+        | Phase::Starting
+        | Phase::Restarting { .. }
+        | Phase::Stopping
+        | Phase::Removing
+        | Phase::Failed { retry_at: Some(_), .. } => Standing::Coming,
+    }
 }
 
 impl Driver {
@@ -220,6 +237,7 @@ impl Driver {
             started_at: held.and_then(super::held::Held::started_at),
             restarts: held.map_or(0, |held| held.record.restarts),
             content: None,
+            standing: standing(&status.phase),
         };
         Draft { report, image }
     }

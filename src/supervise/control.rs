@@ -101,7 +101,7 @@ impl Control {
         let exe = Arc::new(SealedExe::of_current().map_err(ControlError::Executable)?);
         let instance: Arc<str> = instance_of(&run_dir).into();
         let client = Client::new(options.registry.clone())?;
-        let events = EventLog::new();
+        let events = EventLog::open(&store.root().join("events"));
         tell_what_is_lost(&options.features, &events);
         let layers = Layers::new(store.clone(), client.clone(), Arc::clone(&exe));
         let lazy = LazyMounts::new(
@@ -116,9 +116,10 @@ impl Control {
         let (requests, queue) = mpsc::channel(REQUEST_QUEUE);
         let handle = ControlHandle {
             requests,
-            events: events.sender(),
+            events: events.clone(),
             images: Arc::clone(&images),
             instance: Arc::clone(&instance),
+            on_demand: options.idle_limit.is_some(),
         };
         let shutdown = CancellationToken::new();
         let host =

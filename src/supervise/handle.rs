@@ -133,9 +133,11 @@ pub(super) enum Request {
 #[derive(Debug, Clone)]
 pub struct ControlHandle {
     pub(super) requests: mpsc::Sender<Request>,
-    pub(super) events: broadcast::Sender<Event>,
+    pub(super) events: super::events::EventLog,
     pub(super) images: Arc<super::images::Images>,
     pub(super) instance: Arc<str>,
+    /// Whether control was started for one command, and ends by itself.
+    pub(super) on_demand: bool,
 }
 
 impl ControlHandle {
@@ -348,6 +350,25 @@ impl ControlHandle {
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
+    }
+
+    /// What happened before, as far as it is kept, and everything from now on.
+    #[must_use]
+    pub fn history(&self) -> super::events::EventHistory {
+        self.events.history()
+    }
+
+    /// Ends a control that was started for one command, in favour of one that is meant to stay. Leaves everything
+    /// running.
+    ///
+    /// # Errors
+    /// When it was not started so, or ends already.
+    pub async fn make_way(&self) -> Result<(), RequestError> {
+        if !self.on_demand {
+            let message = "this supervisor was started to stay";
+            return Err(RequestError::new(RequestErrorKind::Conflict, message));
+        }
+        self.shutdown().await
     }
 
     /// Ends control and leaves everything running.

@@ -22,6 +22,7 @@ mod handle;
 mod held;
 mod image_requests;
 mod images;
+mod journal;
 mod launch;
 mod lazy_mounts;
 mod log_stream;
@@ -36,6 +37,7 @@ mod watch;
 mod wishes;
 
 pub use control::{Control, ControlError, ControlOptions, instance_of};
+pub use events::EventHistory;
 pub use handle::{ControlHandle, RequestError, RequestErrorKind, StopOptions};
 pub use images::Extent;
 pub use log_stream::{LogTail, StreamedLine, read_logs};

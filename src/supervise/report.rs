@@ -38,6 +38,26 @@ pub struct ServiceReport {
     pub restarts: u32,
     /// How its image is here.
     pub content: Option<ContentReport>,
+    /// Whether it has come to where it should be, or will by itself.
+    #[serde(default)]
+    pub standing: Standing,
+}
+
+/// Where a service is on its way, in the sense of somebody who waits for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// Something is under way, or will be tried again.
+    #[default]
+    Coming,
+    /// It runs.
+    Up,
+    /// It ended with code 0 and is not started again.
+    Done,
+    /// It ended otherwise, or cannot be started, and that is final as long as nobody asks again.
+    Failed,
+    /// It was told to stop.
+    Stopped,
 }
 
 /// How much of an image is here, and in which way.
@@ -73,6 +93,9 @@ pub struct ImageReport {
 /// Something that happened, in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
+    /// Its place in the journal: counts up by one over all restarts of control. 0 for what is not kept.
+    #[serde(default)]
+    pub sequence: u64,
     /// When.
     pub time: Timestamp,
     /// Whose; empty for the host's.
