@@ -140,3 +140,22 @@ fn a_daemon_takes_over_from_one_that_a_command_started_and_leaves_services_runni
     program.ok(["down"]);
     assert!(!runs(pid));
 }
+
+#[test]
+fn an_interrupted_up_of_some_services_stops_only_those_that_it_started() {
+    let program = Program::new();
+    program.services(&file(&[service("web", IDLE), service("tool", IDLE)]));
+    program.ok(["up", "-d", "web"]);
+    let web = program.running("web");
+    let up = program.up_with(&["tool"]);
+    let tool = program.running("tool");
+    assert_eq!(program.interrupt(up), Some(0), "{}", program.log());
+    assert!(!runs(tool) && runs(web), "{}", program.log());
+    assert_eq!(program.running("web"), web);
+
+    let up = program.up_with(&["tool", "web"]);
+    let tool = program.running("tool");
+    assert_eq!(program.interrupt(up), Some(0), "{}", program.log());
+    program.until("all of it is stopped", || (!runs(tool) && !runs(web)).then_some(()));
+    program.ok(["down"]);
+}

@@ -16,7 +16,7 @@ use super::settings::{ServiceManager, ServicesFile, Settings};
 use super::signals::{Ended, Signals};
 use super::{background, connect, output, project, run};
 use crate::api::{ApiClient, StopRequest};
-use crate::supervise::report::UpRequest;
+use crate::supervise::report::{ServiceReport, Standing, UpRequest};
 
 /// Seconds that `up -d` waits for the services.
 const WAIT_TIMEOUT: u64 = 120;
@@ -134,6 +134,7 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
         Some(_) => ApiClient::connect(&settings.run_dir).await?.0,
         None => connect::connect_or_start(settings).await?,
     };
+    let stops = Stops::find(&client, request).await?;
     let mut attached = Attached::to(&client, request, Claim::Up).await?;
     let end = loop {
         tokio::select! {
@@ -155,7 +156,10 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
     match end {
         End::Down => output::note(&format!("project {} was taken down", request.project)),
         End::HungUp => {}
-        End::Interrupted => stop(&client, request, &mut signals, &mut attached).await?,
+        End::Interrupted => match stops.services() {
+            Some(services) => stop(&client, request, services, &mut signals, &mut attached).await?,
+            None => output::note("\nall of it ran before and goes on; `supervisor down` ends it"),
+        },
     }
     if let Some(served) = served {
         // Detached, or the control of others too: it goes on in the background.
@@ -168,17 +172,58 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Stops the project, shows what it still has to say, and kills it at the second signal.
+/// What Ctrl-C stops.
+enum Stops {
+    /// The project.
+    Everything,
+    /// Only these services: others of the project ran before, for somebody else.
+    Only(Vec<String>),
+}
+
+impl Stops {
+    /// Asks what runs before `request` is made. One that names no services is about the whole project.
+    async fn find(client: &ApiClient, request: &UpRequest) -> anyhow::Result<Self> {
+        if request.services.is_empty() {
+            return Ok(Self::Everything);
+        }
+        let path = format!("/v1/services?project={}", request.project);
+        let reports: Vec<ServiceReport> = match client.call(Method::GET, &path, &()).await {
+            Ok(reports) => reports,
+            Err(error) if ApiClient::is_not_found(&error) => return Ok(Self::Everything),
+            Err(error) => return Err(error.into()),
+        };
+        let ran =
+            |report: &&ServiceReport| matches!(report.standing, Standing::Up | Standing::Coming);
+        let ran: Vec<&str> =
+            reports.iter().filter(ran).map(|report| report.service.as_str()).collect();
+        if ran.iter().all(|service| request.services.iter().any(|named| named == service)) {
+            return Ok(Self::Everything);
+        }
+        let started = request.services.iter().filter(|named| !ran.contains(&named.as_str()));
+        Ok(Self::Only(started.cloned().collect()))
+    }
+
+    /// The services of a request to stop, none meaning all; `None` when there is nothing to stop.
+    fn services(&self) -> Option<Vec<String>> {
+        match self {
+            Self::Everything => Some(Vec::new()),
+            Self::Only(services) => Some(services.clone()).filter(|services| !services.is_empty()),
+        }
+    }
+}
+
+/// Stops the project or some services of it, shows what it still has to say, and kills it at the second signal.
 async fn stop(
     client: &ApiClient,
     request: &UpRequest,
+    services: Vec<String>,
     signals: &mut Signals,
     attached: &mut Attached,
 ) -> anyhow::Result<()> {
     output::note("\nstopping; Ctrl-C again kills");
     let path = format!("/v1/projects/{}/stop", request.project);
-    let graceful = StopRequest::default();
-    let kill = StopRequest { kill: true, ..StopRequest::default() };
+    let graceful = StopRequest { services, ..StopRequest::default() };
+    let kill = StopRequest { kill: true, ..graceful.clone() };
     let mut stopping =
         std::pin::pin!(client.call::<_, Vec<String>>(Method::POST, &path, &graceful));
     loop {
