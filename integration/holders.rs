@@ -272,3 +272,38 @@ fn a_connection_whose_keeper_and_worker_are_stopped_is_wedged_and_can_be_ended()
     reading.host.ensure(reading.host.options()).unwrap();
     assert!(matches!(reading.host.status().keeper.worker, WorkerState::Running { .. }));
 }
+
+/// How long a read takes over the death of the worker: `cargo test --test integration -- --ignored --nocapture stalls`.
+#[test]
+#[ignore = "measures; run it alone"]
+fn stalls_of_reads_over_the_death_of_the_worker() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    const KILLS: usize = 200;
+    let host = LazyHost::with(|options| options.passthrough = supervisor::fuse::Feature::Off);
+    let reading = Reading::on(host);
+    let (stop, longest) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stopped, seen) = (Arc::clone(&stop), Arc::clone(&longest));
+    let open = reading.open.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            let _ = rustix::fs::fadvise(&open, 0, None, rustix::fs::Advice::DontNeed);
+            let start = std::time::Instant::now();
+            open.read_exact_at(&mut [0; 4096], 300_000).unwrap();
+            seen.fetch_max(start.elapsed().as_micros() as u64, Ordering::Relaxed);
+        }
+    });
+    let mut stalls: Vec<u64> = (0..KILLS)
+        .map(|_| {
+            longest.store(0, Ordering::Relaxed);
+            reading.host.replace_worker();
+            eventually("a read has ended", || longest.load(Ordering::Relaxed) > 0);
+            longest.load(Ordering::Relaxed)
+        })
+        .collect();
+    stop.store(true, Ordering::Relaxed);
+    reader.join().unwrap();
+    stalls.sort_unstable();
+    let at = |percent: usize| stalls[(KILLS * percent / 100).min(KILLS - 1)] as f64 / 1000.0;
+    eprintln!("{KILLS} kills: median {} ms, 99th {} ms, longest {} ms", at(50), at(99), at(100));
+}

@@ -11,6 +11,7 @@ mod faults;
 mod golden;
 mod holders;
 mod large_image;
+mod lazy_connection;
 mod lazy_edges;
 mod lazy_engine;
 mod lazy_mount;

@@ -27,7 +27,7 @@ fn options(request: StopRequest) -> StopOptions {
     let timeout = request.timeout.map(Duration::from_secs);
     StopOptions {
         services: request.services,
-        grace: if request.kill { Some(Duration::ZERO) } else { timeout },
+        grace: if request.kill || request.force { Some(Duration::ZERO) } else { timeout },
     }
 }
 
@@ -52,6 +52,9 @@ async fn down(
     Json(request): Json<StopRequest>,
 ) -> Result<Response, RequestError> {
     caller.require(Permission::Change(&project))?;
+    if request.force {
+        context.control.free_lazy(&project).await?;
+    }
     Ok(Json(context.control.down(project, options(request)).await?).into_response())
 }
 

@@ -88,6 +88,9 @@ pub struct StopRequest {
     /// At once instead of with the grace period.
     #[serde(default)]
     pub kill: bool,
+    /// Also end the connection of lazy layers, where nobody serves it or nothing else uses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
     /// Only these services; the whole project when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,

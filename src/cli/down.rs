@@ -22,6 +22,9 @@ pub(super) struct DownArguments {
     /// Seconds from the stop signal to the kill (default: the service's stop_grace_period)
     #[arg(short, long, value_name = "SECS")]
     pub(super) timeout: Option<u64>,
+    /// Kill at once, and end the connection of lazy layers when containers wait for it and cannot be killed
+    #[arg(long)]
+    pub(super) force: bool,
     /// Which project.
     #[command(flatten)]
     pub(super) project: ProjectArguments,
@@ -36,6 +39,7 @@ pub(super) fn run(settings: &Settings, arguments: DownArguments) -> anyhow::Resu
         let request = StopRequest {
             services: arguments.services,
             timeout: arguments.timeout,
+            force: arguments.force,
             ..StopRequest::default()
         };
         let removed: Vec<String> = match client.call(Method::POST, &path, &request).await {

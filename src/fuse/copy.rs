@@ -18,6 +18,13 @@ impl HeldCopy {
         self.lock().as_ref().and_then(|(_, descriptor)| descriptor.try_clone().ok())
     }
 
+    /// Another copy of it, if it is of the connection of this generation.
+    pub(super) fn get_of(&self, generation: u64) -> Option<OwnedFd> {
+        let held = self.lock();
+        let (_, descriptor) = held.as_ref().filter(|(known, _)| *known == generation)?;
+        descriptor.try_clone().ok()
+    }
+
     /// Closes it: as long as it is open, the connection does not end with its other holders.
     pub(super) fn close(&self) {
         self.lock().take();

@@ -217,7 +217,7 @@ impl Lazy {
     /// kernel cannot send requests again.
     #[must_use]
     pub fn held_copy(&self) -> Option<OwnedFd> {
-        self.shared.copy.get()
+        self.shared.copy.get_of(self.generation()?)
     }
 
     /// Tells this connection apart from every other of the run directory; `None` when its state cannot be read.

@@ -199,6 +199,8 @@ pub enum Cause {
     Exited(ExitStatus),
     /// The files that the container wrote did not survive the end of the host.
     WritableLayerLost,
+    /// The connection that served its lazy layers was lost.
+    ContentLost,
     /// The service has a container that is preferred to this one.
     Duplicate,
     /// The service is no longer in the file.
@@ -238,6 +240,7 @@ impl fmt::Display for Cause {
             Self::WritableLayerLost => {
                 f.write_str("its writable layer did not survive the host's end")
             }
+            Self::ContentLost => f.write_str("the connection that served its lazy layers was lost"),
             Self::Duplicate => f.write_str("the service has another container"),
             Self::ServiceRemoved => f.write_str("it is no longer in the file"),
             Self::ManualStop => f.write_str("stopped by hand"),

@@ -43,9 +43,9 @@ mod tests;
 
 pub use action::{Action, Cause, Plan, ServiceStatus, StartTarget, Step, StepNo};
 pub use observed::{
-    Container, ContainerKey, ContainerState, CreateFailure, Exit, ExitStatus, Failure, ImageState,
-    ManualStop, Monitor, Observed, Operation, PullFault, Run, ServiceKey, ServiceRecord,
-    WritableLayer,
+    Container, ContainerKey, ContainerState, Content, CreateFailure, Exit, ExitStatus, Failure,
+    ImageState, ManualStop, Monitor, Observed, Operation, PullFault, Run, ServiceKey,
+    ServiceRecord, WritableLayer,
 };
 pub use phase::{Phase, StoppedBy};
 pub use plan::{Goal, Moment, plan};

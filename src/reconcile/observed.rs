@@ -125,6 +125,8 @@ pub struct Container {
     pub monitor: Monitor,
     /// Whether a next start finds the files that it wrote.
     pub writable: WritableLayer,
+    /// Whether the image's content below it can still be read.
+    pub content: Content,
     /// Its counters, as the last start gave them ([`Action::Start`](super::Action::Start)).
     pub run: Run,
     /// The last operation on it if that failed; gone when a later operation succeeds.
@@ -242,6 +244,15 @@ pub enum WritableLayer {
     /// A next start finds them.
     Usable,
     /// Not cleanly unmounted before the host went down: the container is recreated when it is to start again.
+    Lost,
+}
+
+/// Whether a container's run can read the content of its image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// It can, or could until it ended.
+    Usable,
+    /// The connection that served its lazy layers was lost during the run: reads fail, and an end means nothing.
     Lost,
 }
 

@@ -180,13 +180,13 @@ impl<'a> Decider<'a> {
                 self.step(action, cause, before);
                 Phase::Starting
             }
-            Want::Restart { run } => match self.end(key, container, &Cause::Restart) {
+            Want::Restart { cause, run } => match self.end(key, container, &cause) {
                 Err(Blocked(phase)) => phase,
                 Ok(ended) => {
                     before.extend(ended);
                     let container = StartTarget::Existing(key.clone());
                     let action = Action::Start { service: self.key.clone(), container, run };
-                    self.step(action, Cause::Restart, before);
+                    self.step(action, cause, before);
                     Phase::Stopping
                 }
             },

@@ -143,6 +143,7 @@ impl Host {
                     state: ContainerState::Created,
                     monitor: Monitor::Alive,
                     writable: WritableLayer::Usable,
+                    content: Content::Usable,
                     run: Run { request: *request, ..Run::default() },
                     failed: None,
                 };
@@ -159,6 +160,7 @@ impl Host {
                 let container = self.container(&key);
                 assert_eq!(container.writable, WritableLayer::Usable);
                 container.run = *run;
+                container.content = Content::Usable;
                 container.state = ContainerState::Running { since: now };
                 container.failed = None;
             }

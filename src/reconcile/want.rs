@@ -3,7 +3,7 @@
 use super::action::Cause;
 use super::gate::Gate;
 use super::observed::{
-    Container, ContainerKey, ContainerState, Monitor, Operation, Run, ServiceRecord,
+    Container, ContainerKey, ContainerState, Content, Monitor, Operation, Run, ServiceRecord,
 };
 use super::plan::Moment;
 use super::restart::{Verdict, backoff, jitter, verdict};
@@ -21,7 +21,7 @@ pub(super) enum Want {
     /// A start.
     Start { cause: Cause, run: Run },
     /// It runs, and is to be stopped and started.
-    Restart { run: Run },
+    Restart { cause: Cause, run: Run },
 }
 
 impl Want {
@@ -42,7 +42,13 @@ impl Want {
                 if container.run.request < record.restart
                     && container.monitor != Monitor::Adopting =>
             {
-                Self::Restart { run: afresh }
+                Self::Restart { cause: Cause::Restart, run: afresh }
+            }
+            ContainerState::Running { .. }
+                if container.content == Content::Lost && container.monitor != Monitor::Adopting =>
+            {
+                // The run did not fail, so it does not count.
+                Self::Restart { cause: Cause::ContentLost, run: container.run }
             }
             ContainerState::Running { since } => match container.monitor {
                 Monitor::Alive | Monitor::Adopting => {
@@ -75,6 +81,9 @@ impl Want {
                     // A start that failed was counted when it was tried, and is wanted whatever the policy says.
                     Gate::Retry(cause) => Self::Start { cause, run: container.run },
                     Gate::Shut(phase, at) => Self::Wait(phase, at),
+                    Gate::Open if container.content == Content::Lost => {
+                        Self::Start { cause: Cause::ContentLost, run: container.run }
+                    }
                     Gate::Open => match verdict(policy, exit, container.run) {
                         Verdict::Stay => Self::Nothing(Phase::Exited {
                             status: exit.status.clone(),

@@ -181,9 +181,14 @@ impl Driver {
         let images = std::sync::Arc::clone(&self.host.images);
         tokio::spawn(async move {
             let mut reports = Vec::with_capacity(drafts.len());
+            let trouble = images.lazy.trouble().await;
             for Draft { mut report, image } in drafts {
                 if let Some(image) = image {
-                    report.content = Some(images.content(&image.manifest).await);
+                    let content = images.content(&image.manifest).await;
+                    if let Some(trouble) = trouble.as_ref().filter(|_| content.lazy_layers > 0) {
+                        report.status = format!("{}, {trouble}", report.status);
+                    }
+                    report.content = Some(content);
                 }
                 reports.push(report);
             }

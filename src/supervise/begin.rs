@@ -39,6 +39,7 @@ impl Driver {
                     restarts: 0,
                     streak: 0,
                     started_in_boot: None,
+                    connection: None,
                     exit: None,
                 };
                 let id = self.new_id(&service);

@@ -19,7 +19,9 @@ use super::project::{Project, Wish};
 use super::report::EventLevel;
 use super::wishes::HostShutdown;
 use crate::image::ImageRef;
-use crate::reconcile::{ContainerKey, Goal, ImageState, Moment, Observed, Plan, ServiceKey, plan};
+use crate::reconcile::{
+    Action, Cause, ContainerKey, Goal, ImageState, Moment, Observed, Plan, ServiceKey, plan,
+};
 use crate::spec::ProjectName;
 use crate::store::record;
 use crate::telemetry::Chain;
@@ -69,6 +71,7 @@ impl Driver {
 
     /// Runs until it is told to end. What runs then goes on.
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let mut connection = self.host.images.lazy.connection();
         self.find_what_is_there().await;
         loop {
             super::findings::tell(&self.host.store, &self.events);
@@ -85,6 +88,8 @@ impl Driver {
                     Some(request) => self.answer(request),
                     None => break,
                 },
+                // Another connection: containers of the one before have lost their content.
+                Ok(()) = connection.changed() => {}
                 () = sleep(wake) => {}
                 // What came without passing here, such as a pull, may have changed it.
                 () = sleep(idle) => if self.is_idle() {
@@ -123,13 +128,14 @@ impl Driver {
                 (ServiceKey { project: name.clone(), service: service.clone() }, record.clone())
             })
         });
+        let connection = self.host.images.lazy.generation();
         Observed {
             instance: self.host.instance.to_string(),
             images: self.images.clone(),
             containers: self
                 .containers
                 .iter()
-                .map(|(key, held)| (key.clone(), held.observed(&self.clock)))
+                .map(|(key, held)| (key.clone(), held.observed(&self.clock, connection)))
                 .collect(),
             records: records.collect(),
         }
@@ -150,6 +156,15 @@ impl Driver {
             if step.requires.is_empty() && step.after.is_empty() {
                 tracing::debug!(action = %step.action, cause = %step.cause, "step");
                 begun.insert(number);
+                if step.cause == Cause::ContentLost
+                    && let Action::Start { service, .. } = &step.action
+                {
+                    let message = format!("{service} is started again: {}", Cause::ContentLost);
+                    let subject =
+                        Subject::Service(service.project.as_str(), service.service.as_str());
+                    let level = EventLevel::Warning;
+                    self.events.emit(subject, level, "content-lost", message, []);
+                }
                 self.begin(step.action);
             }
         }

@@ -50,6 +50,8 @@ pub(super) enum Outcome {
     /// The monitor has the container; its phase follows from what it reports.
     Launched {
         container: ContainerKey,
+        /// Generation of the connection that serves its lazy layers.
+        connection: Option<u64>,
         result: Result<MonitorHandle, String>,
     },
     Stopped {
@@ -104,6 +106,22 @@ impl Host {
         let _ = outcomes.send(Outcome::Pulled { image, attempt, result }).await;
     }
 
+    /// Gives up the slots of lazy layers that no container has and none of `images` needs.
+    pub(super) async fn release_unneeded(&self, images: Vec<(ImageRef, Digest)>) {
+        let store = self.store.clone();
+        let manifests = || {
+            let mut manifests = images;
+            for id in store.containers().ok()? {
+                let path = self.container_record(&id.parse().ok()?);
+                // A container whose record cannot be read may need anything.
+                let record = store.load::<ContainerRecord>(&path).ok()??;
+                manifests.push((record.image, record.manifest));
+            }
+            Some(manifests)
+        };
+        self.images.release_unneeded(manifests).await;
+    }
+
     /// Makes the folder and the record of a container. Returns its command line.
     pub(super) async fn create(
         &self,
@@ -144,20 +162,22 @@ impl Host {
     pub(super) async fn start(
         &self,
         id: ContainerId,
-        record: ContainerRecord,
+        mut record: ContainerRecord,
         service: Service,
         outcomes: Outcomes,
     ) {
-        let result = self.try_start(&id, &record, &service).await;
+        let result = self.try_start(&id, &mut record, &service).await;
         Boundary::LAUNCHED.reach(&self.run_dir);
         let container = ContainerKey::new(id.as_str());
-        let _ = outcomes.send(Outcome::Launched { container, result }).await;
+        let _ = outcomes
+            .send(Outcome::Launched { container, result, connection: record.connection })
+            .await;
     }
 
     async fn try_start(
         &self,
         id: &ContainerId,
-        record: &ContainerRecord,
+        record: &mut ContainerRecord,
         service: &Service,
     ) -> Result<MonitorHandle, String> {
         let image = self
@@ -170,7 +190,11 @@ impl Host {
         if overlay.is_forced_off() {
             return Err(format!("no {}: {}", overlay.name, overlay.text()));
         }
+        // From before the mounts: a connection that is lost between them is not taken for the container's.
+        let before = self.images.lazy.generation();
         let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
+        let is_lazy = !mounted.lazy.is_empty();
+        record.connection = before.or(self.images.lazy.generation()).filter(|_| is_lazy);
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
         record::save(&self.container_record(id), record)
             .map_err(|error| Chain(&error).to_string())?;

@@ -31,7 +31,9 @@ impl Driver {
                 None => self.find_unrecorded(id).await,
             }
         }
-        if self.any_runs() {
+        // Also of runs that ended meanwhile it must be known whether they lost their content.
+        let served = self.containers.values().any(|held| held.record.connection.is_some());
+        if served || self.any_runs() {
             let images = std::sync::Arc::clone(&self.host.images);
             tokio::spawn(async move { images.resume_lazy().await });
         }

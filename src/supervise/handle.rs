@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::lazy_mounts::Users;
 use super::report::{
     Event, ExecTarget, ExitReport, ImageReport, LogSource, MountableImage, PullProgress,
     ServiceReport, UpRequest,
@@ -269,6 +270,20 @@ impl ControlHandle {
     /// While control shuts down.
     pub async fn host_resume(&self) -> Result<(), RequestError> {
         self.ask(|reply| Request::HostResume { reply }).await
+    }
+
+    /// Ends the connection of lazy layers if nobody serves it, or nothing but `project` uses it and reads wait: before
+    /// containers that wait for it are killed, which they cannot be otherwise. Only what is provably ours is touched.
+    ///
+    /// # Errors
+    /// When something of it cannot be ended.
+    pub async fn free_lazy(&self, project: &str) -> Result<(), RequestError> {
+        let services = self.services(None).await?;
+        let others =
+            services.iter().any(|service| service.project != project && service.pid.is_some());
+        let users = if others { Users::Others } else { Users::OnlyThis };
+        let freed = self.images.lazy.free(users).await;
+        freed.map(drop).map_err(|message| RequestError::new(RequestErrorKind::Failed, message))
     }
 
     /// Where the output of a project's services is; of all services when none is named.

@@ -11,12 +11,13 @@ use crate::container::{
 };
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::{
-    Container, ContainerState, Exit, ExitStatus, Failure, Monitor, Operation, Run, ServiceKey,
-    WritableLayer,
+    Container, ContainerState, Content, Exit, ExitStatus, Failure, Monitor, Operation, Run,
+    ServiceKey, WritableLayer,
 };
 use crate::spec::{Fingerprint, ProjectName, ServiceName};
 use crate::store::Record;
 use crate::sys::process::ProcessIdentity;
+use crate::sys::process::boot_id;
 
 /// A container as it is kept in `$STATE/containers/<id>/container`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,9 @@ pub(super) struct ContainerRecord {
     /// Boot in which it was last started; none before its first start.
     #[serde(default)]
     pub(super) started_in_boot: Option<String>,
+    /// Generation of the connection that served its lazy layers in a run that nobody has seen end as it should.
+    #[serde(default)]
+    pub(super) connection: Option<u64>,
     /// How its last run ended, once that is known.
     #[serde(default)]
     pub(super) exit: Option<ExitRecord>,
@@ -72,6 +76,7 @@ impl ContainerRecord {
             restarts: 0,
             streak: 0,
             started_in_boot,
+            connection: None,
             exit: None,
         }
     }
@@ -173,7 +178,7 @@ impl Held {
     }
 
     /// What the planner sees.
-    pub(super) fn observed(&self, clock: &Clock) -> Container {
+    pub(super) fn observed(&self, clock: &Clock, connection: Option<u64>) -> Container {
         let state = match (self.busy, self.status.as_ref().map(|status| &status.phase)) {
             (Some(operation), _) if operation != Operation::Adopt => {
                 ContainerState::Busy(operation)
@@ -200,9 +205,21 @@ impl Held {
                 (_, false) => Monitor::Alive,
             },
             writable: if self.writable_lost { WritableLayer::Lost } else { WritableLayer::Usable },
+            content: if self.content_lost(connection) { Content::Lost } else { Content::Usable },
             run: self.record.run(),
             failed: self.failed.clone(),
         }
+    }
+
+    /// Whether the run lost its lazy layers, given the connection that there is now. One that did its work to the end
+    /// before lost nothing.
+    fn content_lost(&self, connection: Option<u64>) -> bool {
+        let is_other = self.record.connection.zip(connection).is_some_and(|(its, now)| its != now);
+        let this_boot = || boot_id().ok() == self.record.started_in_boot;
+        let is_done = self.record.exit.as_ref().is_some_and(|exit| {
+            !exit.stop_requested && matches!(exit.outcome, Outcome::Exited { code: 0 })
+        });
+        is_other && !is_done && this_boot()
     }
 
     fn ended(&self, clock: &Clock) -> ContainerState {

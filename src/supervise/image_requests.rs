@@ -101,15 +101,10 @@ impl Images {
                 .with_hint(error.hint())
         };
         let local = self.ensure(&reference, extent).await.map_err(failed)?;
-        let mounted = self.mount(&local).await.map_err(failed)?;
-        let layers = mounted.layers.clone();
-        self.mounts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(target.to_path_buf(), mounted);
+        let mounted = self.mount_at(&local, target).await.map_err(failed)?;
         Ok(MountableImage {
             digest: local.manifest_digest,
-            layers,
+            layers: mounted.layers,
             instance: self.lazy.instance().to_owned(),
         })
     }

@@ -1,20 +1,21 @@
 //! Lazy layers from control's side: the connection is made when the first layer needs it, and why it cannot be made
 //! is a reason that people see, never a failure.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::ControlOptions;
 use super::events::{EventLog, Subject};
+use super::lazy_link::{Link, store_name, tell, tell_kept_keeper};
 use super::report::EventLevel;
-use crate::fuse::{ConnectionEvent, Feature, LayerMount, LayerStatus, Lazy, LazyOptions, Stop};
+use crate::fuse::{self, Feature, LayerMount, LayerStatus, Lazy, LazyOptions, Stop, WorkerState};
 use crate::host;
 use crate::image::Digest;
-use crate::lazy::LazyEvent;
 use crate::store::LayerDir;
 use crate::sys::process::SealedExe;
 use crate::telemetry::Chain;
@@ -22,6 +23,9 @@ use crate::telemetry::Chain;
 /// A refusal is believed for so long: services that start together do not each try, and a module that was loaded
 /// meanwhile is found.
 const REFUSAL_HOLDS: Duration = Duration::from_secs(30);
+/// How long keeper and worker may take to answer somebody who is about to end them.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Statuses of layers are asked for at most this often: one `ps` asks for many layers.
 const STATUS_HOLDS: Duration = Duration::from_millis(200);
 
@@ -32,13 +36,15 @@ pub(super) struct LazyMounts {
     state_dir: PathBuf,
     exe: Arc<SealedExe>,
     options: LazyOptions,
-    events: EventLog,
+    link: Arc<Link>,
+    /// What the service manager kept over the end of everybody.
+    received: std::sync::Mutex<Option<OwnedFd>>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    lazy: Option<Lazy>,
+    lazy: Option<Arc<Lazy>>,
     refused: Option<(String, Instant)>,
     statuses: Option<(Vec<LayerStatus>, Instant)>,
 }
@@ -63,12 +69,16 @@ impl LazyMounts {
         lazy.landlock = wanted(&features.landlock);
         lazy.seccomp = wanted(&features.seccomp);
         lazy.mount_api = wanted(&features.mount_api);
+        let name = store_name(instance);
+        let received = options.descriptors.iter().find(|(given, _)| *given == name);
+        let received = received.and_then(|(_, descriptor)| descriptor.try_clone().ok());
         Self {
             run_dir: run_dir.to_path_buf(),
             state_dir: state_dir.to_path_buf(),
             exe,
             options: lazy,
-            events,
+            link: Arc::new(Link::new(instance, options.service_manager.clone(), events)),
+            received: std::sync::Mutex::new(received),
             state: Mutex::default(),
         }
     }
@@ -78,15 +88,25 @@ impl LazyMounts {
         &self.options.instance
     }
 
+    /// Tells the connection apart from every other of the run directory, once it is known.
+    pub(super) fn generation(&self) -> Option<u64> {
+        *self.link.generation.borrow()
+    }
+
+    /// Changes with the connection.
+    pub(super) fn connection(&self) -> watch::Receiver<Option<u64>> {
+        self.link.generation.subscribe()
+    }
+
     /// Makes sure that layers can be mounted; the error is the reason why not.
     pub(super) async fn ensure(&self) -> Result<(), String> {
         self.connected().await.map(drop)
     }
 
-    async fn connected(&self) -> Result<Lazy, String> {
+    async fn connected(&self) -> Result<Arc<Lazy>, String> {
         let mut state = self.state.lock().await;
         if let Some(lazy) = &state.lazy {
-            return Ok(lazy.clone());
+            return Ok(Arc::clone(lazy));
         }
         if let Some((reason, at)) = &state.refused
             && at.elapsed() < REFUSAL_HOLDS
@@ -95,10 +115,15 @@ impl LazyMounts {
         }
         let exe = Arc::clone(&self.exe);
         let options = self.options.clone();
-        match Lazy::ensure(&self.run_dir, &self.state_dir, exe, options, None).await {
+        let stored = self.received.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match Lazy::ensure(&self.run_dir, &self.state_dir, exe, options, stored).await {
             Ok(lazy) => {
-                tokio::spawn(tell(lazy.events(), self.events.clone()));
-                state.lazy = Some(lazy.clone());
+                let lazy = Arc::new(lazy);
+                let (events, watched) = (lazy.events(), Arc::downgrade(&lazy));
+                tokio::spawn(tell(events, Arc::clone(&self.link), watched));
+                tell_kept_keeper(&lazy, &self.link.events);
+                self.link.refresh(&lazy);
+                state.lazy = Some(Arc::clone(&lazy));
                 state.refused = None;
                 Ok(lazy)
             }
@@ -106,7 +131,7 @@ impl LazyMounts {
                 let reason = Chain(&error).to_string();
                 let hint = error.hint().unwrap_or_default().to_owned();
                 let message = format!("layers are pulled fully: {reason}");
-                self.events.emit(
+                self.link.events.emit(
                     Subject::Host,
                     EventLevel::Warning,
                     "lazy-unavailable",
@@ -178,7 +203,7 @@ impl LazyMounts {
     /// Watches over a connection that an earlier control left. Its keeper may have died with that control, and then
     /// the worker is the last one that holds the descriptor.
     pub(super) async fn resume(&self) {
-        if self.run_dir.join("lazy").exists()
+        if self.is_there()
             && let Err(reason) = self.connected().await
         {
             tracing::warn!(
@@ -188,10 +213,15 @@ impl LazyMounts {
         }
     }
 
+    /// Whether there is a connection, or was one that nobody took down.
+    fn is_there(&self) -> bool {
+        self.run_dir.join("lazy/session").exists()
+    }
+
     /// Takes the connection down if nothing uses it.
     pub(super) async fn stop_if_unused(&self) {
         // One that an earlier control left is found first.
-        if !self.run_dir.join("lazy").exists() {
+        if !self.is_there() {
             return;
         }
         let Ok(lazy) = self.connected().await else { return };
@@ -199,132 +229,88 @@ impl LazyMounts {
             tracing::debug!(error = %Chain(&error), "the lazy mount stays");
             return;
         }
+        self.link.forget();
         self.state.lock().await.lazy = None;
     }
+
+    /// Gives up the slots of mounted layers of which `is_needed` says no. The caller sees to it that nobody mounts one
+    /// meanwhile.
+    pub(super) async fn release_unless(&self, is_needed: impl Fn(&Digest) -> bool) {
+        let Some(lazy) = self.state.lock().await.lazy.clone() else { return };
+        let Ok(status) = lazy.status().await else { return };
+        for layer in status.layers.iter().filter(|layer| !is_needed(&layer.digest)) {
+            match lazy.release(layer.digest).await {
+                Ok(()) => tracing::debug!(layer = %layer.digest, "slot released"),
+                Err(error) => tracing::debug!(error = %Chain(&error), "slot not released"),
+            }
+        }
+        self.state.lock().await.statuses = None;
+    }
+
+    /// Why reads of lazy layers wait for more than their content, if they do.
+    pub(super) async fn trouble(&self) -> Option<String> {
+        let lazy = self.state.lock().await.lazy.clone()?;
+        match lazy.status().await.ok()?.keeper.worker {
+            WorkerState::Failing { attempts, reason } => Some(format!(
+                "reads wait: the worker of lazy layers failed {attempts} times: {reason}"
+            )),
+            WorkerState::Starting | WorkerState::Running { .. } => None,
+        }
+    }
+
+    /// Ends the connection by force if nobody serves those who wait for it, or if somebody waits and nothing but what is
+    /// being taken down uses it. Says what was done, if anything.
+    ///
+    /// # Errors
+    /// What could not be ended.
+    pub(super) async fn free(&self, users: Users) -> Result<Option<String>, String> {
+        let (run_dir, instance) = (self.run_dir.clone(), self.instance().to_owned());
+        let examined = {
+            let (run_dir, instance) = (run_dir.clone(), instance.clone());
+            tokio::task::spawn_blocking(move || fuse::examine(&run_dir, &instance, ANSWER_PATIENCE))
+        };
+        let health = examined.await.map_err(|error| error.to_string())?;
+        let health = health.map_err(|error| error.to_string())?;
+        let blocks = health.waiting.is_none_or(|waiting| waiting > 0);
+        if health.connection.is_none()
+            || !(health.is_wedged() || (users == Users::OnlyThis && blocks))
+        {
+            return Ok(None);
+        }
+        // Whoever has the lock may be waiting for a keeper that does not answer; its end frees it too.
+        let locked = tokio::time::timeout(LOCK_PATIENCE, self.state.lock()).await;
+        if let Ok(mut state) = locked
+            && let Some(lazy) = state.lazy.take()
+        {
+            lazy.abandon();
+        }
+        self.link.forget();
+        let group = self.options.cgroup.clone();
+        let aborted =
+            tokio::task::spawn_blocking(move || fuse::abort(&run_dir, &instance, group.as_deref()));
+        let aborted = aborted.await.map_err(|error| error.to_string())?;
+        let aborted = aborted.map_err(|error| Chain(&error).to_string())?;
+        let message = format!(
+            "the connection of lazy layers was ended by force ({} processes killed); reads of it fail",
+            aborted.killed.len()
+        );
+        let level = EventLevel::Warning;
+        self.link.events.emit(Subject::Host, level, "lazy-connection-freed", &*message, []);
+        Ok(Some(message))
+    }
+}
+
+/// Who uses the connection, for [`LazyMounts::free`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Users {
+    /// Only what is being taken down.
+    OnlyThis,
+    /// Others too.
+    Others,
 }
 
 /// What is missing is tried again by those who use it, because a module may be loaded later; what is switched off
 /// stays so.
 fn wanted(feature: &host::Feature) -> Feature {
     if feature.is_forced_off() { Feature::Off } else { Feature::Probe }
-}
-
-/// Passes on what happens to the connection until it is taken down.
-async fn tell(mut receiver: broadcast::Receiver<ConnectionEvent>, events: EventLog) {
-    loop {
-        let event = match receiver.recv().await {
-            Ok(event) => event,
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        let (level, kind, message) = describe(&event);
-        events.emit(Subject::Host, level, kind, message, []);
-    }
-}
-
-fn describe(event: &ConnectionEvent) -> (EventLevel, &'static str, String) {
-    use EventLevel::{Error, Info, Warning};
-    match event {
-        ConnectionEvent::WorkerStarted { restarts: 0 } => {
-            (Info, "worker-started", "lazy layers are served".to_owned())
-        }
-        ConnectionEvent::WorkerStarted { restarts } => {
-            (Info, "worker-started", format!("lazy layers are served again ({restarts} restarts)"))
-        }
-        ConnectionEvent::WorkerEnded { reason } => (
-            Warning,
-            "worker-ended",
-            format!("the worker of lazy layers ended ({reason}); it is replaced and reads wait"),
-        ),
-        ConnectionEvent::WorkerFailing { attempts, reason } => (
-            Error,
-            "worker-failing",
-            format!(
-                "the worker of lazy layers failed {attempts} times in a row, reads wait: {reason}"
-            ),
-        ),
-        ConnectionEvent::ConnectionLost { reason } => (
-            Error,
-            "lazy-connection-lost",
-            format!("lazy mounts were lost and made anew: {reason}"),
-        ),
-        ConnectionEvent::KeeperReplaced => {
-            (Warning, "keeper-replaced", "the keeper of lazy mounts was replaced".to_owned())
-        }
-        ConnectionEvent::KeeperFailing { reason } => {
-            (Error, "keeper-failing", format!("no keeper of lazy mounts can be started: {reason}"))
-        }
-        ConnectionEvent::PassthroughLost { reason } => (
-            Warning,
-            "passthrough-lost",
-            format!("complete files are read through the worker: {reason}"),
-        ),
-        ConnectionEvent::LayerBroken { digest, reason } => {
-            (Error, "layer-broken", format!("layer {} cannot be served: {reason}", digest.short()))
-        }
-        ConnectionEvent::Content { content } => describe_content(content),
-        other => (Info, "lazy-connection", format!("{other:?}")),
-    }
-}
-
-fn describe_content(event: &LazyEvent) -> (EventLevel, &'static str, String) {
-    use EventLevel::{Error, Info, Warning};
-    match event {
-        LazyEvent::ChunkCorrupt { layer, path, offset, reason } => {
-            let layer = layer.short();
-            (
-                Error,
-                "chunk-corrupt",
-                format!(
-                    "`{path}` at byte {offset} of layer {layer} is corrupt, reads of it fail: {reason}"
-                ),
-            )
-        }
-        LazyEvent::FileMismatch { layer, expected, found } => {
-            let (layer, expected, found) = (layer.short(), expected.short(), found.short());
-            (
-                Warning,
-                "file-mismatch",
-                format!(
-                    "a file of layer {layer} has digest {found} instead of {expected}; it is not shared"
-                ),
-            )
-        }
-        LazyEvent::SourceLost { layer, reason } => (
-            Warning,
-            "registry-lost",
-            format!("layer {} waits for its registry: {reason}", layer.short()),
-        ),
-        LazyEvent::SourceBack { layer, after } => (
-            Info,
-            "registry-back",
-            format!(
-                "the registry of layer {} answers again after {} s",
-                layer.short(),
-                after.as_secs()
-            ),
-        ),
-        LazyEvent::SourceRefused { layer, reason } => (
-            Error,
-            "registry-refused",
-            format!("the registry refused content of layer {}: {reason}", layer.short()),
-        ),
-        LazyEvent::PrefetchDone { layer, .. } => {
-            (Info, "prefetch-done", format!("layer {} is prefetched", layer.short()))
-        }
-        LazyEvent::LayerComplete { layer } => {
-            (Info, "layer-complete", format!("layer {} is here completely", layer.short()))
-        }
-        LazyEvent::CacheDegraded { reason } => (
-            Error,
-            "cache-degraded",
-            format!("content cannot be kept and is fetched again when it is needed: {reason}"),
-        ),
-        LazyEvent::CacheRestored => (Info, "cache-restored", "content is kept again".to_owned()),
-        LazyEvent::CacheRepaired { content } => (
-            Warning,
-            "cache-repaired",
-            format!("kept content {} was damaged and is fetched again", content.short()),
-        ),
-    }
 }

@@ -24,6 +24,8 @@ mod image_requests;
 mod images;
 mod journal;
 mod launch;
+mod lazy_events;
+mod lazy_link;
 mod lazy_mounts;
 mod log_stream;
 mod outcome;

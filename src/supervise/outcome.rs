@@ -18,7 +18,12 @@ impl Driver {
         match outcome {
             Outcome::Pulled { image, attempt, result } => self.pulled(image, attempt, result),
             Outcome::Created { container, result } => self.created(&container, result),
-            Outcome::Launched { container, result } => {
+            Outcome::Launched { container, result, connection } => {
+                if let Some(held) = self.containers.get_mut(&container)
+                    && result.is_ok()
+                {
+                    held.record.connection = connection;
+                }
                 self.launched(&container, Operation::Start, result)
             }
             Outcome::Adopted { container, result } => {
@@ -160,9 +165,28 @@ impl Driver {
                     format!("{container} removed"),
                 );
                 self.containers.remove(container);
+                self.release_slots();
             }
             Err(reason) => self.finish(container, Operation::Remove, Some(reason)),
         }
+    }
+
+    /// Layers that only this container needed are not kept mounted; those of services that should run are.
+    fn release_slots(&self) {
+        let ready = self.images.iter().filter_map(|(image, state)| match state {
+            ImageState::Ready { manifest } => Some((image.clone(), *manifest)),
+            _ => None,
+        });
+        let wanted: Vec<_> = ready
+            .filter(|(image, _)| {
+                self.projects.values().any(|project| {
+                    project.record.wish == super::project::Wish::Up
+                        && project.desired.services.values().any(|service| service.image == *image)
+                })
+            })
+            .collect();
+        let host = std::sync::Arc::clone(&self.host);
+        tokio::spawn(async move { host.release_unneeded(wanted).await });
     }
 
     fn reported(&mut self, container: &ContainerKey, seen: Seen) {
@@ -222,6 +246,10 @@ impl Driver {
             held.failed = Some((Operation::Start, Failure { reason: words.clone(), at, attempts }));
         }
         held.record.exit = Some(exit);
+        // Its content was there to the end, so the end is its own.
+        if held.record.connection == self.host.images.lazy.generation() {
+            held.record.connection = None;
+        }
         self.save_container(container);
         self.tell_exit(container);
         self.emit_for(container, level, "container-exited", format!("{container} {words}"));

@@ -343,6 +343,27 @@ fn a_registry_that_is_away_is_asked_again_with_growing_delays() {
 }
 
 #[test]
+fn a_container_that_lost_its_content_is_started_again_and_that_counts_as_no_crash() {
+    let goals = up("{web: {image: i}}");
+    let mut host = running(&goals);
+    let key = host.keys(|_| true).pop_first().unwrap();
+    host.container(&key).content = Content::Lost;
+    let plan = host.plan(&goals);
+    assert_eq!(plan.steps.len(), 2, "{plan}");
+    assert!(plan.steps.iter().all(|step| step.cause == Cause::ContentLost), "{plan}");
+    run(&mut host, &goals);
+    assert_eq!(phase(&host, &goals, "web"), "running");
+    assert_eq!(host.container(&key).run.restarts, 0);
+
+    // It failed of that before anybody looked, and its policy is never to start it again.
+    host.exit(&key, ExitStatus::Code(3));
+    host.container(&key).content = Content::Lost;
+    run(&mut host, &goals);
+    assert_eq!(phase(&host, &goals, "web"), "running");
+    assert_eq!((host.container(&key).run.restarts, host.container(&key).run.streak), (0, 0));
+}
+
+#[test]
 fn after_the_hosts_end_what_lost_its_files_is_recreated_and_jobs_stay_done() {
     let goals = up("{web: {image: i, restart: always}, job: {image: i}}");
     let mut host = running(&goals);

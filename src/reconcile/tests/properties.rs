@@ -96,6 +96,7 @@ fn container() -> impl Strategy<Value = Container> {
                 _ => Monitor::Alive,
             },
             writable: if is_lost && !runs { WritableLayer::Lost } else { WritableLayer::Usable },
+            content: Content::Usable,
             run: Run { request: run.0, restarts: run.1, streak: run.2 },
             failed,
             state,
