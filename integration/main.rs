@@ -7,6 +7,7 @@
 
 mod container;
 mod control_edges;
+mod doctor;
 mod faults;
 mod golden;
 mod holders;

@@ -59,6 +59,7 @@ pub mod tooling;
 
 pub mod api;
 pub mod cli;
+pub mod doctor;
 pub mod supervise;
 
 mod role;

@@ -7,7 +7,7 @@ mod source;
 use source::Source;
 
 /// The modules in their order: one imports only from those before it.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 24] = [
     "boundary",
     "version",
     "sys",
@@ -30,6 +30,7 @@ const ORDER: [&str; 23] = [
     "tooling",
     "supervise",
     "api",
+    "doctor",
     "cli",
 ];
 

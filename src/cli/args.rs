@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::completion::CompletionArguments;
+use super::doctor::DoctorArguments;
 use super::down::DownArguments;
 use super::events::EventsArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
@@ -151,6 +152,8 @@ pub(super) enum Command {
     Image(ImageCommand),
     /// Run what was brought up before, and serve the other commands, until it is told to end
     Daemon(DaemonArguments),
+    /// Check this host, and say what to do about what is wrong
+    Doctor(DoctorArguments),
     /// Print a script that completes commands, flags and services in a shell
     Completion(CompletionArguments),
     /// Print the manual page, or write one per command

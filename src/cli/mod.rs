@@ -8,6 +8,7 @@ mod attach;
 mod background;
 pub mod completion;
 mod connect;
+mod doctor;
 mod down;
 mod events;
 mod exec;
@@ -92,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Images(arguments) => images::run(&settings, &arguments),
         Command::Image(command) => image::main(&settings, command),
         Command::Daemon(arguments) => run::daemon(&settings, &arguments),
+        Command::Doctor(arguments) => doctor::run(&settings, &arguments),
         Command::Completion(arguments) => completion::run(&settings, &arguments),
         Command::Man(arguments) => man::run(&arguments),
         Command::Version => {

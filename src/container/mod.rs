@@ -24,6 +24,7 @@ mod monitor;
 mod oci;
 mod record;
 mod remove;
+mod run_paths;
 mod seccomp;
 mod start;
 mod terminal;
@@ -37,8 +38,9 @@ pub use handle::{Link, MonitorError, MonitorHandle, Seen, exit_record, launch_re
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
     HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
-    MountKind, Network, Process, Rootfs, RunPaths, StopPolicy, Writable,
+    MountKind, Network, Process, Rootfs, StopPolicy, Writable,
 };
 pub(crate) use monitor::monitor_main;
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
 pub use remove::{RemoveError, remove};
+pub use run_paths::RunPaths;

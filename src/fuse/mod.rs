@@ -43,6 +43,7 @@ mod handle;
 mod handle_error;
 mod handle_start;
 mod handles;
+mod inspect;
 mod keeper;
 mod keeper_clients;
 mod keeper_mount;
@@ -64,6 +65,7 @@ mod worker_socket;
 
 pub use handle::{Lazy, LazyStatus, MountedLayer};
 pub use handle_error::{LazyError, LazyUnavailable};
+pub use inspect::{Inspected, inspect};
 pub use options::{Feature, LazyOptions};
 pub use protocol::{
     ConnectionEvent, FailureKind, KeeperStatus, LayerStatus, Stop, WorkerState, WorkerStatus,

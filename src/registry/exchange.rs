@@ -159,7 +159,7 @@ impl Shared {
         Err(FetchError::because(FetchErrorKind::Malformed, request.subject, detail).build())
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: &Request<'_>,
         url: &Url,
@@ -231,7 +231,7 @@ impl Shared {
 
     /// Loopback registries are spoken to in plain HTTP, at once: what is on this machine needs no encryption, and
     /// first trying TLS would only add an exchange that never succeeds.
-    fn is_plain(&self, host: &str) -> bool {
+    pub(super) fn is_plain(&self, host: &str) -> bool {
         is_loopback(host) || self.options.plain_http.iter().any(|plain| plain == host)
     }
 }

@@ -11,6 +11,7 @@ mod credentials;
 mod error;
 mod exchange;
 mod layout;
+mod ping;
 mod resolve;
 mod retry;
 mod stream;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use blob::{Blob, BlobSource};
 pub use error::{FetchError, FetchErrorKind};
+pub use ping::Pong;
 pub use resolve::Resolved;
 pub use retry::RetryPolicy;
 pub use stream::BlobStream;
@@ -132,6 +134,14 @@ impl Client {
         platform: &Platform,
     ) -> Result<Resolved, FetchError> {
         Box::pin(resolve::resolve(&self.0, image, platform)).await
+    }
+
+    /// Asks whether the registry at `host` (with its port) answers, without credentials.
+    ///
+    /// # Errors
+    /// With the reason for which no answer came: name, connection, encryption.
+    pub async fn ping(&self, host: &str) -> Result<Pong, FetchError> {
+        self.0.ping(host).await
     }
 
     /// The blob `digest` of `size` bytes; nothing is asked of the source until it is read.

@@ -233,21 +233,29 @@ fn inside(error: &io::Error) -> Option<&rustls::Error> {
 }
 
 fn tls_failure(error: &rustls::Error) -> (FetchErrorKind, String) {
+    use rustls::CertificateError as Bad;
     let text = match error {
-        rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer) => {
-            "its certificate is signed by an authority that this host does not trust"
+        rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => {
+            "its certificate is signed by an authority that this host does not trust".to_owned()
+        }
+        rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
+            "its certificate has expired (or this host's clock is wrong)".to_owned()
+        }
+        rustls::Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
+            "its certificate is not valid yet (or this host's clock is wrong)".to_owned()
+        }
+        rustls::Error::InvalidCertificate(Bad::NotValidForNameContext { presented, .. })
+            if !presented.is_empty() =>
+        {
+            format!("its certificate is for another name ({})", presented.join(", "))
         }
         rustls::Error::InvalidCertificate(
-            rustls::CertificateError::Expired | rustls::CertificateError::ExpiredContext { .. },
-        ) => "its certificate has expired (or this host's clock is wrong)",
-        rustls::Error::InvalidCertificate(
-            rustls::CertificateError::NotValidForName
-            | rustls::CertificateError::NotValidForNameContext { .. },
-        ) => "its certificate is for another name",
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port",
-        _ => "no encrypted connection could be made",
+            Bad::NotValidForName | Bad::NotValidForNameContext { .. },
+        ) => "its certificate is for another name".to_owned(),
+        rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port".to_owned(),
+        other => format!("no encrypted connection could be made ({other})"),
     };
-    (FetchErrorKind::Tls, text.to_owned())
+    (FetchErrorKind::Tls, text)
 }
 
 #[cfg(test)]

@@ -1,0 +1,168 @@
+//! `supervisor doctor`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use clap::Args;
+use hyper::Method;
+
+use super::settings::{ServicesFile, Settings};
+use super::{output, project, run};
+use crate::api::ApiClient;
+use crate::doctor::{Check, Health, Patient, examine};
+use crate::image::ImageRef;
+use crate::supervise::instance_of;
+use crate::supervise::report::ServiceReport;
+use crate::telemetry::Chain;
+
+/// `doctor`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Checks this host and what of ours is on it; changes nothing, and needs no running supervisor. \
+Registries are those of the services file, of running services, and those that are named.\n\n\
+Exit codes: 0 healthy or degraded, 1 something fails.\n\nExamples:\n  supervisor doctor\n  supervisor doctor \
+-f site.yaml\n  supervisor doctor registry.example:5000 registry.example/web:1"
+)]
+pub(super) struct DoctorArguments {
+    /// Registries (HOST[:PORT]) or images to check besides those of services
+    #[arg(value_name = "REGISTRY|IMAGE")]
+    pub(super) targets: Vec<String>,
+    /// Services file whose registries are checked (default: services.yaml in this directory, if there is one)
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) file: Option<PathBuf>,
+    /// One JSON object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+pub(super) fn run(settings: &Settings, arguments: &DoctorArguments) -> anyhow::Result<ExitCode> {
+    let run_dir = std::fs::canonicalize(&settings.run_dir).unwrap_or(settings.run_dir.clone());
+    let mut patient = Patient {
+        state_dir: settings.state_dir.clone(),
+        instance: instance_of(&run_dir),
+        run_dir,
+        forced: settings.forced()?,
+        registry: run::registry(settings),
+        hosts: Vec::new(),
+        images: Vec::new(),
+    };
+    for target in &arguments.targets {
+        if target.contains('/') {
+            patient.images.push(target.parse()?);
+        } else {
+            patient.hosts.push(target.clone());
+        }
+    }
+    let mut own = Vec::new();
+    if arguments.file.is_some() || ServicesFile::default_path().is_some() {
+        own.push(services_file(settings, arguments, &mut patient.images));
+    }
+    let checks = super::connect::runtime()?.block_on(async {
+        own.push(control(settings, &mut patient.images).await);
+        patient.images.sort_by_key(ToString::to_string);
+        patient.images.dedup();
+        let mut checks = examine(&patient).await;
+        checks.extend(own);
+        checks
+    });
+    if arguments.json {
+        for check in &checks {
+            output::line(&serde_json::to_string(check)?);
+        }
+    } else {
+        show(&checks);
+    }
+    let failed = checks.iter().any(|check| check.health == Health::Failed);
+    Ok(ExitCode::from(u8::from(failed)))
+}
+
+fn check(name: &str, health: Health, message: String, remedy: Option<&str>) -> Check {
+    Check { name: name.to_owned(), health, message, remedy: remedy.map(str::to_owned) }
+}
+
+/// The services file, and the images that it names.
+fn services_file(
+    settings: &Settings,
+    arguments: &DoctorArguments,
+    images: &mut Vec<ImageRef>,
+) -> Check {
+    let name = "services-file";
+    let read = ServicesFile::read(arguments.file.as_deref())
+        .and_then(|file| Ok((project::parse(settings, &file, None)?, file)));
+    match read {
+        Ok((desired, file)) => {
+            images.extend(desired.services.values().map(|service| service.image.clone()));
+            let message = format!("`{}`: {} services", file.display, desired.services.len());
+            check(name, Health::Ok, message, None)
+        }
+        Err(error) => {
+            let remedy = Some("correct the file where the message says");
+            check(name, Health::Failed, format!("{error:#}"), remedy)
+        }
+    }
+}
+
+/// The running control, and the images of what it runs.
+async fn control(settings: &Settings, images: &mut Vec<ImageRef>) -> Check {
+    let name = "control";
+    let (client, hello) = match ApiClient::connect(&settings.run_dir).await {
+        Ok(connected) => connected,
+        Err(error) if error.is_not_running() => {
+            return check(name, Health::Ok, "none runs".to_owned(), None);
+        }
+        Err(error) => {
+            let remedy = error.hint().unwrap_or("look at `control.log` in the run directory");
+            return check(name, Health::Failed, Chain(&error).to_string(), Some(remedy));
+        }
+    };
+    let reports: Result<Vec<ServiceReport>, _> =
+        client.call(Method::GET, "/v1/services", &()).await;
+    let services = match reports {
+        Ok(reports) => {
+            images.extend(reports.iter().filter_map(|report| report.image.parse().ok()));
+            reports.len()
+        }
+        Err(error) => {
+            let remedy = Some("look at `control.log` in the run directory");
+            return check(name, Health::Failed, Chain(&error).to_string(), remedy);
+        }
+    };
+    let message =
+        format!("version {} runs as process {} with {services} services", hello.version, hello.pid);
+    let build = crate::version::versions().build.to_string();
+    if hello.version == build {
+        check(name, Health::Ok, message, None)
+    } else {
+        let message = format!("{message}; this program is version {build}");
+        check(
+            name,
+            Health::Degraded,
+            message,
+            Some("restart it with this program; containers go on"),
+        )
+    }
+}
+
+fn show(checks: &[Check]) {
+    let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0).min(40);
+    for check in checks {
+        let (mark, colour) = match check.health {
+            Health::Ok => ("✔", AnsiColor::Green),
+            Health::Degraded => ("!", AnsiColor::Yellow),
+            Health::Failed => ("✘", AnsiColor::Red),
+        };
+        let style: Style = colour.on_default().bold();
+        output::line(&format!("{style}{mark}{style:#} {:width$}  {}", check.name, check.message));
+        if let Some(remedy) = &check.remedy {
+            output::line(&format!("  {:width$}  → {remedy}", ""));
+        }
+    }
+    let count = |health| checks.iter().filter(|check| check.health == health).count();
+    let (failed, degraded) = (count(Health::Failed), count(Health::Degraded));
+    output::line(&match (failed, degraded) {
+        (0, 0) => "healthy".to_owned(),
+        (0, degraded) => format!("healthy, with {degraded} things degraded"),
+        (failed, degraded) => format!("{failed} failed, {degraded} degraded"),
+    });
+}
