@@ -114,7 +114,13 @@ fn registries_are_refused_for_the_real_reason() {
     says(&cli, &["no-such-host.invalid"], "registry", "failed", "could not be resolved");
     let registry = FaultRegistry::start();
     let front = TlsFront::start(&registry, "IP:0.0.0.0");
-    says(&cli, &[&front.host()], "failed", "an authority that this host does not trust");
+    says(
+        &cli,
+        &[&front.host()],
+        "registry",
+        "failed",
+        "an authority that this host does not trust",
+    );
     let trusting =
         |front: &TlsFront| Cli::new().with("SSL_CERT_FILE", front.authority().to_str().unwrap());
     says(&trusting(&front), &[&front.host()], "registry", "degraded", "404, encrypted");
