@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One instance of supervisor; what it started goes when it is dropped, whatever the test did to it.
 pub(crate) struct Program {
     folder: tempfile::TempDir,
+    binary: PathBuf,
 }
 
 impl Program {
@@ -32,7 +33,12 @@ impl Program {
         );
         // `scripts/test` looks for mounts with this name when all tests have ended.
         let folder = tempfile::Builder::new().prefix("supervisor-test-").tempdir().unwrap();
-        Self { folder }
+        Self { folder, binary: PathBuf::from(env!("CARGO_BIN_EXE_supervisor")) }
+    }
+
+    /// From here on the program is the one at `path`.
+    pub(crate) fn use_binary(&mut self, path: &Path) {
+        path.clone_into(&mut self.binary);
     }
 
     /// Its folder, where relative paths start.
@@ -57,7 +63,7 @@ impl Program {
         &self,
         arguments: impl IntoIterator<Item = I>,
     ) -> Command {
-        self.prepare(Command::new(env!("CARGO_BIN_EXE_supervisor")), arguments)
+        self.prepare(Command::new(&self.binary), arguments)
     }
 
     fn prepare<I: AsRef<OsStr>>(
@@ -78,7 +84,7 @@ impl Program {
     /// Runs the program to its end, which comes by force if it does not come in time.
     pub(crate) fn run<I: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = I>) -> Output {
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=5", "60", env!("CARGO_BIN_EXE_supervisor")]);
+        command.args(["--kill-after=5", "60"]).arg(&self.binary);
         self.prepare(command, arguments).output().unwrap()
     }
 

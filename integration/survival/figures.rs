@@ -1,0 +1,105 @@
+//! What a soak counts and measures, its table, and its random numbers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::time::Duration;
+
+use super::reader::Stalls;
+
+/// What happened.
+pub(super) struct Figures {
+    seed: u64,
+    killed: BTreeMap<String, u64>,
+    replaced: BTreeMap<String, Vec<Duration>>,
+    stalls: Stalls,
+}
+
+impl Figures {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { seed, killed: BTreeMap::new(), replaced: BTreeMap::new(), stalls: Stalls::default() }
+    }
+
+    pub(super) fn killed(&mut self, role: &str) {
+        *self.killed.entry(role.to_owned()).or_default() += 1;
+    }
+
+    pub(super) fn replaced(&mut self, role: &str, after: Duration) {
+        self.replaced.entry(role.to_owned()).or_default().push(after);
+    }
+
+    pub(super) fn stalls(&mut self, stalls: Stalls) {
+        self.stalls = stalls;
+    }
+
+    /// How many so far.
+    pub(super) fn kills(&self) -> u64 {
+        self.killed.values().sum()
+    }
+
+    /// The table, on standard output.
+    pub(super) fn print(&mut self, codes: &BTreeSet<Option<i64>>) {
+        let mut text = format!("seed {}, {} kills\n", self.seed, self.kills());
+        let head = ["", "count", "median ms", "p99 ms", "max ms"];
+        text.push_str(&format!(
+            "{:<24}{:>8}{:>12}{:>12}{:>12}\n",
+            head[0], head[1], head[2], head[3], head[4]
+        ));
+        let mut rows: Vec<(String, &mut Vec<Duration>)> = Vec::new();
+        for (role, times) in &mut self.replaced {
+            rows.push((format!("{role} replaced in"), times));
+        }
+        rows.push(("first read of a file".to_owned(), &mut self.stalls.first));
+        rows.push(("read of a local file".to_owned(), &mut self.stalls.again));
+        for (name, times) in rows {
+            times.sort_unstable();
+            let at = |share: usize| {
+                let position = (times.len() * share / 100).min(times.len().saturating_sub(1));
+                times.get(position).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
+            };
+            text.push_str(&format!(
+                "{name:<24}{:>8}{:>12.1}{:>12.1}{:>12.1}\n",
+                times.len(),
+                at(50),
+                at(99),
+                at(100)
+            ));
+        }
+        text.push_str(&format!("exit codes seen: {codes:?} (should be 7; None is unknown)\n"));
+        let _ = std::io::stdout().write_all(text.as_bytes());
+    }
+}
+
+/// Numbers that a seed decides.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Less than `limit`.
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) % limit
+    }
+
+    /// One of them, by weight.
+    pub(super) fn weighted(&mut self, choices: &[(&'static str, u64)]) -> &'static str {
+        let mut left = self.below(choices.iter().map(|(_, weight)| weight).sum());
+        for (choice, weight) in choices {
+            if left < *weight {
+                return choice;
+            }
+            left -= weight;
+        }
+        unreachable!("the weights have a sum")
+    }
+
+    /// Waits, at most so long.
+    pub(super) fn pause(&mut self, most: Duration) {
+        let most = u64::try_from(most.as_micros()).unwrap();
+        std::thread::park_timeout(Duration::from_micros(self.below(most)));
+    }
+}
