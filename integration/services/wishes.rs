@@ -258,3 +258,43 @@ fn a_start_that_cannot_work_says_why() {
     assert!(said.contains("could not be started"), "{said}");
     assert_eq!(program.interrupt(up), Some(0));
 }
+
+#[test]
+fn inspect_tells_everything_and_ps_the_last_known_process() {
+    let program = Program::new();
+    program.services(&file(&[service("web", IDLE).key("environment: {A: one}")]));
+    let up = program.up();
+    let web = program.running("web");
+    program.wrote("web", "ready");
+    program.ok(["restart", "-t", "0"]);
+    let web = program.until("it runs again", || {
+        let pid = program.running("web");
+        (pid != web).then_some(pid)
+    });
+    let container = program.service("web").unwrap()["Name"].as_str().unwrap().to_owned();
+    for arguments in [vec!["inspect"], vec!["inspect", "web"], vec!["inspect", &container]] {
+        let found: Vec<Value> = serde_json::from_str(&program.ok(arguments)).unwrap();
+        assert_eq!(found.len(), 1);
+        let web_now = &found[0];
+        assert_eq!(web_now["state"], "running");
+        assert_eq!(web_now["pid"], web.as_raw_nonzero().get());
+        assert_eq!(web_now["container"], container.as_str());
+        assert_eq!(web_now["settings"]["environment"]["A"], "one");
+        assert_eq!(web_now["image_content"]["layers"][0]["lazy"], true, "{web_now}");
+        assert_eq!(web_now["exits"][0]["outcome"]["signal"], 9, "{web_now}");
+        assert!(web_now["cgroup"].as_str().unwrap().ends_with(&container));
+        let pids = web_now["pids"].as_array().unwrap();
+        assert!(pids.contains(&web.as_raw_nonzero().get().into()), "{web_now}");
+        assert!(std::path::Path::new(web_now["log_path"].as_str().unwrap()).exists());
+    }
+    let missing = program.run(["inspect", "nothing"]);
+    assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+
+    // A control that finds a container without a monitor still knows its process.
+    let monitor = program.role("monitor", "web").unwrap();
+    crash(up);
+    signal(monitor, Signal::KILL);
+    program.until("the monitor is dead", || (!runs(monitor)).then_some(()));
+    assert_eq!(program.service("web").unwrap()["Pid"], web.as_raw_nonzero().get());
+    program.ok(["down", "-t", "0"]);
+}

@@ -10,7 +10,7 @@ use axum::{Json, Router};
 
 use super::caller::{Caller, Permission};
 use super::server::{Context, lines, received};
-use super::wire::{ServicesQuery, StartRequest, StopRequest};
+use super::wire::{InspectQuery, ServicesQuery, StartRequest, StopRequest};
 use crate::supervise::{RequestError, StopOptions};
 
 pub(super) fn routes() -> Router<Context> {
@@ -20,6 +20,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/v1/projects/{project}/start", post(start))
         .route("/v1/projects/{project}/restart", post(restart))
         .route("/v1/projects/{project}/wait", get(wait))
+        .route("/v1/inspect", get(inspect))
         .route("/v1/host/shutdown", post(host_shutdown).delete(host_resume))
 }
 
@@ -86,6 +87,15 @@ async fn wait(
 ) -> Result<Response, RequestError> {
     caller.require(Permission::Read(Some(&project)))?;
     Ok(lines(received(context.control.wait(project, names(&query.services)).await?)))
+}
+
+async fn inspect(
+    caller: Caller,
+    State(context): State<Context>,
+    Query(query): Query<InspectQuery>,
+) -> Result<Response, RequestError> {
+    caller.require(Permission::Read(query.project.as_deref()))?;
+    Ok(Json(context.control.inspect(query.project, names(&query.names)).await?).into_response())
 }
 
 async fn host_shutdown(

@@ -107,6 +107,17 @@ pub struct StartRequest {
     pub services: Vec<String>,
 }
 
+/// `GET /v1/inspect`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectQuery {
+    /// Only of this project.
+    #[serde(default)]
+    pub project: Option<String>,
+    /// Services or containers, separated by commas; all when empty.
+    #[serde(default)]
+    pub names: String,
+}
+
 /// `GET …/wait`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicesQuery {

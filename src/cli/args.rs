@@ -9,6 +9,7 @@ use super::doctor::DoctorArguments;
 use super::down::DownArguments;
 use super::events::EventsArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
+use super::inspect::InspectArguments;
 use super::logs::LogsArguments;
 use super::man::ManArguments;
 use super::start::{RestartArguments, StartArguments};
@@ -24,6 +25,7 @@ Examples:
   supervisor ps                          what runs, and how much of its image is here
   supervisor logs -f -n 20 web           follow one service
   supervisor exec web -- sh              a shell in a running service
+  supervisor restart web                 stop and start it; what it has written stays
   supervisor pull oci:./image            read an image without running it
   supervisor down                        stop and remove; images stay
 
@@ -127,6 +129,8 @@ pub(super) enum Command {
     Start(StartArguments),
     /// Stop services and start them again, in the same containers
     Restart(RestartArguments),
+    /// Show everything that is known of services and their containers
+    Inspect(InspectArguments),
     /// Wait until services end, and print their exit codes
     Wait(WaitArguments),
     /// Stop all services because the host goes down; they start again with the next boot

@@ -15,6 +15,7 @@ mod exec;
 mod image;
 mod image_write;
 mod images;
+mod inspect;
 mod log_printer;
 mod logs;
 pub mod man;
@@ -82,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Stop(arguments) => stop::run(&settings, arguments),
         Command::Start(arguments) => start::run(&settings, arguments),
         Command::Restart(arguments) => start::restart(&settings, arguments),
+        Command::Inspect(arguments) => inspect::run(&settings, &arguments),
         Command::Wait(arguments) => wait::run(&settings, &arguments),
         Command::ShutdownServices => stop::for_shutdown(&settings),
         Command::ResumeServices => stop::after_shutdown(&settings),

@@ -59,13 +59,26 @@ fn row(report: &ServiceReport) -> Vec<String> {
         report.project.clone(),
         report.service.clone(),
         report.image.clone(),
-        report.status.clone(),
+        short(&report.status),
         report.pid.map_or_else(dash, |pid| pid.to_string()),
         uptime(report).unwrap_or_else(dash),
         report.restarts.to_string(),
         report.content.as_ref().map_or_else(dash, |content| output::percent(content.local)),
         report.content.as_ref().map_or_else(dash, lazy),
     ]
+}
+
+/// Longest state in the table; a terminal would break it into lines, and a pipe would get a column as wide as the
+/// longest error. `--format json` and `inspect` have all of it.
+const LONGEST_STATE: usize = 60;
+
+fn short(status: &str) -> String {
+    let line = status.lines().next().unwrap_or_default();
+    if line.len() == status.len() && line.chars().count() <= LONGEST_STATE {
+        return line.to_owned();
+    }
+    let kept: String = line.chars().take(LONGEST_STATE - 1).collect();
+    format!("{}…", kept.trim_end())
 }
 
 fn uptime(report: &ServiceReport) -> Option<String> {

@@ -10,11 +10,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::connection::{self, Call, Connection};
-use super::record::{self, ExitRecord, Phase, Status};
+use super::record::{self, ExitRecord, Phase, RunRecord, Status};
 use super::wire::{CONNECTION_DESCRIPTOR, PROCESS_DESCRIPTOR, Request};
 use super::{ContainerId, Launch, LaunchProblem, RunPaths, Signal};
 use crate::boundary::Boundary;
-use crate::sys::process::{RoleCommand, SealedExe};
+use crate::sys::process::{ProcessIdentity, RoleCommand, SealedExe};
 use crate::sys::socket;
 
 /// The action of a monitor that gets a pidfd of the container's first process along.
@@ -320,6 +320,15 @@ pub fn list(run_dir: &Path) -> io::Result<Vec<ContainerId>> {
 /// When the record cannot be read.
 pub fn launch_record(run_dir: &Path, id: &ContainerId) -> io::Result<Option<Launch>> {
     record::read_json(&RunPaths::new(run_dir, id).launch)
+}
+
+/// The first process of the run of `id` that is under way, as its monitor wrote it down; it may have ended since.
+///
+/// # Errors
+/// When the record cannot be read.
+pub fn running_process(run_dir: &Path, id: &ContainerId) -> io::Result<Option<ProcessIdentity>> {
+    let run: Option<RunRecord> = record::read_json(&RunPaths::new(run_dir, id).process)?;
+    Ok(run.map(|run| run.process))
 }
 
 /// How the last run of `id` ended; `None` while it runs, or when its monitor died and none has replaced it.

@@ -34,7 +34,9 @@ mod writable;
 
 pub use crate::spec::{Signal, SignalError};
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
-pub use handle::{Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list};
+pub use handle::{
+    Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list, running_process,
+};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
     HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,

@@ -54,6 +54,9 @@ impl Driver {
             Request::Wait { project, services, reply } => {
                 drop(reply.send(self.wait(&project, &services)));
             }
+            Request::Inspect { project, names, reply } => {
+                self.inspect(project.as_deref(), &names, reply);
+            }
             Request::HostShutdown { reply } => self.host_shutdown(reply),
             Request::HostResume { reply } => {
                 self.host_shutdown = None;
@@ -196,7 +199,7 @@ impl Driver {
         });
     }
 
-    fn draft(&self, project: &ProjectName, service: &ServiceName) -> Draft {
+    pub(super) fn draft(&self, project: &ProjectName, service: &ServiceName) -> Draft {
         let key = Self::service_key(project, service);
         let status = &self.plan.services[&key];
         let wanted =

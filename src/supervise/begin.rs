@@ -41,6 +41,7 @@ impl Driver {
                     started_in_boot: None,
                     connection: None,
                     exit: None,
+                    exits: Vec::new(),
                 };
                 let id = self.new_id(&service);
                 let mut held = Held::new(id.clone(), record.clone());

@@ -136,7 +136,7 @@ impl Driver {
         if let Ok(monitor) = MonitorHandle::connect(run_dir, id).await {
             let status = monitor.seen().status;
             if let Phase::Ended(exit) = &status.phase {
-                held.record.exit = Some(exit.clone());
+                held.note_exit(exit.clone());
             }
             held.keep_process(&status.phase);
             held.status = Some(status);
@@ -148,7 +148,7 @@ impl Driver {
             return;
         }
         if let Ok(Some(exit)) = container::exit_record(run_dir, id) {
-            held.record.exit = Some(exit);
+            held.note_exit(exit);
             return;
         }
         // It was started, and nobody knows how it ended: it may still run below a dead monitor, unless this is
@@ -157,6 +157,10 @@ impl Driver {
             boot_id().ok().is_some_and(|boot| held.record.started_in_boot == Some(boot));
         let known = matches!(container::launch_record(run_dir, id), Ok(Some(_)));
         held.monitor_lost = this_boot && known;
+        if held.monitor_lost {
+            let process = container::running_process(run_dir, id).ok().flatten();
+            held.process = process.and_then(|process| Some((process.clone(), process.open()?)));
+        }
         held.writable_lost = !this_boot;
         if this_boot && !known {
             // Control died between recording the start and launching the monitor: it never began.

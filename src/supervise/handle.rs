@@ -102,6 +102,11 @@ pub(super) enum Request {
         services: Vec<String>,
         reply: Reply<mpsc::Receiver<ExitReport>>,
     },
+    Inspect {
+        project: Option<String>,
+        names: Vec<String>,
+        reply: Reply<Vec<serde_json::Value>>,
+    },
     HostShutdown {
         reply: Reply<Vec<String>>,
     },
@@ -253,6 +258,19 @@ impl ControlHandle {
         services: Vec<String>,
     ) -> Result<mpsc::Receiver<ExitReport>, RequestError> {
         self.ask(|reply| Request::Wait { project, services, reply }).await
+    }
+
+    /// Everything that is known of services, by their names or their containers'; of all when none is named. The
+    /// fields are those of [`ServiceReport`] and more; they may grow.
+    ///
+    /// # Errors
+    /// When the project, a service or a container does not exist.
+    pub async fn inspect(
+        &self,
+        project: Option<String>,
+        names: Vec<String>,
+    ) -> Result<Vec<serde_json::Value>, RequestError> {
+        self.ask(|reply| Request::Inspect { project, names, reply }).await
     }
 
     /// Stops everything because the host goes down, in reverse order, and starts nothing any more. Nobody's wishes

@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
+use std::os::fd::AsFd as _;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +48,13 @@ pub(super) struct ContainerRecord {
     /// How its last run ended, once that is known.
     #[serde(default)]
     pub(super) exit: Option<ExitRecord>,
+    /// How its last runs ended, oldest first.
+    #[serde(default)]
+    pub(super) exits: Vec<ExitRecord>,
 }
+
+/// Ends of a container's runs that are kept.
+const EXITS_KEPT: usize = 10;
 
 impl Record for ContainerRecord {
     const KIND: &'static str = "container";
@@ -78,6 +86,7 @@ impl ContainerRecord {
             started_in_boot,
             connection: None,
             exit: None,
+            exits: Vec::new(),
         }
     }
 
@@ -131,6 +140,16 @@ impl Held {
         }
     }
 
+    /// Notes how a run ended.
+    pub(super) fn note_exit(&mut self, exit: ExitRecord) {
+        if self.record.exits.last() != Some(&exit) {
+            self.record.exits.push(exit.clone());
+            let surplus = self.record.exits.len().saturating_sub(EXITS_KEPT);
+            self.record.exits.drain(..surplus);
+        }
+        self.record.exit = Some(exit);
+    }
+
     /// Takes over what the monitor says. Returns the exit record if the run has ended just now.
     pub(super) fn observe(&mut self, status: Status) -> Option<ExitRecord> {
         let ended = match &status.phase {
@@ -157,9 +176,13 @@ impl Held {
         }
     }
 
-    /// Its first process, while it runs.
+    /// Its first process, while it runs; the last one that is known while it has no monitor.
     pub(super) fn pid(&self) -> Option<i32> {
-        Some(self.status.as_ref()?.phase.process()?.pid)
+        let told = self.status.as_ref().and_then(|status| status.phase.process());
+        let kept = self.process.as_ref().filter(|(_, pidfd)| {
+            self.monitor_lost && !crate::sys::process::has_ended(pidfd.as_fd())
+        });
+        told.or(kept.map(|(identity, _)| identity)).map(|process| process.pid)
     }
 
     /// When its program was executed, while it runs.

@@ -22,6 +22,7 @@ mod handle;
 mod held;
 mod image_requests;
 mod images;
+mod inspect;
 mod journal;
 mod launch;
 mod lazy_events;

@@ -245,7 +245,7 @@ impl Driver {
             };
             held.failed = Some((Operation::Start, Failure { reason: words.clone(), at, attempts }));
         }
-        held.record.exit = Some(exit);
+        held.note_exit(exit);
         // Its content was there to the end, so the end is its own.
         if held.record.connection == self.host.images.lazy.generation() {
             held.record.connection = None;

@@ -1,0 +1,175 @@
+//! Everything that is known of a service and its container, for people and scripts that look closely.
+
+use std::sync::{Arc, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::answer::Draft;
+use super::driver::Driver;
+use super::handle::{Reply, RequestError, RequestErrorKind};
+use super::images::{Images, LocalImage};
+use crate::container;
+use crate::reconcile::{ManualStop, ServiceKey};
+use crate::spec::Service;
+
+impl Driver {
+    /// Services and containers by name; all of the project, or of all projects, when none is named.
+    pub(super) fn inspect(
+        &self,
+        project: Option<&str>,
+        names: &[String],
+        reply: Reply<Vec<Value>>,
+    ) {
+        let keys = match self.inspected(project, names) {
+            Ok(keys) => keys,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let drafts: Vec<(Draft, Value)> = keys
+            .iter()
+            .map(|key| (self.draft(&key.project, &key.service), self.facts(key)))
+            .collect();
+        let images = Arc::clone(&self.host.images);
+        tokio::spawn(async move {
+            let mut found = Vec::with_capacity(drafts.len());
+            for (Draft { mut report, image }, mut facts) in drafts {
+                let mut layers = Value::Null;
+                if let Some(image) = image {
+                    report.content = Some(images.content(&image.manifest).await);
+                    layers = images.describe(&image).await;
+                }
+                if let (Value::Object(facts), Ok(Value::Object(report))) =
+                    (&mut facts, serde_json::to_value(&report))
+                {
+                    facts.extend(report);
+                    facts.insert("image_content".to_owned(), layers);
+                }
+                found.push(facts);
+            }
+            let _ = reply.send(Ok(found));
+        });
+    }
+
+    fn inspected(
+        &self,
+        project: Option<&str>,
+        names: &[String],
+    ) -> Result<Vec<ServiceKey>, RequestError> {
+        let project = project.map(|name| self.known(name)).transpose()?;
+        let of_project = |key: &&ServiceKey| project.as_ref().is_none_or(|p| key.project == *p);
+        if names.is_empty() {
+            return Ok(self.plan.services.keys().filter(of_project).cloned().collect());
+        }
+        let find = |name: &String| {
+            let container =
+                self.containers.get(&crate::reconcile::ContainerKey::new(name.as_str()));
+            let by_container = container.map(|held| held.record.key());
+            let mut services = self.plan.services.keys().filter(of_project);
+            let by_service = services.find(|key| key.service.as_str() == name).cloned();
+            by_service.or(by_container.filter(|key| self.plan.services.contains_key(key)))
+        };
+        let missing = |name: &String| {
+            let message = format!("no such service or container: `{name}`");
+            RequestError::new(RequestErrorKind::NotFound, message)
+        };
+        names.iter().map(|name| find(name).ok_or_else(|| missing(name))).collect()
+    }
+
+    /// What is known without asking anybody.
+    fn facts(&self, key: &ServiceKey) -> Value {
+        let project = self.projects.get(&key.project);
+        let wanted = project.and_then(|project| project.desired.services.get(&key.service));
+        let record = project.and_then(|project| project.records.get(&key.service));
+        let status = self.plan.services.get(key);
+        let held = status
+            .and_then(|status| status.container.as_ref())
+            .and_then(|container| self.containers.get(container));
+        let run_dir = &self.host.run_dir;
+        let launch = held.and_then(|held| container::launch_record(run_dir, &held.id).ok()?);
+        let cgroup = launch.as_ref().map(|launch| launch.cgroup.clone());
+        let pids = cgroup.as_ref().and_then(|group| crate::sys::cgroup::processes(group).ok());
+        json!({
+            "services_file": project.map(|project| project.record.request.file.clone()),
+            "settings": wanted.map(settings),
+            "pending": status.and_then(|status| status.pending.as_ref()).map(ToString::to_string),
+            "stopped_by_hand": record.and_then(|record| record.stopped).map(|stopped| match stopped {
+                ManualStop::Keep => "container kept",
+                ManualStop::Remove => "container removed",
+            }),
+            "requests": record.map_or(0, |record| record.request),
+            "failure": held.and_then(|held| held.failed.as_ref()).map(|(operation, failure)| json!({
+                "operation": operation.to_string(),
+                "reason": failure.reason,
+                "attempts": failure.attempts,
+            })),
+            "manifest": held.map(|held| held.record.manifest),
+            "monitor_pid": held.and_then(|held| held.status.as_ref()).map(|status| status.monitor.pid),
+            "writable": held.and_then(|held| held.status.as_ref()).map(|status| status.writable.clone()),
+            "mounts": launch.as_ref().map(|launch| launch.mounts.clone()),
+            "cgroup": cgroup,
+            "pids": pids,
+            "log_path": self.host.log_path(key.project.as_str(), key.service.as_str()),
+            "exits": held.map(|held| held.record.exits.clone()),
+            "launch": launch,
+        })
+    }
+}
+
+/// The service as its file has it, with what then holds.
+fn settings(service: &Service) -> Value {
+    json!({
+        "image": service.image.to_string(),
+        "command": service.command,
+        "entrypoint": service.entrypoint,
+        "environment": service.environment,
+        "working_dir": service.working_dir,
+        "user": service.user,
+        "volumes": service.volumes,
+        "read_only": service.is_read_only(),
+        "restart": service.restart_policy().to_string(),
+        "stop_signal": service.stop_signal,
+        "stop_grace_period_seconds": service.grace().as_secs_f64(),
+        "network_mode": service.network().to_string(),
+        "fingerprint": service.fingerprint(),
+    })
+}
+
+impl Images {
+    /// The image's layers, lowest first: how each is here, and why it is not lazy.
+    async fn describe(&self, image: &LocalImage) -> Value {
+        let mut layers = Vec::with_capacity(image.manifest.layers.len());
+        for descriptor in &image.manifest.layers {
+            let layer = self.store().layer(descriptor.digest);
+            let full = layer.is_full();
+            let lazy = !full && layer.is_indexed_by(descriptor.toc_digest());
+            let told = {
+                let reasons = self.why_full.lock().unwrap_or_else(PoisonError::into_inner);
+                reasons.get(&descriptor.digest).cloned()
+            };
+            let by_nature = || {
+                descriptor
+                    .toc_digest()
+                    .is_none()
+                    .then(|| crate::layer::NotLazy::NoTocDigest.to_string())
+            };
+            let why = if lazy { None } else { told.or_else(by_nature) };
+            let local = match (full, lazy) {
+                (true, _) => 1.0,
+                (false, true) => self.lazy.share(&layer).await,
+                (false, false) => 0.0,
+            };
+            layers.push(json!({
+                "digest": descriptor.digest,
+                "size": descriptor.size,
+                "lazy": lazy,
+                "not_lazy_because": why,
+                "local": local,
+                "path": if full { layer.full_path() } else { layer.index_path() },
+            }));
+        }
+        json!({
+            "manifest": image.manifest_digest,
+            "config": image.manifest.config.digest,
+            "layers": layers,
+        })
+    }
+}
