@@ -1,8 +1,6 @@
 //! One container as control holds it: its durable record, its monitor, and what is under way.
 
-use std::os::fd::OwnedFd;
-
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
