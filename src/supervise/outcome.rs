@@ -191,6 +191,12 @@ impl Driver {
 
     fn reported(&mut self, container: &ContainerKey, seen: Seen) {
         let Some(held) = self.containers.get_mut(container) else { return };
+        // The monitor of the run before closes its connection when the next start may have begun: what it says last
+        // was taken in before that, and is not about this run.
+        let other = |status: &crate::container::Status| status.monitor != seen.status.monitor;
+        if held.busy == Some(Operation::Start) || held.status.as_ref().is_some_and(other) {
+            return;
+        }
         let before = held.status.as_ref().map(|status| status.phase.clone());
         let writable_before = held.status.as_ref().and_then(|status| status.writable.clone());
         let discarded = match &seen.status.writable {
