@@ -285,6 +285,7 @@ fn inspect_tells_everything_and_ps_the_last_known_process() {
         assert!(web_now["cgroup"].as_str().unwrap().ends_with(&container));
         let pids = web_now["pids"].as_array().unwrap();
         assert!(pids.contains(&web.as_raw_nonzero().get().into()), "{web_now}");
+        assert!(!web_now["events"].as_array().unwrap().is_empty(), "{web_now}");
         assert!(std::path::Path::new(web_now["log_path"].as_str().unwrap()).exists());
     }
     let missing = program.run(["inspect", "nothing"]);

@@ -8,9 +8,13 @@ use super::answer::Draft;
 use super::driver::Driver;
 use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::images::{Images, LocalImage};
+use super::report::{Event, ServiceReport};
 use crate::container;
 use crate::reconcile::{ManualStop, ServiceKey};
 use crate::spec::Service;
+
+/// Events of a service that are shown.
+const EVENTS: usize = 20;
 
 impl Driver {
     /// Services and containers by name; all of the project, or of all projects, when none is named.
@@ -29,10 +33,15 @@ impl Driver {
             .map(|key| (self.draft(&key.project, &key.service), self.facts(key)))
             .collect();
         let images = Arc::clone(&self.host.images);
+        let mut history = self.events.history();
         tokio::spawn(async move {
+            // It is on the disk, which may be slow.
+            let past = tokio::task::spawn_blocking(move || history.read_past()).await;
+            let past = past.unwrap_or_default();
             let mut found = Vec::with_capacity(drafts.len());
             for (Draft { mut report, image }, mut facts) in drafts {
                 let mut layers = Value::Null;
+                let events = last_of(&past, &report);
                 if let Some(image) = image {
                     report.content = Some(images.content(&image.manifest).await);
                     layers = images.describe(&image).await;
@@ -42,6 +51,7 @@ impl Driver {
                 {
                     facts.extend(report);
                     facts.insert("image_content".to_owned(), layers);
+                    facts.insert("events".to_owned(), json!(events));
                 }
                 found.push(facts);
             }
@@ -112,6 +122,15 @@ impl Driver {
             "launch": launch,
         })
     }
+}
+
+/// The last events about a service.
+fn last_of<'a>(past: &'a [Event], report: &ServiceReport) -> Vec<&'a Event> {
+    let of_service = past
+        .iter()
+        .filter(|event| event.project == report.project && event.service == report.service);
+    let all: Vec<&Event> = of_service.collect();
+    all[all.len().saturating_sub(EVENTS)..].to_vec()
 }
 
 /// The service as its file has it, with what then holds.
