@@ -19,6 +19,7 @@ mod execute;
 mod find;
 mod findings;
 mod handle;
+mod handle_services;
 mod held;
 mod image_requests;
 mod images;
