@@ -18,6 +18,7 @@ mod lazy_engine;
 mod lazy_mount;
 mod logs;
 mod registry;
+mod service_manager;
 mod services;
 mod succession;
 mod support;

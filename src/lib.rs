@@ -60,6 +60,7 @@ pub mod tooling;
 pub mod api;
 pub mod cli;
 pub mod doctor;
+pub mod install;
 pub mod supervise;
 
 mod role;

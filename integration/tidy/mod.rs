@@ -7,7 +7,7 @@ mod source;
 use source::Source;
 
 /// The modules in their order: one imports only from those before it.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 25] = [
     "boundary",
     "version",
     "sys",
@@ -31,6 +31,7 @@ const ORDER: [&str; 24] = [
     "supervise",
     "api",
     "doctor",
+    "install",
     "cli",
 ];
 

@@ -10,10 +10,12 @@ use super::down::DownArguments;
 use super::events::EventsArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
 use super::inspect::InspectArguments;
+use super::install::InstallArguments;
 use super::logs::LogsArguments;
 use super::man::ManArguments;
 use super::start::{RestartArguments, StartArguments};
 use super::stop::StopArguments;
+use super::uninstall::UninstallArguments;
 use super::up::UpArguments;
 use super::wait::WaitArguments;
 
@@ -163,6 +165,10 @@ pub(super) enum Command {
     /// Print the manual page, or write one per command
     #[command(hide = true)]
     Man(ManArguments),
+    /// Place this program on the host, started at boot where systemd runs
+    Install(InstallArguments),
+    /// Remove what `install` placed
+    Uninstall(UninstallArguments),
     /// Print the version
     Version,
 }

@@ -16,6 +16,7 @@ mod image;
 mod image_write;
 mod images;
 mod inspect;
+mod install;
 mod log_printer;
 mod logs;
 pub mod man;
@@ -30,6 +31,7 @@ mod settings;
 mod signals;
 mod start;
 mod stop;
+mod uninstall;
 mod up;
 mod wait;
 
@@ -98,6 +100,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&settings, &arguments),
         Command::Completion(arguments) => completion::run(&settings, &arguments),
         Command::Man(arguments) => man::run(&arguments),
+        Command::Install(arguments) => install::run(&settings, &arguments),
+        Command::Uninstall(arguments) => uninstall::run(&settings, &arguments),
         Command::Version => {
             output::line(&format!("supervisor {}", crate::version::versions().build));
             Ok(ExitCode::SUCCESS)

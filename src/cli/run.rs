@@ -16,6 +16,7 @@ use crate::host;
 use crate::registry::{ClientOptions, ProxySettings};
 use crate::store::StoreError;
 use crate::supervise::{Control, ControlError, ControlOptions};
+use crate::sys::notify::Notifier;
 
 /// A control that was started for one command ends when it has had nothing to do for so long.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -106,7 +107,15 @@ pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow
     runtime()?.block_on(async {
         // Signals first, so that one that comes early ends it in order too.
         let mut signals = Signals::new()?;
-        let served = start_patiently(settings, arguments, &manager).await?;
+        let served = match start_patiently(settings, arguments, &manager).await {
+            Ok(served) => served,
+            Err(error) => {
+                tell(&manager, |notifier| notifier.status(&format!("{error:#}")));
+                return Err(error);
+            }
+        };
+        // The socket takes calls from here on, which is what whoever starts after us relies on.
+        tell(&manager, Notifier::ready);
         if !arguments.on_demand {
             let socket = settings.run_dir.join(api::SOCKET_NAME);
             output::note(&format!(
@@ -120,21 +129,35 @@ pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow
             tokio::select! {
                 // Cancel-safe: each arm only waits.
                 () = ended.cancelled() => {
+                    tell(&manager, Notifier::stopping);
                     served.wait().await;
                     break;
                 }
                 signal = signals.next() => match signal {
                     Ended::Interrupted | Ended::Terminated => {
+                        tell(&manager, Notifier::stopping);
                         served.stop().await;
                         break;
                     }
-                    // Of a terminal that was closed: services should not lose their supervisor by it.
-                    Ended::HungUp => tracing::info!("SIGHUP: services files are read again when they change"),
+                    // Also of a terminal that was closed: services should not lose their supervisor by it.
+                    Ended::HungUp => {
+                        tell(&manager, Notifier::reloading);
+                        // A file that cannot be read is an event, and control that ends needs none.
+                        let _ = served.control.handle().reload().await;
+                        tell(&manager, Notifier::ready);
+                    }
                 }
             }
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Says something to the service manager. One that does not hear it is its own problem, and no reason not to serve.
+fn tell(manager: &ServiceManager, say: impl FnOnce(&Notifier) -> std::io::Result<()>) {
+    if let Some(Err(error)) = manager.notifier.as_deref().map(say) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
 }
 
 /// A control that is started may be the successor of one that is just ending. One that was started for a command makes

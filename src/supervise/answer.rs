@@ -73,6 +73,7 @@ impl Driver {
                 // What is being stopped needs somebody who sees to the end of it.
                 drop(reply.send(Ok(wanted || self.any_runs())));
             }
+            Request::Reload(reply) => self.reread_files(reply),
             // Its arrival has begun the time of idleness anew.
             Request::Visit => {}
             Request::ImagesChanged => {

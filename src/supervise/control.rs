@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use super::driver::Driver;
 use super::events::{EventLog, Subject};
 use super::execute::Host;
 use super::handle::{ControlHandle, REQUEST_QUEUE};
+use super::heartbeat::ServiceManager;
 use super::images::Images;
 use super::lazy_mounts::LazyMounts;
 use super::report::EventLevel;
@@ -126,6 +127,8 @@ impl Control {
             Arc::new(Host { store, images, exe, run_dir, instance, features: options.features });
         let mut driver = Driver::new(host, events, shutdown.clone());
         driver.on_demand = options.idle_limit;
+        driver.service_manager =
+            ServiceManager::new(options.service_manager, options.watchdog, Instant::now());
         let driver = tokio::spawn(driver.run(queue));
         Ok(Self { handle, driver, shutdown, _lock: lock })
     }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use super::clock::Clock;
 use super::events::{EventLog, Subject};
 use super::execute::{Host, Outcome, Outcomes};
 use super::handle::Request;
+use super::heartbeat::ServiceManager;
 use super::held::Held;
 use super::project::{Project, Wish};
 use super::report::EventLevel;
@@ -47,6 +49,7 @@ pub(super) struct Driver {
     pub(super) on_demand: Option<std::time::Duration>,
     /// Set while the host goes down: who waits until nothing runs, and the containers that ran.
     pub(super) host_shutdown: Option<HostShutdown>,
+    pub(super) service_manager: ServiceManager,
 }
 
 impl Driver {
@@ -66,6 +69,7 @@ impl Driver {
             shutdown,
             on_demand: None,
             host_shutdown: None,
+            service_manager: ServiceManager::new(None, None, Instant::now()),
         }
     }
 
@@ -77,6 +81,8 @@ impl Driver {
             super::findings::tell(&self.host.store, &self.events);
             self.pass();
             self.answer_waiters();
+            self.service_manager.turned(&self.plan.services, Instant::now());
+            let beat = self.service_manager.patience(Instant::now());
             let wake = self.plan.wake_at.map(|at| self.clock.until(at));
             let idle = self.on_demand.filter(|_| self.is_idle());
             let shutdown = self.shutdown.clone();
@@ -91,6 +97,7 @@ impl Driver {
                 // Another connection: containers of the one before have lost their content.
                 Ok(()) = connection.changed() => {}
                 () = sleep(wake) => {}
+                () = sleep(beat) => {}
                 // What came without passing here, such as a pull, may have changed it.
                 () = sleep(idle) => if self.is_idle() {
                     tracing::info!("nothing is left to supervise");

@@ -126,6 +126,8 @@ pub(super) enum Request {
     Wanted {
         reply: Reply<bool>,
     },
+    /// Services files are to be read now.
+    Reload(Reply<()>),
     /// An image was pulled by name.
     ImagesChanged,
     /// Somebody is about to ask for something.
@@ -299,8 +301,7 @@ impl ControlHandle {
         self.events.history()
     }
 
-    /// Ends a control that was started for one command, in favour of one that is meant to stay. Leaves everything
-    /// running.
+    /// Ends a control that was started for one command, for one that is meant to stay. What runs goes on.
     ///
     /// # Errors
     /// When it was not started so, or ends already.

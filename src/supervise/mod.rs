@@ -20,6 +20,7 @@ mod find;
 mod findings;
 mod handle;
 mod handle_services;
+mod heartbeat;
 mod held;
 mod image_requests;
 mod images;

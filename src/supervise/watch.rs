@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::Driver;
 use super::execute::{Outcome, Outcomes};
+use super::handle::{ControlHandle, Reply, Request, RequestError};
 use crate::spec::ProjectName;
 
 /// Editors write in several steps; the file is read when none has come for so long.
@@ -38,6 +39,39 @@ impl Driver {
         project.watch = Some(stop.drop_guard());
         tokio::spawn(watching);
     }
+
+    /// Reads every watched services file once, now.
+    pub(super) fn reread_files(&self, reply: Reply<()>) {
+        let watched = self.projects.iter().filter(|(_, project)| project.watch.is_some());
+        let files: Vec<(String, PathBuf)> = watched
+            .map(|(name, project)| (name.to_string(), project.record.request.file.clone()))
+            .collect();
+        let outcomes = self.outcomes.clone();
+        tokio::spawn(async move {
+            for (project, file) in files {
+                let text = read(&file).await;
+                // A text that is known already changes nothing. Whoever ends has no use for it.
+                let _ = outcomes.send(Outcome::FileChanged { project, text }).await;
+            }
+            let _ = reply.send(Ok(()));
+        });
+    }
+}
+
+impl ControlHandle {
+    /// Reads the services files of all projects now, instead of when their folders report a change. Returns when they
+    /// were read; what follows from them goes on. A file that cannot be read or is not valid is an event.
+    ///
+    /// # Errors
+    /// When control ends.
+    pub async fn reload(&self) -> Result<(), RequestError> {
+        self.ask(Request::Reload).await
+    }
+}
+
+async fn read(file: &Path) -> Result<String, String> {
+    let read = tokio::fs::read_to_string(file).await;
+    read.map_err(|error| format!("`{}`: {error}", file.display()))
 }
 
 async fn watch(
@@ -76,9 +110,7 @@ async fn watch(
             }
             () = tokio::time::sleep(PATIENCE) => {}
         }
-        let text = tokio::fs::read_to_string(&file)
-            .await
-            .map_err(|error| format!("`{}`: {error}", file.display()));
+        let text = read(&file).await;
         if text != last {
             last.clone_from(&text);
             if outcomes.send(Outcome::FileChanged { project: project.clone(), text }).await.is_err()

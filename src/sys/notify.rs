@@ -70,12 +70,12 @@ impl Notifier {
         Ok(Self { socket, address })
     }
 
-    /// We serve; `status` is one line for people.
+    /// We serve, or serve again after [`Notifier::reloading`].
     ///
     /// # Errors
     /// Those of sendmsg(2), here and below: a manager that is gone or does not listen is one.
-    pub fn ready(&self, status: &str) -> io::Result<()> {
-        self.send(&format!("READY=1\nSTATUS={}", line(status)), &[])
+    pub fn ready(&self) -> io::Result<()> {
+        self.send("READY=1", &[])
     }
 
     /// One line for people, as `systemctl status` shows it.
@@ -247,10 +247,10 @@ mod tests {
         let path = folder.path().join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
         let notifier = Notifier::new(path.as_os_str()).unwrap();
-        notifier.ready("2 services run\nMAINPID=1").unwrap();
-        assert_eq!(next(&manager).0, "READY=1\nSTATUS=2 services run MAINPID=1");
-        notifier.status("fine").unwrap();
-        assert_eq!(next(&manager).0, "STATUS=fine");
+        notifier.ready().unwrap();
+        assert_eq!(next(&manager).0, "READY=1");
+        notifier.status("2 services run\nMAINPID=1").unwrap();
+        assert_eq!(next(&manager).0, "STATUS=2 services run MAINPID=1");
         notifier.watchdog().unwrap();
         assert_eq!(next(&manager).0, "WATCHDOG=1");
         notifier.reloading().unwrap();
