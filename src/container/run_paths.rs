@@ -9,7 +9,7 @@ use super::ContainerId;
 pub struct RunPaths {
     /// `$RUN/containers/<id>`, mode 0700.
     pub dir: PathBuf,
-    /// The [`Launch`].
+    /// The launch specification.
     pub launch: PathBuf,
     /// What runs (`RunRecord`), for the monitor that replaces a dead one.
     pub process: PathBuf,

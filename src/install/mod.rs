@@ -1,7 +1,7 @@
 //! Where an installed supervisor's files go, and how they come and go again.
 //!
-//! Owns the unit files ([`unit`]) and the placing of files below a root, with a record of what was placed
-//! ([`place`], [`remove`]). Prints nothing, and tells no service manager anything.
+//! Owns the unit files (`unit`) and the placing of files below a root, with a record of what was placed
+//! ([`place()`], [`remove()`]). Prints nothing, and tells no service manager anything.
 
 mod error;
 mod place;
