@@ -20,6 +20,7 @@ mod logs;
 mod registry;
 mod service_manager;
 mod services;
+mod state;
 mod succession;
 mod support;
 mod survival;

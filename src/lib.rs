@@ -3,6 +3,54 @@
 //! It pulls OCI images itself, mounts eStargz layers lazily through FUSE below overlayfs, starts containers
 //! through libcontainer, and keeps them as a `services.yaml` file describes them.
 //!
+//! It is a program and a library. As a library, it is control in your process:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use std::time::Duration;
+//! use supervisor::{Services, Supervisor};
+//!
+//! const SERVICES: &str = "
+//! services:
+//!   web:
+//!     image: registry.example/web:1
+//!     restart: always
+//! ";
+//!
+//! fn main() -> ExitCode {
+//!     // First of all, before any thread: the other processes of the runtime are this program, started again.
+//!     if let Some(code) = supervisor::run_if_role() {
+//!         return code;
+//!     }
+//!     match run() {
+//!         Ok(()) => ExitCode::SUCCESS,
+//!         Err(error) => {
+//!             eprintln!("{error}");
+//!             ExitCode::FAILURE
+//!         }
+//!     }
+//! }
+//!
+//! #[tokio::main]
+//! async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//!     let supervisor = Supervisor::builder("/var/lib/my-program", "/run/my-program").start()?;
+//!     supervisor.apply(Services::from_text("shop", SERVICES)).await?;
+//!     supervisor.wait_until_running("shop", Duration::from_secs(120)).await?;
+//!     for service in supervisor.status().await? {
+//!         println!("{}: {}", service.service, service.status);
+//!     }
+//!     // Containers go on without this process; a later start with the same directories takes them over.
+//!     supervisor.stop_leaving_running().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What is stable
+//!
+//! [`run_if_role`] and what the root of this crate re-exports from [`embed`], with the types that those signatures name
+//! (in [`supervise`], [`supervise::report`], [`registry::ClientOptions`] and [`container::ExecRequest`]), follow semver.
+//! All other modules are public so that they can be read, tested and reused, and change with any version.
+//!
 //! # Processes
 //!
 //! One binary, four roles; each can be killed and is replaced while containers go on:
@@ -60,11 +108,16 @@ pub mod tooling;
 pub mod api;
 pub mod cli;
 pub mod doctor;
+pub mod embed;
 pub mod install;
 pub mod supervise;
 
 mod role;
 
+pub use embed::{
+    ApiSocket, Builder, Events, ExecFailed, ExecOutput, Logs, Services, StartError, Supervisor,
+    WaitError,
+};
 pub use role::{ROLE_ARGUMENT, run_if_role};
 
 #[cfg(any(test, feature = "testing"))]

@@ -7,7 +7,7 @@ mod source;
 use source::Source;
 
 /// The modules in their order: one imports only from those before it.
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 26] = [
     "boundary",
     "version",
     "sys",
@@ -30,6 +30,7 @@ const ORDER: [&str; 25] = [
     "tooling",
     "supervise",
     "api",
+    "embed",
     "doctor",
     "install",
     "cli",

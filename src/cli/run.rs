@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use hyper::Method;
-use tokio::task::JoinHandle;
 
 use super::args::DaemonArguments;
 use super::output;
 use super::settings::{ServiceManager, Settings};
 use super::signals::{Ended, Signals};
-use crate::api::{self, ApiClient, ServeOptions};
+use crate::api::{self, ApiClient};
 use crate::host;
 use crate::registry::{ClientOptions, ProxySettings};
 use crate::store::StoreError;
-use crate::supervise::{Control, ControlError, ControlOptions};
+use crate::supervise::{ControlError, ControlOptions};
 use crate::sys::notify::Notifier;
+use crate::{StartError, Supervisor};
 
 /// A control that was started for one command ends when it has had nothing to do for so long.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
@@ -24,53 +24,25 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// A predecessor that is ending has let go of its directories by then.
 const PREDECESSOR: Duration = Duration::from_secs(3);
 
-/// A control that is served on its socket.
-pub(super) struct Served {
-    pub(super) control: Control,
-    /// What this host lacks, in sentences.
-    pub(super) losses: Vec<String>,
-    serving: JoinHandle<()>,
-}
-
-impl Served {
-    /// Starts control and its API.
-    pub(super) fn start(
-        settings: &Settings,
-        idle_limit: Option<Duration>,
-        service_manager: &ServiceManager,
-    ) -> anyhow::Result<Self> {
-        let options = ControlOptions {
-            state_dir: settings.state_dir.clone(),
-            run_dir: settings.run_dir.clone(),
-            registry: registry(settings),
-            log_level: settings.log.level.clone(),
-            features: host::probe(&settings.forced()?, &settings.state_dir),
-            idle_limit,
-            service_manager: service_manager.notifier.clone(),
-            watchdog: service_manager.watchdog,
-            descriptors: service_manager.descriptors.clone(),
-        };
-        let losses = options.features.losses().map(|(_, message)| message).collect();
-        let control = Control::start(options)?;
-        let serve = ServeOptions {
-            run_dir: settings.run_dir.clone(),
-            state_dir: settings.state_dir.clone(),
-            group: settings.socket_group,
-        };
-        let serving = api::serve(control.handle(), serve, control.ended())?;
-        Ok(Self { control, losses, serving: tokio::spawn(serving) })
-    }
-
-    /// Ends control and leaves everything running.
-    pub(super) async fn stop(self) {
-        self.control.stop().await;
-        let _ = self.serving.await;
-    }
-
-    async fn wait(self) {
-        self.control.wait().await;
-        let _ = self.serving.await;
-    }
+/// Starts control in this process, and its API: as any program does that embeds it.
+pub(super) fn start(
+    settings: &Settings,
+    idle_limit: Option<Duration>,
+    service_manager: &ServiceManager,
+) -> anyhow::Result<Supervisor> {
+    let options = ControlOptions {
+        state_dir: settings.state_dir.clone(),
+        run_dir: settings.run_dir.clone(),
+        registry: registry(settings),
+        log_level: settings.log.level.clone(),
+        features: host::probe(&settings.forced()?, &settings.state_dir),
+        idle_limit,
+        service_manager: service_manager.notifier.clone(),
+        watchdog: service_manager.watchdog,
+        descriptors: service_manager.descriptors.clone(),
+    };
+    let builder = Supervisor::from_options(options).socket_group(settings.socket_group);
+    Ok(builder.start()?)
 }
 
 /// A runtime for control: two threads, so that a slow answer holds nothing up.
@@ -82,14 +54,21 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("could not start the runtime")
 }
 
+fn control_error(error: &anyhow::Error) -> Option<&ControlError> {
+    match error.downcast_ref::<StartError>()? {
+        StartError::Control(error) => Some(error),
+        StartError::HookMissing | StartError::Serve(_) => None,
+    }
+}
+
 /// Whether control could not start because another one has the run directory.
 pub(super) fn is_running(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<ControlError>(), Some(ControlError::Running(_)))
+    matches!(control_error(error), Some(ControlError::Running(_)))
 }
 
 /// Whether another control holds one of the directories.
 fn is_taken(error: &anyhow::Error) -> bool {
-    match error.downcast_ref::<ControlError>() {
+    match control_error(error) {
         Some(ControlError::Running(_)) => true,
         Some(ControlError::Store(error)) => matches!(error, StoreError::Locked { .. }),
         _ => false,
@@ -107,8 +86,8 @@ pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow
     runtime()?.block_on(async {
         // Signals first, so that one that comes early ends it in order too.
         let mut signals = Signals::new()?;
-        let served = match start_patiently(settings, arguments, &manager).await {
-            Ok(served) => served,
+        let supervisor = match start_patiently(settings, arguments, &manager).await {
+            Ok(supervisor) => supervisor,
             Err(error) => {
                 tell(&manager, |notifier| notifier.status(&format!("{error:#}")));
                 return Err(error);
@@ -124,26 +103,26 @@ pub(super) fn daemon(settings: &Settings, arguments: &DaemonArguments) -> anyhow
                 socket.display()
             ));
         }
-        let ended = served.control.ended();
+        let ended = supervisor.ended();
         loop {
             tokio::select! {
                 // Cancel-safe: each arm only waits.
                 () = ended.cancelled() => {
                     tell(&manager, Notifier::stopping);
-                    served.wait().await;
+                    supervisor.wait().await;
                     break;
                 }
                 signal = signals.next() => match signal {
                     Ended::Interrupted | Ended::Terminated => {
                         tell(&manager, Notifier::stopping);
-                        served.stop().await;
+                        supervisor.stop_leaving_running().await;
                         break;
                     }
                     // Also of a terminal that was closed: services should not lose their supervisor by it.
                     Ended::HungUp => {
                         tell(&manager, Notifier::reloading);
                         // A file that cannot be read is an event, and control that ends needs none.
-                        let _ = served.control.handle().reload().await;
+                        let _ = supervisor.control().reload().await;
                         tell(&manager, Notifier::ready);
                     }
                 }
@@ -166,11 +145,11 @@ async fn start_patiently(
     settings: &Settings,
     arguments: &DaemonArguments,
     manager: &ServiceManager,
-) -> anyhow::Result<Served> {
+) -> anyhow::Result<Supervisor> {
     let deadline = tokio::time::Instant::now() + PREDECESSOR;
     let mut asked = arguments.on_demand;
     loop {
-        match Served::start(settings, arguments.on_demand.then_some(IDLE_LIMIT), manager) {
+        match start(settings, arguments.on_demand.then_some(IDLE_LIMIT), manager) {
             Err(error) if is_taken(&error) && tokio::time::Instant::now() < deadline => {
                 if !asked {
                     asked = true;

@@ -11,7 +11,6 @@ use hyper::Method;
 
 use super::args::ProjectArguments;
 use super::attach::{Attached, Claim, Seen};
-use super::run::Served;
 use super::settings::{ServiceManager, ServicesFile, Settings};
 use super::signals::{Ended, Signals};
 use super::{background, connect, output, project, run};
@@ -121,7 +120,7 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
     let mut signals = Signals::new()?;
     let served = match connect::connect(settings).await? {
         Some(_) => None,
-        None => match Served::start(settings, None, &ServiceManager::default()) {
+        None => match run::start(settings, None, &ServiceManager::default()) {
             Ok(served) => Some(served),
             // Another command started one between the two.
             Err(error) if run::is_running(&error) => None,
@@ -129,7 +128,7 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
         },
     };
     // Nobody can have heard of it from the events of this control.
-    served.iter().flat_map(|served| &served.losses).for_each(|loss| output::warning(loss));
+    served.iter().flat_map(|served| served.losses()).for_each(|loss| output::warning(loss));
     let mut client = match served {
         Some(_) => ApiClient::connect(&settings.run_dir).await?.0,
         None => connect::connect_or_start(settings).await?,
@@ -163,8 +162,8 @@ async fn follow(settings: &Settings, request: &UpRequest) -> anyhow::Result<Exit
     }
     if let Some(served) = served {
         // Detached, or the control of others too: it goes on in the background.
-        let goes_on = served.control.handle().wants_anything().await.unwrap_or(false);
-        served.stop().await;
+        let goes_on = served.control().wants_anything().await.unwrap_or(false);
+        served.stop_leaving_running().await;
         if goes_on {
             connect::hand_over(settings)?;
         }

@@ -170,7 +170,7 @@ impl LayerDir {
     /// When the file system refuses.
     pub fn write_source(&self, source: &LayerSource) -> Result<(), StoreError> {
         self.make()?;
-        Ok(record::save(&self.source_path(), source)?)
+        Ok(record::save_with_copy(&self.source_path(), source)?)
     }
 
     /// Where the layer's bytes come from, if that is known.

@@ -179,6 +179,10 @@ fn load<T: Record>(path: &Path, findings: &aside::Findings) -> Result<Option<T>,
         Ok(loaded) => {
             let (value, finding) = loaded.into_parts();
             if let Some(finding) = finding {
+                if let (Some(value), Kept::Aside | Kept::Nowhere) = (&value, finding.kept) {
+                    // Two copies again, before the other one is damaged too. If that fails now, the next save does it.
+                    let _ = record::save_with_copy(path, value);
+                }
                 findings.add(finding);
             }
             Ok(value)

@@ -52,6 +52,25 @@ pub struct ControlOptions {
     pub descriptors: Vec<(String, Arc<OwnedFd>)>,
 }
 
+impl ControlOptions {
+    /// Everything at its default: features as the host has them, which is looked at now, no credentials, no end by itself, no service manager.
+    #[must_use]
+    pub fn new(state_dir: PathBuf, run_dir: PathBuf) -> Self {
+        let features = crate::host::probe(&crate::host::Forced::default(), &state_dir);
+        Self {
+            state_dir,
+            run_dir,
+            registry: ClientOptions::default(),
+            log_level: "warn".to_owned(),
+            features,
+            idle_limit: None,
+            service_manager: None,
+            watchdog: None,
+            descriptors: Vec::new(),
+        }
+    }
+}
+
 /// Control could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {

@@ -48,7 +48,11 @@ pub(super) fn parse(request: &UpRequest) -> Result<Desired, RequestError> {
     let invalid = |message: String| RequestError::new(RequestErrorKind::Invalid, message);
     let project: ProjectName =
         request.project.parse().map_err(|error: spec::NameError| invalid(error.to_string()))?;
-    let file = request.file.display().to_string();
+    let file = match request.file.as_os_str().is_empty() {
+        // The text of a program.
+        true => "services".to_owned(),
+        false => request.file.display().to_string(),
+    };
     let input = ParseInput {
         file: &file,
         project,

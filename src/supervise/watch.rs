@@ -28,6 +28,11 @@ impl Driver {
     /// Begins to watch the services file of a project.
     pub(super) fn watch_file(&mut self, name: &ProjectName) {
         let Some(project) = self.projects.get_mut(name) else { return };
+        if project.record.request.file.as_os_str().is_empty() {
+            // A program gave the text, and gives the next one.
+            project.watch = None;
+            return;
+        }
         let stop = CancellationToken::new();
         let watching = watch(
             name.to_string(),

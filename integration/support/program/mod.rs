@@ -101,6 +101,17 @@ impl Program {
         self.up_with(&[])
     }
 
+    /// Starts `up` and waits until every service has a process.
+    pub(crate) fn up_running(&self) -> Child {
+        let up = self.up();
+        self.until("all services run", || {
+            let services = self.ps();
+            let all = services.iter().all(|service| service["State"] == "running");
+            (all && !services.is_empty()).then_some(())
+        });
+        up
+    }
+
     /// Starts `up` with more arguments.
     pub(crate) fn up_with(&self, arguments: &[&str]) -> Child {
         let log = fs::File::create(self.log_path()).unwrap();

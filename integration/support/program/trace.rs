@@ -144,6 +144,18 @@ impl Program {
         }
     }
 
+    /// What the loss of power leaves: the disk. Processes and control groups go at once, the run directory with them.
+    pub(crate) fn lose_power(&self) {
+        self.until("every process is gone", || {
+            for process in self.processes() {
+                let _ = kill_process(process.pid, Signal::KILL);
+            }
+            self.processes().is_empty().then_some(())
+        });
+        self.remove_by_force();
+        fs::remove_dir_all(self.run_dir()).unwrap();
+    }
+
     fn remove_by_force(&self) {
         for process in self.processes() {
             let _ = kill_process(process.pid, Signal::KILL);

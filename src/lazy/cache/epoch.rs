@@ -18,7 +18,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,10 @@ use crate::telemetry::Chain;
 const LOCK: &str = "lock";
 const RECORD: &str = "epoch";
 const RECORD_NEXT: &str = "epoch.next";
+/// The copy from before the last write.
+const RECORD_PREVIOUS: &str = "epoch.prev";
+/// The last record that could not be used.
+const RECORD_ASIDE: &str = "epoch.unreadable-last";
 
 /// When, in the life of a cache, something was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,14 +82,7 @@ impl Epoch {
             Err(Errno::WOULDBLOCK) => false,
             Err(error) => return Err(error.into()),
         };
-        // Without a readable record nothing is known to be synced, and everything from other boots is verified.
-        let mut record = read_record(dir).unwrap_or_else(|| Record {
-            version: 1,
-            boot_id: String::new(),
-            boot_start: 0,
-            counter: 0,
-            synced: Vec::new(),
-        });
+        let mut record = find_record(dir, is_owner);
         let synced = record.synced.clone();
         let mut is_recorded = false;
         if is_owner {
@@ -179,9 +176,31 @@ impl Publishing<'_> {
     }
 }
 
-fn read_record(dir: &OwnedFd) -> Option<Record> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(dir, RECORD, flags, Mode::empty()).ok()?;
+/// The record, its previous copy, or one that knows of nothing: then everything from other boots is verified.
+fn find_record(dir: &OwnedFd, is_owner: bool) -> Record {
+    if let Some(record) = read_record(dir, RECORD) {
+        return record;
+    }
+    let is_there = rustix::fs::statat(dir, RECORD, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    if is_there && is_owner {
+        tracing::warn!(
+            "the record of what has reached the disk cannot be used; it is kept as `{RECORD_ASIDE}`"
+        );
+        let _ = rustix::fs::renameat(dir, RECORD, dir, RECORD_ASIDE);
+    }
+    if let Some(previous) = read_record(dir, RECORD_PREVIOUS) {
+        // What was synced then still is. One write came after it, and a write moves the counter on by one at most.
+        return Record { counter: previous.counter + 1, ..previous };
+    }
+    // Content may carry stamps of counters that nobody remembers. Counters grow far slower than the clock, so none of
+    // them is used again, and none becomes trusted by what is synced from now on.
+    let counter = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(1);
+    Record { version: 1, boot_id: String::new(), boot_start: counter, counter, synced: Vec::new() }
+}
+
+fn read_record(dir: &OwnedFd, name: &str) -> Option<Record> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty()).ok()?;
     let text = io::read_to_string(File::from(file)).ok()?;
     let record: Record = serde_json::from_str(&text).ok()?;
     // A counter from nowhere could make everything trusted; ours grow by one.
@@ -199,6 +218,11 @@ fn write_record(dir: &OwnedFd, record: &Record) -> io::Result<()> {
     let mut file = File::from(file);
     file.write_all(&serde_json::to_vec(record)?)?;
     file.sync_all()?;
+    match rustix::fs::renameat(dir, RECORD, dir, RECORD_PREVIOUS) {
+        // A crash here leaves only the previous copy, which is found.
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
     rustix::fs::renameat(dir, RECORD_NEXT, dir, RECORD)?;
     rustix::fs::fsync(dir)?;
     Ok(())
