@@ -4,6 +4,7 @@ mod adoption;
 mod background;
 mod boundaries;
 mod events;
+mod files;
 mod group;
 pub(crate) mod image;
 mod instances;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::completion::CompletionArguments;
+use super::config::ConfigArguments;
 use super::doctor::DoctorArguments;
 use super::down::DownArguments;
 use super::events::EventsArguments;
@@ -79,6 +80,27 @@ pub(super) struct GlobalArguments {
         env = "SUPERVISOR_SOCKET_GROUP"
     )]
     pub(super) socket_group: Option<String>,
+    /// Services file, as behind the command; several are merged
+    #[arg(short = 'f', long = "file", id = "leading_file", value_name = "FILE", hide = true)]
+    pub(super) files: Vec<PathBuf>,
+    /// Project name, as behind the command
+    #[arg(
+        short = 'p',
+        long = "project-name",
+        id = "leading_project_name",
+        value_name = "NAME",
+        hide = true
+    )]
+    pub(super) project_name: Option<String>,
+    /// Where relative paths in services files start (default: the directory of the first one)
+    #[arg(long, global = true, help_heading = "Global options", value_name = "DIR")]
+    pub(super) project_directory: Option<PathBuf>,
+    /// File with variables for services files; several, later ones win (default: .env)
+    #[arg(long, global = true, help_heading = "Global options", value_name = "FILE")]
+    pub(super) env_file: Vec<PathBuf>,
+    /// Run the services of this profile too; several, or * for all
+    #[arg(long, global = true, help_heading = "Global options", value_name = "NAME")]
+    pub(super) profile: Vec<String>,
     /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
     #[arg(
         long,
@@ -121,6 +143,8 @@ pub(super) enum ListFormat {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Check services files and print what they mean together
+    Config(ConfigArguments),
     /// Start the services of a file, keep them as it says, and follow their logs
     Up(UpArguments),
     /// Stop the project's services; remove their containers and mounts; keep images
@@ -176,9 +200,9 @@ pub(super) enum Command {
 /// Which project is meant.
 #[derive(Debug, Args)]
 pub(super) struct ProjectArguments {
-    /// Services file (default: services.yaml in this directory)
+    /// Services file; several are merged (default: services.yaml or compose.yaml here or in a parent directory)
     #[arg(short, long, value_name = "FILE")]
-    pub(super) file: Option<PathBuf>,
+    pub(super) file: Vec<PathBuf>,
     /// Project name (default: the name in the file, else its directory's)
     #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
     pub(super) project_name: Option<String>,

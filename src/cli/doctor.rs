@@ -7,11 +7,12 @@ use anstyle::{AnsiColor, Style};
 use clap::Args;
 use hyper::Method;
 
-use super::settings::{ServicesFile, Settings};
-use super::{output, project, run};
+use super::settings::Settings;
+use super::{look_up, output, project, run};
 use crate::api::ApiClient;
 use crate::doctor::{Check, Health, Patient, examine};
 use crate::image::ImageRef;
+use crate::spec::Interpolation;
 use crate::supervise::instance_of;
 use crate::supervise::report::ServiceReport;
 use crate::telemetry::Chain;
@@ -28,9 +29,9 @@ pub(super) struct DoctorArguments {
     /// Registries (HOST[:PORT]) or images to check besides those of services
     #[arg(value_name = "REGISTRY|IMAGE")]
     pub(super) targets: Vec<String>,
-    /// Services file whose registries are checked (default: services.yaml in this directory, if there is one)
+    /// Services file whose registries are checked; several are merged (default: that of this directory, if there is one)
     #[arg(short, long, value_name = "FILE")]
-    pub(super) file: Option<PathBuf>,
+    pub(super) file: Vec<PathBuf>,
     /// One JSON object a line
     #[arg(long)]
     pub(super) json: bool,
@@ -55,7 +56,7 @@ pub(super) fn run(settings: &Settings, arguments: &DoctorArguments) -> anyhow::R
         }
     }
     let mut own = Vec::new();
-    if arguments.file.is_some() || ServicesFile::default_path().is_some() {
+    if look_up::sources(settings, &arguments.file)?.is_some() {
         own.push(services_file(settings, arguments, &mut patient.images));
     }
     let checks = super::connect::runtime()?.block_on(async {
@@ -88,12 +89,13 @@ fn services_file(
     images: &mut Vec<ImageRef>,
 ) -> Check {
     let name = "services-file";
-    let read = ServicesFile::read(arguments.file.as_deref())
-        .and_then(|file| Ok((project::parse(settings, &file, None)?, file)));
+    let read = project::compose(settings, &arguments.file, None, &[], Interpolation::Replace)
+        .and_then(|composition| Ok((project::check(&composition)?, composition)));
     match read {
-        Ok((desired, file)) => {
+        Ok((desired, composition)) => {
             images.extend(desired.services.values().map(|service| service.image.clone()));
-            let message = format!("`{}`: {} services", file.display, desired.services.len());
+            let message =
+                format!("`{}`: {} services", composition.main_file(), desired.services.len());
             check(name, Health::Ok, message, None)
         }
         Err(error) => {

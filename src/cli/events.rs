@@ -42,17 +42,16 @@ pub(super) struct EventsArguments {
     /// Only what happened already
     #[arg(long)]
     no_follow: bool,
-    /// Services file (default: services.yaml in this directory)
+    /// Services file; several are merged (default: services.yaml or compose.yaml here or in a parent directory)
     #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
+    file: Vec<PathBuf>,
     /// Only this project (default: the services file's, else all)
     #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
     project_name: Option<String>,
 }
 
 pub(super) fn run(settings: &Settings, arguments: &EventsArguments) -> anyhow::Result<ExitCode> {
-    let project =
-        project::name(settings, arguments.file.as_deref(), arguments.project_name.as_deref())?;
+    let project = project::name(settings, &arguments.file, arguments.project_name.as_deref())?;
     let now = Timestamp::now();
     let moment =
         |text: &Option<String>| text.as_deref().map(|text| moment::parse(text, now)).transpose();

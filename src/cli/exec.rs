@@ -22,13 +22,9 @@ pub(super) fn run(settings: &Settings, arguments: ExecArguments) -> anyhow::Resu
     let target: ExecTarget = connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let selected = &arguments.project;
-        let project = project::required(
-            settings,
-            &client,
-            selected.file.as_deref(),
-            selected.project_name.as_deref(),
-        )
-        .await?;
+        let project =
+            project::required(settings, &client, &selected.file, selected.project_name.as_deref())
+                .await?;
         let subject = Subject { project, service: arguments.service.clone() };
         client.call(Method::POST, "/v1/exec", &subject).await.map_err(anyhow::Error::from)
     })?;

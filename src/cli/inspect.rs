@@ -37,8 +37,7 @@ pub(super) enum InspectFormat {
 
 pub(super) fn run(settings: &Settings, arguments: &InspectArguments) -> anyhow::Result<ExitCode> {
     let selected = &arguments.project;
-    let project =
-        project::name(settings, selected.file.as_deref(), selected.project_name.as_deref())?;
+    let project = project::name(settings, &selected.file, selected.project_name.as_deref())?;
     let found: Vec<Value> = connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let mut path = format!("/v1/inspect?names={}", arguments.names.join(","));

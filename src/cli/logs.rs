@@ -64,9 +64,9 @@ pub(super) struct LogsArguments {
     /// Form of the lines; json is one object a line, and is always complete
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(super) format: LogsFormat,
-    /// Services file (default: services.yaml in this directory)
+    /// Services file; several are merged (default: services.yaml or compose.yaml here or in a parent directory)
     #[arg(long, value_name = "FILE")]
-    pub(super) file: Option<PathBuf>,
+    pub(super) file: Vec<PathBuf>,
     /// Project name (default: the name in the file, else its directory's)
     #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
     pub(super) project_name: Option<String>,
@@ -98,7 +98,7 @@ pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Res
     };
     connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
-        let (file, name) = (arguments.file.as_deref(), arguments.project_name.as_deref());
+        let (file, name) = (&arguments.file, arguments.project_name.as_deref());
         let project = project::required(settings, &client, file, name).await?;
         let query = LogsQuery {
             project,

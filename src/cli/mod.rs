@@ -7,6 +7,7 @@ mod args;
 mod attach;
 mod background;
 pub mod completion;
+mod config;
 mod connect;
 mod doctor;
 mod down;
@@ -19,6 +20,7 @@ mod inspect;
 mod install;
 mod log_printer;
 mod logs;
+mod look_up;
 pub mod man;
 mod moment;
 mod output;
@@ -80,6 +82,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(WRONG_USE);
     }
     let result = match arguments.command {
+        Command::Config(arguments) => config::run(&settings, &arguments),
         Command::Up(arguments) => up::run(&settings, arguments),
         Command::Down(arguments) => down::run(&settings, arguments),
         Command::Stop(arguments) => stop::run(&settings, arguments),

@@ -1,91 +1,91 @@
 //! Which project a command is about: by name, by the services file, or the only one that runs.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
-use crate::spec::{self, Desired, ParseInput, ProjectChoice, ProjectName};
+use crate::spec::{self, Composition, Desired, Interpolation, LoadInput, ProjectName};
 use crate::supervise::report::UpRequest;
+use crate::supervise::{FileKinds, HostFiles};
 
-use super::settings::{ServicesFile, Settings};
+use super::look_up;
+use super::settings::Settings;
 
-/// The name for a services file's project: the one that was given, else the folder's.
-fn choice(
-    file: &ServicesFile,
-    named: Option<&str>,
-) -> anyhow::Result<(ProjectName, ProjectChoice)> {
-    if let Some(name) = named {
-        return Ok((name.parse()?, ProjectChoice::Explicit));
-    }
-    let folder = file.folder();
-    let name =
-        folder.file_name().and_then(|name| ProjectName::from_directory(&name.to_string_lossy()));
-    // The root folder has no name, and one may have no usable letter.
-    Ok((name.map_or_else(|| "default".parse(), Ok)?, ProjectChoice::Default))
-}
+/// What is said when there is no services file.
+pub(super) const NO_FILE: &str = "there is no services.yaml or compose.yaml in this directory or one above; name a file with `-f FILE`";
 
-/// Reads what a services file asks for; its problems are the error.
-pub(super) fn parse(
+/// Puts the project together from the files that are meant.
+pub(super) fn compose(
     settings: &Settings,
-    file: &ServicesFile,
-    named: Option<&str>,
-) -> anyhow::Result<Desired> {
-    let (project, project_choice) = choice(file, named)?;
-    let base_dir = file.folder();
-    let input = ParseInput {
-        file: &file.display,
-        project,
-        project_choice,
-        base_dir: &base_dir,
+    files: &[PathBuf],
+    name: Option<&str>,
+    services: &[String],
+    interpolation: Interpolation,
+) -> anyhow::Result<Composition> {
+    let sources = look_up::sources(settings, files)?.context(NO_FILE)?;
+    let project: Option<ProjectName> =
+        name.or(settings.choice.project_name.as_deref()).map(str::parse).transpose()?;
+    let input = LoadInput {
+        sources: &sources,
+        project: project.as_ref(),
         environment: &settings.environment,
+        named: services,
+        interpolation,
     };
-    spec::parse(&file.text, &input).map_err(|problems| anyhow::anyhow!("{problems}"))
+    let source = HostFiles::new(Some(settings.working_dir.clone()), FileKinds::Any);
+    spec::compose(&input, &source).map_err(|problems| anyhow::anyhow!("{problems}"))
 }
 
-/// The request that makes `file` the desired state.
+/// What the files mean; their problems are the error.
+pub(super) fn check(composition: &Composition) -> anyhow::Result<Desired> {
+    composition.check().map_err(|problems| anyhow::anyhow!("{problems}"))
+}
+
+/// The request that makes a project the desired state.
 pub(super) fn request(
     settings: &Settings,
-    file: ServicesFile,
-    desired: &Desired,
+    composition: &Composition,
     services: Vec<String>,
 ) -> UpRequest {
-    // Only what the file takes over by name: the request is kept, and a caller's environment holds secrets.
-    let named = |key: &String| {
-        desired.services.values().any(|service| service.environment.contains_key(key))
-    };
-    let environment = settings.environment.iter().filter(|(key, _)| named(key));
+    // Only what the files name: the request is kept, and a caller's environment holds secrets.
+    let environment =
+        settings.environment.iter().filter(|(name, _)| composition.used.contains(*name));
+    let sources = composition.sources.clone();
     UpRequest {
-        project: desired.project.to_string(),
-        base_dir: file.folder(),
-        file: file.path,
-        text: file.text,
+        project: composition.project().to_string(),
+        base_dir: sources.project_dir.clone(),
+        file: sources.files.first().cloned().unwrap_or_default(),
+        text: composition.text(),
         environment: environment.map(|(key, value)| (key.clone(), value.clone())).collect(),
         services,
+        sources: Some(sources),
     }
 }
 
 /// The project that is meant, or `None` for all: there is no services file here and no name was given.
 pub(super) fn name(
     settings: &Settings,
-    file: Option<&Path>,
+    files: &[PathBuf],
     named: Option<&str>,
 ) -> anyhow::Result<Option<String>> {
-    if let Some(name) = named {
+    if let Some(name) = named.or(settings.choice.project_name.as_deref()) {
         let name: ProjectName = name.parse()?;
         return Ok(Some(name.to_string()));
     }
-    if file.is_none() && ServicesFile::default_path().is_none() {
-        return Ok(None);
+    let Some(sources) = look_up::sources(settings, files)? else { return Ok(None) };
+    if let Ok(composition) = compose(settings, files, None, &[], Interpolation::Replace) {
+        return Ok(Some(composition.project().to_string()));
     }
-    let file = ServicesFile::read(file)?;
-    match parse(settings, &file, None) {
-        Ok(desired) => Ok(Some(desired.project.to_string())),
-        // A file that is invalid at the moment still names its project.
-        Err(_) => match written_name(&file.text) {
-            Some(name) => Ok(Some(name.to_string())),
-            None => Ok(Some(choice(&file, None)?.0.to_string())),
-        },
-    }
+    // A file that is invalid at the moment still names its project.
+    let first = sources.files.first().context(NO_FILE)?;
+    let text = std::fs::read_to_string(first)
+        .with_context(|| format!("could not read `{}`", first.display()))?;
+    let folder = || {
+        let folder = sources.project_dir.file_name()?;
+        ProjectName::from_directory(&folder.to_string_lossy())
+    };
+    let name = written_name(&text).or_else(folder);
+    Ok(Some(name.map_or_else(|| "default".to_owned(), |name| name.to_string())))
 }
 
 /// The project's name in a text that is no valid file, as far as one can tell: what cannot be read must still be
@@ -100,10 +100,10 @@ fn written_name(text: &str) -> Option<ProjectName> {
 pub(super) async fn required(
     settings: &Settings,
     client: &crate::api::ApiClient,
-    file: Option<&Path>,
+    files: &[PathBuf],
     named: Option<&str>,
 ) -> anyhow::Result<String> {
-    if let Some(name) = name(settings, file, named)? {
+    if let Some(name) = name(settings, files, named)? {
         return Ok(name);
     }
     let projects: Vec<String> = client
@@ -113,7 +113,7 @@ pub(super) async fn required(
     match projects.as_slice() {
         [only] => Ok(only.clone()),
         [] => bail!(
-            "there is no services.yaml in this directory, and no project runs; name a file with `-f FILE`"
+            "there is no services.yaml or compose.yaml in this directory or one above, and no project runs; name a file with `-f FILE`"
         ),
         several => bail!("several projects run ({}); say which with `-p NAME`", several.join(", ")),
     }
@@ -125,7 +125,7 @@ pub(super) async fn selected(
     client: &crate::api::ApiClient,
     arguments: &super::args::ProjectArguments,
 ) -> anyhow::Result<String> {
-    required(settings, client, arguments.file.as_deref(), arguments.project_name.as_deref()).await
+    required(settings, client, &arguments.file, arguments.project_name.as_deref()).await
 }
 
 #[cfg(test)]

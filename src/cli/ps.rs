@@ -12,8 +12,7 @@ use crate::supervise::report::{ContentReport, ServiceReport};
 
 pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Result<ExitCode> {
     let selected = &arguments.project;
-    let project =
-        project::name(settings, selected.file.as_deref(), selected.project_name.as_deref())?;
+    let project = project::name(settings, &selected.file, selected.project_name.as_deref())?;
     let mut reports = connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let path = project

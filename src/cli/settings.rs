@@ -17,9 +17,6 @@ use crate::telemetry::{LogFormat, LogOptions};
 
 use super::args::{GlobalArguments, LogFormatArgument};
 
-/// Names that a services file may have when none is given.
-const DEFAULT_FILES: [&str; 2] = ["services.yaml", "services.yml"];
-
 /// Settings of one run of the program.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -35,6 +32,20 @@ pub(super) struct Settings {
     pub(super) docker_config: Option<PathBuf>,
     /// Environment of the caller.
     pub(super) environment: BTreeMap<String, String>,
+    /// Where the caller is.
+    pub(super) working_dir: PathBuf,
+    /// What was said of services files before the command, or for all commands.
+    pub(super) choice: FileChoice,
+}
+
+/// Which services files are meant, as typed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FileChoice {
+    pub(super) files: Vec<PathBuf>,
+    pub(super) project_name: Option<String>,
+    pub(super) project_directory: Option<PathBuf>,
+    pub(super) env_files: Vec<PathBuf>,
+    pub(super) profiles: Vec<String>,
 }
 
 impl Settings {
@@ -61,6 +72,15 @@ impl Settings {
             },
             docker_config,
             environment,
+            // One that was removed has no name; then only absolute paths are found.
+            working_dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            choice: FileChoice {
+                files: global.files.clone(),
+                project_name: global.project_name.clone(),
+                project_directory: global.project_directory.clone(),
+                env_files: global.env_file.clone(),
+                profiles: global.profile.clone(),
+            },
         })
     }
 }
@@ -164,37 +184,4 @@ fn group_id(group: &str) -> anyhow::Result<u32> {
 /// `path` below the working directory, without touching the file system: it may not exist yet.
 pub(super) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
     std::path::absolute(path).with_context(|| format!("`{}` is not a usable path", path.display()))
-}
-
-/// A services file that was read.
-#[derive(Debug, Clone)]
-pub(super) struct ServicesFile {
-    /// Absolute.
-    pub(super) path: PathBuf,
-    /// As typed, for messages.
-    pub(super) display: String,
-    /// Its text.
-    pub(super) text: String,
-}
-
-impl ServicesFile {
-    /// Reads the file that was named, or the default one of the working directory.
-    pub(super) fn read(named: Option<&Path>) -> anyhow::Result<Self> {
-        let Some(file) = named.map(Path::to_path_buf).or_else(Self::default_path) else {
-            bail!("there is no services.yaml in this directory; name a file with `-f FILE`");
-        };
-        let text = std::fs::read_to_string(&file)
-            .with_context(|| format!("could not read `{}`", file.display()))?;
-        Ok(Self { path: absolute(&file)?, display: file.display().to_string(), text })
-    }
-
-    /// The default file of the working directory, if there is one.
-    pub(super) fn default_path() -> Option<PathBuf> {
-        DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.exists())
-    }
-
-    /// The folder that relative paths in the file start from.
-    pub(super) fn folder(&self) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("/")).to_path_buf()
-    }
 }

@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::Args;
 use hyper::Method;
 
 use super::args::ProjectArguments;
 use super::attach::{Attached, Claim, Seen};
-use super::settings::{ServiceManager, ServicesFile, Settings};
+use super::settings::{ServiceManager, Settings};
 use super::signals::{Ended, Signals};
 use super::{background, connect, output, project, run};
 use crate::api::{ApiClient, StopRequest};
+use crate::spec::Interpolation;
 use crate::supervise::report::{ServiceReport, Standing, UpRequest};
 
 /// Seconds that `up -d` waits for the services.
@@ -56,23 +57,31 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
         detached || arguments.wait_timeout.is_none(),
         "`--wait-timeout` is for `up -d`: an attached `up` shows the services and waits for nothing"
     );
-    let (file, services) = targets(arguments.targets)?;
+    let (mut files, services) = targets(arguments.targets);
     ensure!(
-        file.is_none() || arguments.project.file.is_none(),
-        "two services files are given; name one, with `-f` or without"
+        files.is_empty() || arguments.project.file.is_empty(),
+        "services files are given with `-f` and without; choose one way"
     );
-    let file = ServicesFile::read(file.or(arguments.project.file).as_deref())?;
-    let desired = project::parse(settings, &file, arguments.project.project_name.as_deref())?;
+    files.extend(arguments.project.file);
+    let composition = project::compose(
+        settings,
+        &files,
+        arguments.project.project_name.as_deref(),
+        &services,
+        Interpolation::Replace,
+    )?;
+    let desired = project::check(&composition)?;
+    composition.warnings.iter().for_each(|warning| output::warning(&warning.to_string()));
     for name in &services {
         let known = desired.services.keys().any(|service| service.as_str() == name);
-        ensure!(known, "no such service in `{}`: `{name}`", file.display);
+        ensure!(known, "no such service in `{}`: `{name}`", composition.main_file());
     }
     let wanted = if services.is_empty() {
         desired.services.keys().map(ToString::to_string).collect()
     } else {
         services.clone()
     };
-    let request = project::request(settings, file, &desired, services);
+    let request = project::request(settings, &composition, services);
     if detached {
         let limit = Duration::from_secs(arguments.wait_timeout.unwrap_or(WAIT_TIMEOUT));
         let patience = (!arguments.no_wait).then_some(limit);
@@ -83,19 +92,13 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
 }
 
 /// A target is a file if it looks like one, else a service.
-fn targets(targets: Vec<String>) -> anyhow::Result<(Option<PathBuf>, Vec<String>)> {
+fn targets(targets: Vec<String>) -> (Vec<PathBuf>, Vec<String>) {
     let is_file = |target: &String| {
         let lower = target.to_ascii_lowercase();
         target.contains('/') || lower.ends_with(".yml") || lower.ends_with(".yaml")
     };
     let (files, services): (Vec<String>, Vec<String>) = targets.into_iter().partition(is_file);
-    match files.as_slice() {
-        [] => Ok((None, services)),
-        [file] => Ok((Some(PathBuf::from(file)), services)),
-        several => {
-            bail!("several services files are given ({}); one is supported", several.join(", "))
-        }
-    }
+    (files.into_iter().map(PathBuf::from).collect(), services)
 }
 
 /// What ends an `up`.

@@ -7,29 +7,37 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::raw::{Entry, Node, Value};
-use super::{Bind, NetworkMode, ParseInput, Position, Problem, RestartPolicy, Signal};
-use super::{dollar, duration, volume, words};
+use super::{Bind, NetworkMode, ParseInput, Position, Problem, RestartPolicy, Selection, Signal};
+use super::{duration, volume, words};
 use crate::image::ImageRef;
 
 /// Collects problems while values are read.
 pub(super) struct Checker<'a> {
     pub(super) input: &'a ParseInput<'a>,
+    /// Names of the files that positions are of.
+    pub(super) shown: &'a [String],
+    pub(super) selection: &'a Selection,
     pub(super) problems: Vec<Problem>,
 }
 
 impl<'a> Checker<'a> {
-    pub(super) fn new(input: &'a ParseInput<'a>) -> Self {
-        Self { input, problems: Vec::new() }
+    pub(super) fn new(
+        input: &'a ParseInput<'a>,
+        shown: &'a [String],
+        selection: &'a Selection,
+    ) -> Self {
+        Self { input, shown, selection, problems: Vec::new() }
     }
 
     pub(super) fn problem(&mut self, at: Option<Position>, path: &str, message: impl ToString) {
-        let file = self.input.file.to_owned();
+        let shown = at.and_then(|at| self.shown.get(usize::from(at.file)));
+        let file = shown.cloned().unwrap_or_else(|| self.input.file.to_owned());
         let message = message.to_string();
         self.problems.push(Problem { file, at, path: path.to_owned(), message });
     }
 
     /// Notes `error` at `node`.
-    fn checked<T, E: ToString>(
+    pub(super) fn checked<T, E: ToString>(
         &mut self,
         path: &str,
         node: &Node,
@@ -46,8 +54,7 @@ impl<'a> Checker<'a> {
     /// The text of a scalar; numbers keep their spelling, booleans are `true` or `false`.
     fn scalar(&mut self, path: &str, node: &Node, expected: &str) -> Option<String> {
         match &node.value {
-            Value::Text(text) => self.checked(path, node, dollar::plain(text)),
-            Value::Number(text) => Some(text.clone()),
+            Value::Text(text) | Value::Number(text) => Some(text.clone()),
             Value::Bool(value) => Some(value.to_string()),
             Value::Null | Value::List(_) | Value::Map(_) => {
                 self.mismatch(path, node, expected);
@@ -265,6 +272,26 @@ impl<'a> Checker<'a> {
         self.checked(path, node, mode)
     }
 
+    /// Which profiles a service has is read before; here it is only checked.
+    pub(super) fn profiles(&mut self, path: &str, node: &Node) {
+        match &node.value {
+            Value::Null => {}
+            Value::List(items) => {
+                for (n, item) in items.iter().enumerate() {
+                    let path = &format!("{path}[{n}]");
+                    let Some(text) = self.text(path, item) else { continue };
+                    let allowed =
+                        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+                    if !text.bytes().all(allowed) || !text.as_bytes()[0].is_ascii_alphanumeric() {
+                        let message = format!("`{text}` cannot be the name of a profile");
+                        self.problem(Some(item.at), path, message);
+                    }
+                }
+            }
+            _ => self.mismatch(path, node, "a list of profiles"),
+        }
+    }
+
     pub(super) fn volumes(&mut self, path: &str, node: &Node) -> Vec<Bind> {
         let items = match &node.value {
             Value::Null => return Vec::new(),
@@ -277,17 +304,14 @@ impl<'a> Checker<'a> {
         let mut volumes: Vec<Bind> = Vec::new();
         for (n, item) in items.iter().enumerate() {
             let path = &format!("{path}[{n}]");
-            if matches!(item.value, Value::Map(_)) {
-                let message = "the long form of a volume is not supported in this version; \
-                     write `SOURCE:TARGET[:ro]`";
-                self.problem(Some(item.at), path, message);
-                continue;
-            }
-            let Some(text) = self.text(path, item) else { continue };
-            let Some(bind) = self.checked(path, item, volume::parse(&text, self.input.base_dir))
-            else {
-                continue;
+            let bind = if let Value::Map(entries) = &item.value {
+                self.long_volume(path, item, entries)
+            } else {
+                self.text(path, item).and_then(|text| {
+                    self.checked(path, item, volume::parse(&text, self.input.base_dir))
+                })
             };
+            let Some(bind) = bind else { continue };
             if volumes.iter().any(|other| other.target == bind.target) {
                 let message = format!("something is mounted at `{}` already", bind.target);
                 self.problem(Some(item.at), path, message);

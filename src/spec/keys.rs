@@ -1,7 +1,7 @@
 //! The keys of compose: which are implemented, and what to say of those that are not.
 
 /// Keys of a service that this version implements.
-pub(super) const SERVICE: [&str; 13] = [
+pub(super) const SERVICE: [&str; 14] = [
     "image",
     "command",
     "entrypoint",
@@ -15,13 +15,14 @@ pub(super) const SERVICE: [&str; 13] = [
     "stop_grace_period",
     "network_mode",
     "logging",
+    "profiles",
 ];
 
 /// Keys at the top of the file that this version accepts, besides `x-*`.
 pub(super) const TOP: [&str; 3] = ["services", "version", "name"];
 
 /// Keys of a service that compose knows and this version does not implement.
-const SERVICE_LATER: [&str; 80] = [
+const SERVICE_LATER: [&str; 79] = [
     "annotations",
     "attach",
     "blkio_config",
@@ -84,7 +85,6 @@ const SERVICE_LATER: [&str; 80] = [
     "pre_start",
     "pre_stop",
     "privileged",
-    "profiles",
     "provider",
     "pull_policy",
     "runtime",
@@ -118,7 +118,7 @@ pub(super) fn service_problem(key: &str, has_image: HasImage) -> String {
                 .to_owned()
         }
         ("ports", _) => later("ports", "; services use the host's network, so a port is reachable as it is"),
-        ("env_file", _) => later("env_file", "; write the variables under `environment:`"),
+        ("env_file" | "extends", _) => format!("`{key}` names a file, and this text was given without its folder"),
         ("deploy", _) => later("deploy", "; `restart:` gives the restart policy"),
         _ if SERVICE_LATER.contains(&key) => later(key, ""),
         _ => unknown(key, SERVICE.iter().chain(&SERVICE_LATER)),
@@ -129,6 +129,7 @@ pub(super) fn service_problem(key: &str, has_image: HasImage) -> String {
 pub(super) fn top_problem(key: &str) -> String {
     match key {
         "volumes" => later("volumes", "; a service can mount folders of the host (`./data:/data`)"),
+        "include" => "`include` names files, and this text was given without its folder".to_owned(),
         _ if TOP_LATER.contains(&key) => later(key, ""),
         _ if SERVICE.contains(&key) || SERVICE_LATER.contains(&key) => {
             format!(

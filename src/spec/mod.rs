@@ -1,41 +1,64 @@
-//! `services.yaml`: raw mirror, validation, and the [`Desired`] model. Computes only; reading the file and its
-//! environment is the caller's.
+//! `services.yaml`: raw mirror, what compose does with several files, validation, and the [`Desired`] model. Computes
+//! only; reading files and the environment is the caller's.
 //!
 //! ```text
-//! text ── raw ──► tree with positions ── validate, field ──► Desired
-//!                                              └──────────► Problems (all of them, with file:line:column)
+//! text ── raw, tag ──► tree with positions ── interpolate, place, include, extends ──┐  for each file
+//!                                                                                    ├── merge ──► Composition
+//! .env, env_file ── dotenv ──► Variables ────────────────────────────────────────────┘                 │
+//!                                        ┌── validate, field ── merged tree ──────────────────────────┤
+//!                                     Desired                          forms, emit: the canonical text ┘
+//! Problems (all of them, with file:line:column) at every step
 //! ```
 //!
 //! The file is a compose file. Each of its keys is implemented, accepted (`version`, `x-*`), or an error that says
 //! where and why; none is ignored in silence. What differs from compose in the values: a number keeps the spelling
 //! of the file (`UMASK: 022` is `022`, not `18`), and `;` or `|` in a command given as one text is passed on.
 
-mod dollar;
+mod composition;
+mod dotenv;
 mod duration;
+mod emit;
+mod env_files;
+mod extends;
 mod field;
 mod fingerprint;
+mod forms;
+mod include;
+mod interpolate;
 mod keys;
+mod load;
 mod logging;
+mod merge;
 mod name;
+mod place;
+mod ports;
 mod problem;
 mod raw;
+mod selection;
 mod service;
 mod signal;
 mod size;
+mod tag;
+mod tree;
 mod validate;
 mod volume;
 mod words;
 
+#[cfg(test)]
+mod corpus_tests;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use composition::{Composition, Interpolation, LoadInput, compose};
 pub use fingerprint::Fingerprint;
+pub use load::{FileSource, Sources};
 pub use logging::{LogDriver, LogMode, Logging};
 pub use name::{NameError, ProjectName, ServiceName};
 pub use problem::{Position, Problem, Problems};
+pub use selection::Selection;
 pub use service::{Access, Bind, Desired, NetworkMode, RestartPolicy, Service};
 pub use signal::{Signal, SignalError};
 
@@ -50,7 +73,7 @@ pub struct ParseInput<'a> {
     pub project_choice: ProjectChoice,
     /// Absolute path of the folder that relative paths begin at, normally the file's.
     pub base_dir: &'a Path,
-    /// Gives values to variables that the file names without one.
+    /// Gives values to the variables in the file.
     pub environment: &'a BTreeMap<String, String>,
 }
 
@@ -63,10 +86,31 @@ pub enum ProjectChoice {
     Explicit,
 }
 
-/// Reads a services file.
+/// Reads one text of a services file, in which no other file can be named; [`compose`] does the rest.
 ///
 /// # Errors
 /// Everything that is wrong with the file, at once; only YAML that cannot be read at all ends at its first error.
 pub fn parse(text: &str, input: &ParseInput<'_>) -> Result<Desired, Problems> {
-    validate::parse(text, input)
+    validate::parse(text, input, &Selection::default())
+}
+
+/// As [`parse`], with profiles.
+///
+/// # Errors
+/// Those of [`parse`].
+pub fn parse_selected(
+    text: &str,
+    input: &ParseInput<'_>,
+    selection: &Selection,
+) -> Result<Desired, Problems> {
+    validate::parse(text, input, selection)
+}
+
+/// The variables of an `.env` text, for the few that must be known before any services file is found.
+#[must_use]
+pub fn env_variables(text: &str, shell: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let usage = interpolate::Usage::default();
+    let variables = interpolate::Variables::new(shell, &usage);
+    // What is wrong with it is told when the project is put together.
+    dotenv::parse(text, dotenv::Format::Compose, &variables, &mut |_, _| {}).unwrap_or_default()
 }

@@ -5,6 +5,8 @@ use std::fmt;
 /// Line and column in a services file, both from 1; columns count characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
+    /// Which of the files that a project is put together from; an index of the reader's list.
+    pub(crate) file: u16,
     /// From 1.
     pub line: u64,
     /// From 1, in characters.
@@ -69,6 +71,12 @@ impl Problems {
         // An alias can lead to the same text from several places.
         problems.dedup();
         (!problems.is_empty()).then_some(Self(problems))
+    }
+
+    /// These and `more`.
+    pub(crate) fn joined(self, more: Option<Self>) -> Self {
+        let all = self.0.iter().chain(more.iter().flat_map(|more| &more.0)).cloned().collect();
+        Self::new(all).unwrap_or(self)
     }
 
     /// The problems, in the order of their positions.

@@ -68,8 +68,8 @@ pub(crate) struct SyntaxError {
     pub(crate) message: String,
 }
 
-/// Reads the one document of `text`.
-pub(crate) fn read(text: &str) -> Result<Node, SyntaxError> {
+/// Reads the one document of `text`, which is the file with this index.
+pub(crate) fn read(text: &str, file: u16) -> Result<Node, SyntaxError> {
     if text.len() > MAX_FILE {
         let message = format!("the file has {} bytes, more than {MAX_FILE}", text.len());
         return Err(SyntaxError { at: None, message });
@@ -95,12 +95,12 @@ pub(crate) fn read(text: &str) -> Result<Node, SyntaxError> {
     };
     let document: Option<Spanned<Loose>> = serde_saphyr::from_str_with_options(text, options)
         .map_err(|error| SyntaxError {
-            at: error.location().and_then(position),
+            at: error.location().and_then(|location| position(location, file)),
             message: message(error.without_snippet()),
         })?;
     Ok(match document {
-        Some(loose) => node(loose, text),
-        None => Node { value: Value::Null, at: Position { line: 1, column: 1 } },
+        Some(loose) => node(loose, text, file),
+        None => Node { value: Value::Null, at: Position { file, line: 1, column: 1 } },
     })
 }
 
@@ -116,14 +116,18 @@ fn message(error: &serde_saphyr::Error) -> String {
     }
 }
 
-fn position(location: Location) -> Option<Position> {
-    (location.line() > 0).then(|| Position { line: location.line(), column: location.column() })
+fn position(location: Location, file: u16) -> Option<Position> {
+    (location.line() > 0).then(|| Position {
+        file,
+        line: location.line(),
+        column: location.column(),
+    })
 }
 
-fn node(loose: Spanned<Loose>, text: &str) -> Node {
-    let at = position(loose.defined)
-        .or_else(|| position(loose.referenced))
-        .unwrap_or(Position { line: 1, column: 1 });
+fn node(loose: Spanned<Loose>, text: &str, file: u16) -> Node {
+    let at = position(loose.defined, file)
+        .or_else(|| position(loose.referenced, file))
+        .unwrap_or(Position { file, line: 1, column: 1 });
     let value = match loose.value {
         Loose::Null => Value::Null,
         Loose::Bool(value) => Value::Bool(value),
@@ -131,11 +135,13 @@ fn node(loose: Spanned<Loose>, text: &str) -> Node {
             Value::Number(spelling(loose.defined, text).map_or(value, str::to_owned))
         }
         Loose::Text(value) => Value::Text(value),
-        Loose::List(items) => Value::List(items.into_iter().map(|item| node(item, text)).collect()),
+        Loose::List(items) => {
+            Value::List(items.into_iter().map(|item| node(item, text, file)).collect())
+        }
         Loose::Map(entries) => {
             let entry = |(key, value): (Spanned<String>, Spanned<Loose>)| {
-                let value = node(value, text);
-                let at = position(key.defined).unwrap_or(value.at);
+                let value = node(value, text, file);
+                let at = position(key.defined, file).unwrap_or(value.at);
                 Entry { key: key.value, at, value }
             };
             Value::Map(entries.into_iter().map(entry).collect())
@@ -247,6 +253,7 @@ mod tests {
     fn numbers_keep_their_spelling_and_booleans_are_only_true_and_false() {
         let root = read(
             "a: 1.10\nb: 022\nc: 0x1F\nd: yes\ne: True\nf: \"7\"\ng: -3\nh: 99999999999999999999\n",
+            0,
         )
         .unwrap();
         let values: Vec<_> = map(&root).iter().map(|entry| entry.value.value.clone()).collect();
@@ -266,7 +273,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_know_where_they_stand() {
-        let root = read("# é\nservices:\n  web: {image: é, x: [1, 2]}\n").unwrap();
+        let root = read("# é\nservices:\n  web: {image: é, x: [1, 2]}\n", 0).unwrap();
         let services = &map(&root)[0];
         assert_eq!((services.at.line, services.at.column), (2, 1));
         let web = &map(&services.value)[0];
@@ -279,7 +286,7 @@ mod tests {
 
     #[test]
     fn anchors_aliases_and_merge_keys_are_resolved_to_the_anchored_text() {
-        let root = read("x: &a\n  k: 1\n  l: 2\ny:\n  <<: *a\n  l: 3\nz: *a\n").unwrap();
+        let root = read("x: &a\n  k: 1\n  l: 2\ny:\n  <<: *a\n  l: 3\nz: *a\n", 0).unwrap();
         let y = map(&map(&root)[1].value);
         let mut pairs: Vec<_> = y.iter().map(|e| (e.key.as_str(), e.value.value.clone())).collect();
         pairs.sort_by_key(|(key, _)| *key);
@@ -299,7 +306,7 @@ mod tests {
             ("a: 1\n---\nb: 2\n", 3),
             ("a: !foo 1\n", 1),
         ] {
-            let error = read(text).unwrap_err();
+            let error = read(text, 0).unwrap_err();
             assert!(!error.message.is_empty());
             assert_eq!(error.at.map(|at| at.line), Some(line), "{text:?}: {}", error.message);
         }
@@ -313,17 +320,17 @@ mod tests {
             let items = [item.as_str(); 9].join(",");
             bomb.push_str(&format!("a{n}: &a{n} [{items}]\n"));
         }
-        assert!(read(&bomb).is_err());
-        assert!(read(&"[".repeat(10_000)).is_err());
+        assert!(read(&bomb, 0).is_err());
+        assert!(read(&"[".repeat(10_000), 0).is_err());
         let deep: String = (0..1000).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
-        assert!(read(&deep).is_err());
-        assert!(read(&" ".repeat(MAX_FILE + 1)).is_err());
+        assert!(read(&deep, 0).is_err());
+        assert!(read(&" ".repeat(MAX_FILE + 1), 0).is_err());
     }
 
     #[test]
     fn an_empty_file_is_null() {
         for text in ["", "# nothing\n", "---\n", "~"] {
-            assert_eq!(read(text).unwrap().value, Value::Null, "{text:?}");
+            assert_eq!(read(text, 0).unwrap().value, Value::Null, "{text:?}");
         }
     }
 }

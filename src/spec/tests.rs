@@ -30,7 +30,7 @@ fn words(words: &[&str]) -> Option<Vec<String>> {
 }
 
 /// Every key of this version in every form.
-const EVERY_KEY: &str = r#"
+pub(super) const EVERY_KEY: &str = r#"
 version: "3.8"
 name: shop
 x-note: {anything: [goes]}

@@ -1,22 +1,57 @@
 //! From the raw mirror to [`Desired`]: the file and its services. Single values are read in `field`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::field::Checker;
+use super::interpolate::{Report, Usage, Variables};
 use super::keys::{self, HasImage};
 use super::raw::{Entry, Node, Value};
-use super::{Desired, ParseInput, Problems, ProjectName, Service, ServiceName, raw};
+use super::{
+    Desired, ParseInput, Problem, Problems, ProjectName, Selection, Service, ServiceName, raw,
+};
 
 /// Reads and checks `text`, and reports everything that is wrong with it.
-pub(super) fn parse(text: &str, input: &ParseInput<'_>) -> Result<Desired, Problems> {
-    let mut checker = Checker::new(input);
-    let desired = match raw::read(text) {
-        Ok(root) => file(&mut checker, &root),
-        Err(error) => {
-            checker.problem(error.at, "", error.message);
-            None
+pub(super) fn parse(
+    text: &str,
+    input: &ParseInput<'_>,
+    selection: &Selection,
+) -> Result<Desired, Problems> {
+    let mut problems = Vec::new();
+    let shown = [input.file.to_owned()];
+    match raw::read(text, 0) {
+        Ok(mut root) => {
+            let usage = Usage::default();
+            let mut report = Report {
+                file: input.file,
+                problems: &mut problems,
+                warnings: &mut Vec::new(),
+                warned: &mut BTreeSet::new(),
+            };
+            Variables::new(input.environment, &usage).apply(&mut root, &mut report);
+            match (check(&root, input, &shown, selection), Problems::new(problems)) {
+                (Err(checked), more) => Err(checked.joined(more)),
+                (Ok(_), Some(problems)) => Err(problems),
+                (Ok(desired), None) => Ok(desired),
+            }
         }
-    };
+        Err(error) => {
+            let file = input.file.to_owned();
+            let (path, message) = (String::new(), error.message);
+            problems.push(Problem { file, at: error.at, path, message });
+            Err(Problems::new(problems).expect("one was just added"))
+        }
+    }
+}
+
+/// Checks a tree whose variables are replaced; `shown` names the files that its positions are of.
+pub(super) fn check(
+    root: &Node,
+    input: &ParseInput<'_>,
+    shown: &[String],
+    selection: &Selection,
+) -> Result<Desired, Problems> {
+    let mut checker = Checker::new(input, shown, selection);
+    let desired = file(&mut checker, root);
     match (Problems::new(checker.problems), desired) {
         (Some(problems), _) => Err(problems),
         (None, Some(desired)) => Ok(desired),
@@ -74,7 +109,17 @@ fn services(checker: &mut Checker<'_>, node: &Node) -> Option<BTreeMap<ServiceNa
         return None;
     }
     let mut services = BTreeMap::new();
+    if !entries.iter().any(|entry| checker.selection.is_active(&entry.key, &entry.value)) {
+        let message =
+            "every service has a profile, and none of them is active; choose one with `--profile`";
+        checker.problem(Some(node.at), "services", message);
+        return None;
+    }
     for Entry { key, at, value } in entries {
+        // As in compose, what does not run need not be right.
+        if !checker.selection.is_active(key, value) {
+            continue;
+        }
         match key.parse::<ServiceName>() {
             Ok(name) => {
                 if let Some(service) = service(checker, name.clone(), value) {
@@ -116,6 +161,7 @@ fn service(checker: &mut Checker<'_>, name: ServiceName, node: &Node) -> Option<
             "stop_grace_period" => service.stop_grace_period = checker.duration(path, value),
             "network_mode" => service.network_mode = checker.network_mode(path, value),
             "logging" => service.logging = checker.logging(path, value),
+            "profiles" => checker.profiles(path, value),
             _ if key.starts_with("x-") => {}
             _ => checker.problem(Some(*at), path, keys::service_problem(key, has_image)),
         }

@@ -108,6 +108,7 @@ impl Driver {
                 base_dir: std::path::PathBuf::new(),
                 environment: std::collections::BTreeMap::new(),
                 services: Vec::new(),
+                sources: None,
             };
             let requests = std::collections::BTreeMap::new();
             let wishes = std::collections::BTreeMap::new();

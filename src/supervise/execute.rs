@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::files::{Reread, RereadError};
 use super::held::ContainerRecord;
 use super::images::{Extent, Images};
 use super::launch::{self, Place};
@@ -70,10 +71,10 @@ pub(super) enum Outcome {
         container: ContainerKey,
         seen: Seen,
     },
-    /// The services file of a project has another content, or cannot be read.
+    /// The files of a project have another content, or cannot be read.
     FileChanged {
         project: String,
-        text: Result<String, String>,
+        result: Result<Reread, RereadError>,
     },
 }
 

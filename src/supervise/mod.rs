@@ -16,6 +16,7 @@ mod control;
 mod driver;
 mod events;
 mod execute;
+mod files;
 mod find;
 mod findings;
 mod handle;
@@ -43,6 +44,7 @@ mod wishes;
 
 pub use control::{Control, ControlError, ControlOptions, instance_of};
 pub use events::EventHistory;
+pub use files::{FileKinds, HostFiles};
 pub use handle::{ControlHandle, RequestError, RequestErrorKind, StopOptions};
 pub use images::Extent;
 pub use log_stream::{LogTail, StreamedLine, read_logs};

@@ -3,6 +3,7 @@
 use super::driver::Driver;
 use super::events::Subject;
 use super::execute::{self, Outcome};
+use super::files::{Reread, RereadError};
 use super::held::is_host_fault;
 use super::pull_error::PullError;
 use super::report::EventLevel;
@@ -34,7 +35,7 @@ impl Driver {
             }
             Outcome::Removed { container, result } => self.removed(&container, result),
             Outcome::Reported { container, seen } => self.reported(&container, seen),
-            Outcome::FileChanged { project, text } => self.file_changed(&project, text),
+            Outcome::FileChanged { project, result } => self.file_changed(&project, result),
         }
     }
 
@@ -261,14 +262,21 @@ impl Driver {
         self.emit_for(container, level, "container-exited", format!("{container} {words}"));
     }
 
-    fn file_changed(&mut self, name: &str, text: Result<String, String>) {
+    fn file_changed(&mut self, name: &str, result: Result<Reread, RereadError>) {
         let Ok(name) = name.parse::<crate::spec::ProjectName>() else { return };
         let Some(project) = self.projects.get_mut(&name) else { return };
         let subject = Subject::Project(name.as_str());
-        let text = match text {
-            Ok(text) if text == project.record.request.text => return,
-            Ok(text) => text,
-            Err(reason) => {
+        let reread = match result {
+            Ok(reread) if reread.text == project.record.request.text => return,
+            Ok(reread) => reread,
+            Err(RereadError::Invalid(problems)) => {
+                let message = format!(
+                    "the services file is not valid, its last good state is kept:\n{problems}"
+                );
+                self.events.emit(subject, EventLevel::Error, "services-file-invalid", message, []);
+                return;
+            }
+            Err(RereadError::Unreadable(reason)) => {
                 let message = format!(
                     "the services file cannot be read, its last good state is kept: {reason}"
                 );
@@ -283,11 +291,21 @@ impl Driver {
             }
         };
         let mut request = project.record.request.clone();
-        request.text.clone_from(&text);
+        request.text.clone_from(&reread.text);
+        request.sources.clone_from(&reread.sources);
         // Services that were chosen by name may have gone from the file.
         match super::project::parse(&request) {
             Ok(desired) => {
-                project.reread(text, desired);
+                project.reread(request, desired);
+                for warning in reread.warnings {
+                    self.events.emit(
+                        subject,
+                        EventLevel::Warning,
+                        "services-file-warning",
+                        warning,
+                        [],
+                    );
+                }
                 self.events.emit(
                     subject,
                     EventLevel::Info,

@@ -10,7 +10,7 @@ use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::report::UpRequest;
 use super::service_wish::{ExitWaiter, ServiceWaiter, ServiceWish};
 use crate::reconcile::{Goal, ServiceRecord};
-use crate::spec::{self, Desired, ParseInput, ProjectChoice, ProjectName, ServiceName};
+use crate::spec::{self, Desired, ParseInput, ProjectChoice, ProjectName, Selection, ServiceName};
 use crate::store::Record;
 
 /// What the user wants of a project as a whole.
@@ -61,8 +61,16 @@ pub(super) fn parse(request: &UpRequest) -> Result<Desired, RequestError> {
         base_dir: &request.base_dir,
         environment: &request.environment,
     };
-    let mut desired =
-        spec::parse(&request.text, &input).map_err(|problems| invalid(problems.to_string()))?;
+    let selection = Selection {
+        profiles: request
+            .sources
+            .as_ref()
+            .map(|sources| sources.profiles.clone())
+            .unwrap_or_default(),
+        named: request.services.clone(),
+    };
+    let mut desired = spec::parse_selected(&request.text, &input, &selection)
+        .map_err(|problems| invalid(problems.to_string()))?;
     for name in &request.services {
         if !desired.services.keys().any(|service| service.as_str() == name) {
             let known: Vec<&str> = desired.services.keys().map(ServiceName::as_str).collect();
@@ -148,8 +156,8 @@ impl Project {
 
     /// Takes over a new text of the file, which asks for nothing to run again that has ended. Services that are new
     /// in it have not been asked for before, so they are now.
-    pub(super) fn reread(&mut self, text: String, desired: Desired) {
-        self.record.request.text = text;
+    pub(super) fn reread(&mut self, request: UpRequest, desired: Desired) {
+        self.record.request = request;
         for name in desired.services.keys() {
             let record = self.records.entry(name.clone()).or_default();
             if record.request == 0 {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Digest;
+use crate::spec::Sources;
 
 /// One service as `ps` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -230,9 +231,9 @@ pub struct ExecTarget {
 pub struct UpRequest {
     /// Its name.
     pub project: String,
-    /// The services file.
+    /// The first services file.
     pub file: PathBuf,
-    /// Its text, as the caller read it.
+    /// What all files say together; the text of the one file when there are no `sources`.
     pub text: String,
     /// Where relative paths in it start.
     pub base_dir: PathBuf,
@@ -240,4 +241,8 @@ pub struct UpRequest {
     pub environment: BTreeMap<String, String>,
     /// Only these services; all when empty.
     pub services: Vec<String>,
+    /// What the text was put together from, to do it again when a file changes. Absent in requests of older
+    /// versions, and when `text` is `file`'s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Sources>,
 }
