@@ -49,6 +49,7 @@ impl Keeper {
         }
         let mut step = Step::Keep;
         let mut descriptor = None;
+        let mut standing = Vec::new();
         let answer = match decode(&packet) {
             Some(Request::Hello { protocol, oldest, .. }) => {
                 hello_answer(&self.identity, &self.config.build, (protocol, oldest))
@@ -64,6 +65,7 @@ impl Keeper {
             }
             Some(Request::Events) => {
                 client.wants_events = true;
+                standing = self.standing();
                 Answer::Done
             }
             Some(Request::Stop { how }) => match self.objection_to(how) {
@@ -81,10 +83,21 @@ impl Keeper {
         };
         let Some(client) = self.clients.get(place) else { return step };
         let descriptors: Vec<_> = descriptor.into_iter().collect();
-        match socket::send(client.connection.as_fd(), &encode(&answer), &descriptors) {
+        let mut sent = socket::send(client.connection.as_fd(), &encode(&answer), &descriptors);
+        for event in standing {
+            let message = encode(&Answer::Event { event });
+            sent = sent.and_then(|_| socket::send(client.connection.as_fd(), &message, &[]));
+        }
+        match sent {
             Err(_) if matches!(step, Step::Keep) => Step::Drop,
             _ => step,
         }
+    }
+
+    /// What has happened and still holds. A keeper that was just started has done it before anybody could listen.
+    fn standing(&self) -> Vec<ConnectionEvent> {
+        let kept = self.worker_kept.clone().map(|reason| ConnectionEvent::WorkerKept { reason });
+        kept.into_iter().collect()
     }
 
     /// Cuts the pause before the next attempt to start a worker, and tries again to succeed one of another build.
