@@ -12,7 +12,7 @@ pub(super) fn describe(event: &ConnectionEvent) -> (EventLevel, &'static str, St
             (Info, "worker-started", "lazy layers are served".to_owned())
         }
         ConnectionEvent::WorkerStarted { restarts } => {
-            (Info, "worker-started", format!("lazy layers are served again ({restarts} restarts)"))
+            (Info, "worker-started", format!("lazy layers are served again (restart {restarts})"))
         }
         ConnectionEvent::WorkerEnded { reason } => (
             Warning,
