@@ -131,7 +131,7 @@ async fn a_registry_behind_tls_is_trusted_by_its_authority_and_name() {
     let registry = FaultRegistry::start();
     let image = TinyImage::new(LAYER);
     image.put(&registry, "app", "v1");
-    let front = TlsFront::start(&registry, "IP:0.0.0.0");
+    let front = TlsFront::start(&registry, "0.0.0.0");
     let reference: ImageRef = format!("{}/app:v1", front.host()).parse().unwrap();
     let error = resolve(&client(), &reference).await.unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Tls, "{error:?}");
@@ -147,7 +147,7 @@ async fn a_registry_behind_tls_is_trusted_by_its_authority_and_name() {
     assert_eq!(blob.range(5..99).await.unwrap()[..], image.layer[5..99]);
     assert_eq!(read_all(&blob).await.unwrap(), image.layer);
 
-    let other = TlsFront::start(&registry, "DNS:elsewhere.example");
+    let other = TlsFront::start(&registry, "elsewhere.example");
     let reference: ImageRef = format!("{}/app:v1", other.host()).parse().unwrap();
     let error = resolve(&trusting(&other), &reference).await.unwrap_err();
     assert_eq!(error.kind(), FetchErrorKind::Tls, "{error:?}");

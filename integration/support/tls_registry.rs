@@ -1,15 +1,17 @@
-//! TLS in front of the in-process registry, with a certificate of an authority that `openssl` makes for the test.
+//! TLS in front of the in-process registry, with a certificate of an authority that is made for the test.
 
 use std::io::{self, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::registry::FaultRegistry;
+
+const AUTHORITY: &str = "authority.pem";
 
 /// The encrypted side. Its thread ends with the test process: it holds nothing but a socket.
 pub(crate) struct TlsFront {
@@ -18,10 +20,34 @@ pub(crate) struct TlsFront {
 }
 
 impl TlsFront {
-    /// Puts TLS before `registry`, with a certificate for `name` (`IP:…` or `DNS:…`).
+    /// Puts TLS before `registry`, with a certificate for `name`, a host name or an address, that is valid now.
     pub(crate) fn start(registry: &FaultRegistry, name: &str) -> Self {
+        Self::start_in(registry, name, 2000..3000)
+    }
+
+    /// The same, valid from the beginning of the first year to the beginning of the last.
+    pub(crate) fn start_in(registry: &FaultRegistry, name: &str, years: Range<i32>) -> Self {
+        Self::start_with(registry, |folder| signed(folder, name, years))
+    }
+
+    /// With the certificate of an authority that was meant for nothing else, as `openssl req -x509` makes it.
+    pub(crate) fn start_self_signed(registry: &FaultRegistry, name: &str) -> Self {
+        Self::start_with(registry, |folder| {
+            let (mut authority, key) = authority();
+            authority.subject_alt_names =
+                CertificateParams::new([name.to_owned()]).expect("a name").subject_alt_names;
+            let certificate = authority.self_signed(&key).expect("an authority");
+            std::fs::write(folder.join(AUTHORITY), certificate.pem()).expect("a file");
+            (certificate, key)
+        })
+    }
+
+    fn start_with(
+        registry: &FaultRegistry,
+        certificate: impl FnOnce(&Path) -> (Certificate, KeyPair),
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = Arc::new(certificate(folder.path(), name));
+        let config = Arc::new(config(certificate(folder.path())));
         let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
         let port = listener.local_addr().expect("a bound listener has an address").port();
         let backend = registry.host();
@@ -42,7 +68,7 @@ impl TlsFront {
 
     /// The authority that signed the certificate.
     pub(crate) fn authority(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
+        self.folder.path().join(AUTHORITY)
     }
 }
 
@@ -76,30 +102,34 @@ fn read_head(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-fn certificate(folder: &Path, name: &str) -> rustls::ServerConfig {
-    std::fs::write(folder.join("ext"), format!("subjectAltName={name}")).expect("extensions");
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    for command in [
-        format!("req -x509 {key} -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"),
-        format!("req {key} -subj /CN=server -keyout key.pem -out request.pem"),
-        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
-         -extfile ext -out server.pem"
-            .to_owned(),
-    ] {
-        let output = Command::new("openssl")
-            .args(command.split_whitespace())
-            .current_dir(folder)
-            .output()
-            .expect("`openssl` runs (Debian package openssl)");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-    let certificate = CertificateDer::from_pem_file(folder.join("server.pem")).expect("PEM");
-    let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).expect("PEM");
+fn authority() -> (CertificateParams, KeyPair) {
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.distinguished_name.push(DnType::CommonName, "authority");
+    (authority, KeyPair::generate().expect("a key"))
+}
+
+/// For the server; the authority's own goes into `folder`.
+fn signed(folder: &Path, name: &str, years: Range<i32>) -> (Certificate, KeyPair) {
+    let (authority, signer) = authority();
+    let signed = authority.self_signed(&signer).expect("an authority");
+    std::fs::write(folder.join(AUTHORITY), signed.pem()).expect("a file");
+
+    let mut server = CertificateParams::new([name.to_owned()]).expect("a name");
+    server.not_before = rcgen::date_time_ymd(years.start, 1, 1);
+    server.not_after = rcgen::date_time_ymd(years.end, 1, 1);
+    let key = KeyPair::generate().expect("a key");
+    let issuer = Issuer::from_params(&authority, &signer);
+    (server.signed_by(&key, &issuer).expect("a certificate"), key)
+}
+
+fn config((certificate, key): (Certificate, KeyPair)) -> rustls::ServerConfig {
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider knows them")
         .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
+        .with_single_cert(vec![certificate.der().clone()], key.into())
         .expect("a certificate and its key")
 }

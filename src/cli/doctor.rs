@@ -2,20 +2,24 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anstyle::{AnsiColor, Style};
 use clap::Args;
 use hyper::Method;
 
+use super::doctor_view::Shown;
 use super::settings::Settings;
 use super::{look_up, output, project, run};
-use crate::api::ApiClient;
+use crate::api::{ApiClient, SOCKET_NAME};
 use crate::doctor::{Check, Health, Patient, examine};
 use crate::image::ImageRef;
 use crate::spec::Interpolation;
 use crate::supervise::instance_of;
 use crate::supervise::report::ServiceReport;
 use crate::telemetry::Chain;
+
+/// Control answers at once, whatever it does.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `doctor`.
 #[derive(Debug, Args)]
@@ -60,7 +64,9 @@ pub(super) fn run(settings: &Settings, arguments: &DoctorArguments) -> anyhow::R
         own.push(services_file(settings, arguments, &mut patient.images));
     }
     let checks = super::connect::runtime()?.block_on(async {
-        own.push(control(settings, &mut patient.images).await);
+        // It is told after what may be wrong with the host, and asked before: it knows images.
+        let asked = tokio::time::timeout(PATIENCE, control(settings, &mut patient.images)).await;
+        own.push(asked.unwrap_or_else(|_| silent_control(settings)));
         patient.images.sort_by_key(ToString::to_string);
         patient.images.dedup();
         let mut checks = examine(&patient).await;
@@ -79,7 +85,26 @@ pub(super) fn run(settings: &Settings, arguments: &DoctorArguments) -> anyhow::R
 }
 
 fn check(name: &str, health: Health, message: String, remedy: Option<&str>) -> Check {
-    Check { name: name.to_owned(), health, message, remedy: remedy.map(str::to_owned) }
+    let (name, remedy) = (name.to_owned(), remedy.map(str::to_owned));
+    Check { name, subject: None, health, message, remedy }
+}
+
+/// A control that takes connections, or does not even that, and says nothing.
+fn silent_control(settings: &Settings) -> Check {
+    // The credentials of a connection are those of whoever listens.
+    let connected = std::os::unix::net::UnixStream::connect(settings.run_dir.join(SOCKET_NAME));
+    let process = connected.and_then(|connection| crate::sys::socket::peer(&connection));
+    let (who, kill) = match process {
+        Ok(peer) => (format!("process {}", peer.pid), format!("`kill -9 {}`", peer.pid)),
+        Err(_) => ("it".to_owned(), "end it".to_owned()),
+    };
+    let message = format!("{who} does not answer within {} s", PATIENCE.as_secs());
+    let remedy = format!("{kill}: services go on, and the next command starts another control");
+    check("control", Health::Failed, message, Some(&remedy))
+}
+
+fn services(count: usize) -> String {
+    if count == 1 { "1 service".to_owned() } else { format!("{count} services") }
 }
 
 /// The services file, and the images that it names.
@@ -94,8 +119,8 @@ fn services_file(
     match read {
         Ok((desired, composition)) => {
             images.extend(desired.services.values().map(|service| service.image.clone()));
-            let message =
-                format!("`{}`: {} services", composition.main_file(), desired.services.len());
+            let count = services(desired.services.len());
+            let message = format!("`{}`: {count}", composition.main_file());
             check(name, Health::Ok, message, None)
         }
         Err(error) => {
@@ -130,8 +155,9 @@ async fn control(settings: &Settings, images: &mut Vec<ImageRef>) -> Check {
             return check(name, Health::Failed, Chain(&error).to_string(), remedy);
         }
     };
+    let (version, pid) = (&hello.version, hello.pid);
     let message =
-        format!("version {} runs as process {} with {services} services", hello.version, hello.pid);
+        format!("version {version} runs as process {pid} with {}", self::services(services));
     let build = crate::version::versions().build.to_string();
     if hello.version == build {
         check(name, Health::Ok, message, None)
@@ -147,24 +173,8 @@ async fn control(settings: &Settings, images: &mut Vec<ImageRef>) -> Check {
 }
 
 fn show(checks: &[Check]) {
-    let width = checks.iter().map(|check| check.name.chars().count()).max().unwrap_or(0).min(40);
-    for check in checks {
-        let (mark, colour) = match check.health {
-            Health::Ok => ("✔", AnsiColor::Green),
-            Health::Degraded => ("!", AnsiColor::Yellow),
-            Health::Failed => ("✘", AnsiColor::Red),
-        };
-        let style: Style = colour.on_default().bold();
-        output::line(&format!("{style}{mark}{style:#} {:width$}  {}", check.name, check.message));
-        if let Some(remedy) = &check.remedy {
-            output::line(&format!("  {:width$}  → {remedy}", ""));
-        }
+    let width = output::width().unwrap_or(usize::MAX);
+    for text in Shown::of(checks).lines(width) {
+        output::line(&text);
     }
-    let count = |health| checks.iter().filter(|check| check.health == health).count();
-    let (failed, degraded) = (count(Health::Failed), count(Health::Degraded));
-    output::line(&match (failed, degraded) {
-        (0, 0) => "healthy".to_owned(),
-        (0, degraded) => format!("healthy, with {degraded} things degraded"),
-        (failed, degraded) => format!("{failed} failed, {degraded} degraded"),
-    });
 }

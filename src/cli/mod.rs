@@ -10,6 +10,7 @@ pub mod completion;
 mod config;
 mod connect;
 mod doctor;
+mod doctor_view;
 mod down;
 mod events;
 mod exec;

@@ -68,14 +68,23 @@ pub(super) fn failure(message: &str, hint: Option<&str>) {
     }
 }
 
+/// Columns of the terminal that standard output is; `None` when it is none.
+fn columns() -> Option<u16> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(size.ws_col)
+}
+
+/// The same, for counting characters.
+pub(super) fn width() -> Option<usize> {
+    columns().map(usize::from)
+}
+
 /// Columns with a heading, cut to the terminal's width; whole when nobody looks.
 pub(super) fn table(heading: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
-        && size.ws_col > 0
-    {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(size.ws_col);
+    if let Some(width) = columns() {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
     }
     table.set_header(heading.iter().copied());
     for row in rows {

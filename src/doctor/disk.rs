@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Check;
+use super::machine::RUN_AS_ROOT;
 use crate::store;
 use crate::sys::mount::{self, MountCall, Overlay, Upper};
 
@@ -39,7 +40,7 @@ fn directory(name: &str, dir: &Path, flag: &str) -> Check {
         }
         Err(error) => {
             let message = format!("`{shown}` cannot be read: {error}");
-            Check::failed(name, message, "run as root, and check the disk")
+            Check::failed(name, message, advice(&error, flag))
         }
         // A byte is written: what is full can still make an empty file.
         Ok(_) => match tempfile::tempfile_in(dir)
@@ -48,13 +49,22 @@ fn directory(name: &str, dir: &Path, flag: &str) -> Check {
             Ok(()) => Check::ok(name, format!("`{shown}` can be written")),
             Err(error) => {
                 let message = format!("`{shown}` cannot be written: {error}");
-                let remedy = format!(
-                    "free some space, remount it writable, or name another one with {flag}"
-                );
-                Check::failed(name, message, remedy)
+                Check::failed(name, message, advice(&error, flag))
             }
         },
     }
+}
+
+/// What to do about a directory that cannot be used.
+fn advice(error: &io::Error, flag: &str) -> String {
+    let what = match error.kind() {
+        io::ErrorKind::PermissionDenied => RUN_AS_ROOT,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space",
+        io::ErrorKind::ReadOnlyFilesystem => "remount it writable (a damaged disk turns read-only)",
+        io::ErrorKind::NotADirectory => "move away what is in its place",
+        _ => "check the disk",
+    };
+    format!("{what}, or name another one with {flag}")
 }
 
 fn space(dir: &Path) -> Check {
@@ -68,11 +78,14 @@ fn space(dir: &Path) -> Check {
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     // Some file systems make inodes as they go and count none.
     let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
-    let megabytes = free / 1_000_000;
+    let room = match free / 1_000_000 {
+        megabytes @ ..10_000 => format!("{megabytes} MB"),
+        megabytes => format!("{} GB", megabytes / 1000),
+    };
     let message = if stat.f_files == 0 {
-        format!("{megabytes} MB free at `{}`", dir.display())
+        format!("{room} free at `{}`", dir.display())
     } else {
-        format!("{megabytes} MB and {inodes} inodes free at `{}`", dir.display())
+        format!("{room} and {inodes} inodes free at `{}`", dir.display())
     };
     let remedy = "free some space, or name a larger disk with --state-dir";
     if free < NO_SPACE || inodes < NO_INODES {
@@ -92,7 +105,14 @@ fn writable_layers(dir: &Path) -> Check {
         Err(error) => {
             let message =
                 format!("no overlay can be written on the file system of `{shown}`: {error}");
-            let remedy = "keep the state directory on ext4, xfs, btrfs or tmpfs, not on an overlay or a network";
+            let remedy = match error.kind() {
+                io::ErrorKind::PermissionDenied => RUN_AS_ROOT,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space",
+                io::ErrorKind::ReadOnlyFilesystem => "remount it writable",
+                _ => {
+                    "keep the state directory on ext4, xfs, btrfs or tmpfs, not on an overlay or a network"
+                }
+            };
             Check::failed(name, message, remedy)
         }
     }

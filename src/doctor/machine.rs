@@ -3,6 +3,8 @@
 use super::Check;
 use crate::host::{Absence, FeatureName, Features, OLDEST_KERNEL};
 
+pub(super) const RUN_AS_ROOT: &str = "run as root";
+
 pub(super) fn checks(features: &Features) -> Vec<Check> {
     let kernel = &features.kernel;
     let (major, minor) = OLDEST_KERNEL;
@@ -12,6 +14,7 @@ pub(super) fn checks(features: &Features) -> Vec<Check> {
     } else {
         Check::ok("kernel", format!("Linux {}", kernel.release))
     }];
+    checks.push(privileges());
     for feature in features.all() {
         let name = feature.name;
         let Some(absence) = feature.absence() else {
@@ -21,9 +24,10 @@ pub(super) fn checks(features: &Features) -> Vec<Check> {
         let message = format!("{absence}; lost: {}", name.loss());
         let remedy = match absence {
             Absence::Forced => {
-                format!("take `{name}` out of SUPERVISOR_DISABLE (or out of its own variable)")
+                format!("take it out of {}", name.switches())
             }
             Absence::Missing(_) => name.remedy().to_owned(),
+            Absence::Untried(_) => RUN_AS_ROOT.to_owned(),
             Absence::Needs(other) => other.remedy().to_owned(),
         };
         checks.push(if name == FeatureName::Overlay {
@@ -33,6 +37,24 @@ pub(super) fn checks(features: &Features) -> Vec<Check> {
         });
     }
     checks
+}
+
+/// Without this one every other check says little.
+fn privileges() -> Check {
+    let name = "privileges";
+    match caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_ADMIN) {
+        Ok(true) => Check::ok(name, "mounts, control groups and containers can be made"),
+        Ok(false) if rustix::process::geteuid().is_root() => {
+            let message = "CAP_SYS_ADMIN is not granted: nothing can be mounted";
+            let remedy = "run outside the sandbox or container, or grant it (`--privileged`)";
+            Check::failed(name, message, remedy)
+        }
+        Ok(false) => {
+            let message = "not root: no container can be started, and little can be checked";
+            Check::failed(name, message, RUN_AS_ROOT)
+        }
+        Err(error) => Check::failed(name, error.to_string(), RUN_AS_ROOT),
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,9 @@ pub enum Health {
 pub struct Check {
     /// What was checked; stable, for programs.
     pub name: String,
+    /// Which one, where there are several of a kind: a registry, an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
     /// How it ended.
     pub health: Health,
     /// What was found.
@@ -42,7 +45,8 @@ pub struct Check {
 
 impl Check {
     fn ok(name: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { name: name.into(), health: Health::Ok, message: message.into(), remedy: None }
+        let (name, message) = (name.into(), message.into());
+        Self { name, subject: None, health: Health::Ok, message, remedy: None }
     }
 
     fn wrong(
@@ -60,6 +64,10 @@ impl Check {
         remedy: impl Into<String>,
     ) -> Self {
         Self::wrong(Health::Degraded, name, message, remedy)
+    }
+
+    fn of(self, subject: impl Into<String>) -> Self {
+        Self { subject: Some(subject.into()), ..self }
     }
 
     fn failed(

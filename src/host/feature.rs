@@ -82,15 +82,15 @@ impl FeatureName {
                 "when the worker of lazy layers dies, reads fail and the containers that use them are restarted"
             }
             Self::Overlay => "no container can start",
-            Self::LowerdirPlus => "nothing: layers are mounted with the older call",
-            Self::MountApi => "nothing: mounts are made with the older call",
-            Self::UserNamespaceOverlay => "nothing: containers run in the host's user namespace",
+            Self::LowerdirPlus => "nothing, layers are mounted with the older call",
+            Self::MountApi => "nothing, mounts are made with the older call",
+            Self::UserNamespaceOverlay => "nothing, containers run in the host's user namespace",
             Self::Cgroup => {
                 "containers run without limits, and without the capability to make device nodes"
             }
             Self::Seccomp => "the system calls of containers and of our own roles are not filtered",
             Self::Landlock => "the processes that parse what the network sent are confined less",
-            Self::Nftables => "nothing: no service has a network of its own yet",
+            Self::Nftables => "nothing, no service has a network of its own yet",
             Self::ExitCodes => {
                 "the exit code of a container whose monitor died may be reported as unknown"
             }
@@ -112,6 +112,16 @@ impl FeatureName {
                 | Self::ExitCodes
                 | Self::ResourceLimits
         )
+    }
+
+    /// Variables that switch it off, in words that follow “take it out of”.
+    #[must_use]
+    pub fn switches(self) -> &'static str {
+        match self {
+            Self::Fuse => "SUPERVISOR_DISABLE, or unset SUPERVISOR_FUSE",
+            Self::Passthrough => "SUPERVISOR_DISABLE, or unset SUPERVISOR_PASSTHROUGH",
+            _ => "SUPERVISOR_DISABLE",
+        }
     }
 
     /// What an operator can do about it.
@@ -160,6 +170,8 @@ pub enum Absence {
     Forced,
     /// It was tried.
     Missing(String),
+    /// It could not be tried, because this process may not.
+    Untried(String),
     /// It needs another one, which is not there.
     Needs(FeatureName),
 }
@@ -169,6 +181,7 @@ impl fmt::Display for Absence {
         match self {
             Self::Forced => f.write_str("it is switched off"),
             Self::Missing(reason) => f.write_str(reason),
+            Self::Untried(reason) => write!(f, "it could not be tried: {reason}"),
             Self::Needs(name) => write!(f, "it needs `{name}`"),
         }
     }

@@ -100,7 +100,7 @@ impl Prober<'_> {
         let mut add = |name, probe: &dyn Fn(&Path) -> Found| {
             let feature = self.feature(name, &|| match &scratch {
                 Ok(scratch) => probe(scratch),
-                Err(error) => Err(missing(format!("nothing can be mounted: {error}"))),
+                Err(error) => Err(Absence::Untried(format!("nothing can be mounted: {error}"))),
             });
             let is_present = feature.is_present();
             features.push(feature);
@@ -252,7 +252,7 @@ fn nftables() -> Found {
     match generation() {
         Ok(()) => Ok("packet rules can be made".to_owned()),
         Err(error) if matches!(error.raw_os_error(), Some(1 | 13)) => {
-            Err(missing(format!("packet rules are not ours to make: {error}")))
+            Err(Absence::Untried(format!("packet rules are not ours to make: {error}")))
         }
         Err(error) => match module::load_module("nf_tables") {
             Ok(()) => match generation() {

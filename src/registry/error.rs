@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::tls;
 use crate::image::{Digest, DocumentError};
 
 /// What stands in the way.
@@ -116,6 +117,12 @@ impl FetchError {
         self.0.kind
     }
 
+    /// One line on what stands in the way, without what was asked for.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.0.detail
+    }
+
     /// The digest of what was asked for, when it was known.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
@@ -183,10 +190,9 @@ impl FetchError {
             FetchErrorKind::Interrupted | FetchErrorKind::Timeout => {
                 format!("check the network between this host and `{host}`; a proxy may be needed")
             }
-            FetchErrorKind::Tls => format!(
-                "install the certificate authority of `{host}` in the host's certificate store; plain HTTP is \
-                 used for loopback registries only, others have to be allowed by name"
-            ),
+            FetchErrorKind::Tls => {
+                tls::remedy(self.0.source.as_deref().map(|source| source as _), host)
+            }
             FetchErrorKind::Unauthorized => format!(
                 "run `docker login {host}` (or `skopeo login`), or check that the image's name is right: many \
                  registries answer like this for images that do not exist"

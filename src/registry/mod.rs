@@ -15,6 +15,7 @@ mod ping;
 mod resolve;
 mod retry;
 mod stream;
+mod tls;
 mod transport;
 
 use std::fmt;

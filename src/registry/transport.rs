@@ -11,7 +11,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::error::FetchErrorKind;
-use super::{ClientError, ClientOptions, ProxySettings};
+use super::{ClientError, ClientOptions, ProxySettings, tls};
+use crate::telemetry::Chain;
 
 /// DNS, TCP and TLS together. A registry that needs longer is taken for unreachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -179,21 +180,18 @@ pub(super) fn is_loopback(host: &str) -> bool {
 
 /// What a failed exchange means, and one line on it.
 pub(super) fn classify(error: &reqwest::Error) -> (FetchErrorKind, String) {
+    if let Some(failure) = tls::failure(error) {
+        return (FetchErrorKind::Tls, tls::reason(failure));
+    }
     let mut cause: Option<&(dyn Error + 'static)> = error.source();
     let mut io_kind = None;
     while let Some(error) = cause {
-        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-            return tls_failure(tls);
-        }
         if let Some(io) = error.downcast_ref::<io::Error>() {
-            if let Some(tls) = inside(io) {
-                return tls_failure(tls);
-            }
-            io_kind = io_kind.or(Some(io.kind()));
+            io_kind = io_kind.or(Some(innermost_kind(io)));
         }
         // The resolver's type is private to the connector; this text is its only mark.
         if error.to_string().starts_with("dns error") {
-            return (FetchErrorKind::Dns, "the host's name could not be resolved".to_owned());
+            return (FetchErrorKind::Dns, resolver_reason(&Chain(error).to_string()));
         }
         cause = error.source();
     }
@@ -212,6 +210,10 @@ pub(super) fn classify(error: &reqwest::Error) -> (FetchErrorKind, String) {
             Some(io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable) => {
                 "there is no route to the host"
             }
+            // What it was closed in the middle of; before, it would have been refused.
+            Some(io::ErrorKind::UnexpectedEof) => {
+                "the connection was closed before it was encrypted"
+            }
             _ => "no connection could be made",
         };
         return (FetchErrorKind::Unreachable, text.to_owned());
@@ -222,40 +224,24 @@ pub(super) fn classify(error: &reqwest::Error) -> (FetchErrorKind, String) {
     (FetchErrorKind::Interrupted, "the connection broke before the answer was complete".to_owned())
 }
 
-/// The TLS failure that an `io::Error` carries. `source` does not show what is inside one, and the connector
-/// puts one into another.
-fn inside(error: &io::Error) -> Option<&rustls::Error> {
-    let inner = error.get_ref()?;
-    match inner.downcast_ref::<io::Error>() {
-        Some(nested) => inside(nested),
-        None => inner.downcast_ref(),
+/// Layers put one `io::Error` into another, and name the outer one after nothing.
+fn innermost_kind(error: &io::Error) -> io::ErrorKind {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(inner) => innermost_kind(inner),
+        None => error.kind(),
     }
 }
 
-fn tls_failure(error: &rustls::Error) -> (FetchErrorKind, String) {
-    use rustls::CertificateError as Bad;
-    let text = match error {
-        rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => {
-            "its certificate is signed by an authority that this host does not trust".to_owned()
-        }
-        rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. }) => {
-            "its certificate has expired (or this host's clock is wrong)".to_owned()
-        }
-        rustls::Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
-            "its certificate is not valid yet (or this host's clock is wrong)".to_owned()
-        }
-        rustls::Error::InvalidCertificate(Bad::NotValidForNameContext { presented, .. })
-            if !presented.is_empty() =>
-        {
-            format!("its certificate is for another name ({})", presented.join(", "))
-        }
-        rustls::Error::InvalidCertificate(
-            Bad::NotValidForName | Bad::NotValidForNameContext { .. },
-        ) => "its certificate is for another name".to_owned(),
-        rustls::Error::InvalidMessage(_) => "it does not speak TLS on this port".to_owned(),
-        other => format!("no encrypted connection could be made ({other})"),
+/// Why a name did not resolve, from what the resolver says: its types are private too.
+fn resolver_reason(said: &str) -> String {
+    let why = if said.contains("no records found") {
+        " (there is no such name)"
+    } else if said.contains("timed out") || said.contains("no connections available") {
+        " (the name servers do not answer)"
+    } else {
+        ""
     };
-    (FetchErrorKind::Tls, text)
+    format!("the host's name could not be resolved{why}")
 }
 
 #[cfg(test)]

@@ -188,7 +188,10 @@ pub fn overlay_in_user_namespace(place: &Path) -> io::Result<()> {
     .map_err(invalid)?;
     let map =
         CString::new(format!("0 {} 1", rustix::process::geteuid().as_raw())).map_err(invalid)?;
-    let pid = fork_for(|| match overlay_steps([&root, &lower, &upper, &work], &options, &map) {
+    let groups =
+        CString::new(format!("0 {} 1", rustix::process::getegid().as_raw())).map_err(invalid)?;
+    let steps = || overlay_steps([&root, &lower, &upper, &work], &options, [&map, &groups]);
+    let pid = fork_for(|| match steps() {
         Ok(()) => 0,
         Err(step) => step,
     })?;
@@ -196,7 +199,7 @@ pub fn overlay_in_user_namespace(place: &Path) -> io::Result<()> {
     let step = match libc::WEXITSTATUS(status) {
         0 if libc::WIFEXITED(status) => return Ok(()),
         1 => "a user namespace cannot be made",
-        2 => "a user namespace cannot be given a user",
+        2 => "a user namespace cannot be given a user and a group",
         3 => "nothing can be mounted in a user namespace",
         4 => "no directory can be made in a user namespace",
         5 => "the kernel refuses to mount an overlay there",
@@ -209,7 +212,7 @@ pub fn overlay_in_user_namespace(place: &Path) -> io::Result<()> {
 fn overlay_steps(
     [root, lower, upper, work]: [&CStr; 4],
     options: &CStr,
-    map: &CStr,
+    [map, groups]: [&CStr; 2],
 ) -> Result<(), i32> {
     let both = UnshareFlags::NEWUSER | UnshareFlags::NEWNS;
     // SAFETY: the process that moves is a fresh child of one thread, which shares no memory.
@@ -217,6 +220,12 @@ fn overlay_steps(
     let file =
         rustix::fs::open(c"/proc/self/uid_map", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
     file.and_then(|file| rustix::io::write(file, map.to_bytes())).map_err(|_| 2)?;
+    // Nothing can be made by somebody whose group has no number there (EOVERFLOW); without privilege a group is only
+    // given to who can never drop others.
+    for (file, text) in [(c"/proc/self/setgroups", c"deny"), (c"/proc/self/gid_map", groups)] {
+        let file = rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        file.and_then(|file| rustix::io::write(file, text.to_bytes())).map_err(|_| 2)?;
+    }
     let flags = MountFlags::empty();
     rustix::mount::mount(c"tmpfs", root, c"tmpfs", flags, None::<&CStr>).map_err(|_| 3)?;
     for directory in [lower, upper, work] {

@@ -66,6 +66,11 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Option<Head>> {
         if stream.read_buf(&mut bytes).await? == 0 || bytes.len() > 64 << 10 {
             return Ok(None);
         }
+        // The beginning of TLS, which other servers answer like this as well.
+        if bytes[0] == 0x16 {
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await?;
+            return Ok(None);
+        }
     };
     let text = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let mut lines = text.split("\r\n");
@@ -242,6 +247,9 @@ fn route(state: &mut State, head: &Head, address: SocketAddr) -> Answer {
     };
     if let Some(refusal) = refuse(state, head, rest, address) {
         return refusal;
+    }
+    if rest.is_empty() {
+        return Answer::whole("application/json", Arc::new(b"{}".to_vec()));
     }
     if let Some((_, digest)) = rest.split_once("/blobs/") {
         let Some(blob) = state.blobs.get(digest).cloned() else {
