@@ -30,6 +30,13 @@ fn up_in_background(program: &Program, services: &[&str]) {
     crash(up);
 }
 
+/// What is kept of the only project.
+fn project_record(program: &Program) -> Option<String> {
+    let projects = program.folder().join("state/services");
+    let project = std::fs::read_dir(projects).ok()?.flatten().next()?.path().join("project");
+    std::fs::read_to_string(project).ok()
+}
+
 /// Kills the control in the background.
 fn kill_control(program: &Program) {
     let control = program.until("a control runs", || program.background_control());
@@ -117,13 +124,10 @@ fn a_restart_is_completed_by_the_next_control_wherever_the_first_died() {
     // From before the signal until after the start.
     for pause in [0, 20, 100, 400, 800, 900, 1_000] {
         let ended = said(&program, "web", "stopped");
+        let kept = project_record(&program);
         let mut restart = program.command(["restart", "web"]).spawn().unwrap();
-        program.until("control has taken it in", || {
-            let record = program.folder().join("state/services");
-            let project = std::fs::read_dir(record).ok()?.flatten().next()?.path().join("project");
-            let text = std::fs::read_to_string(project).ok()?;
-            text.contains("restart").then_some(())
-        });
+        program
+            .until("control has taken it in", || (project_record(&program) != kept).then_some(()));
         std::thread::park_timeout(Duration::from_millis(pause));
         kill_control(&program);
         program.ended(&mut restart);

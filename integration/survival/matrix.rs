@@ -217,3 +217,32 @@ matrix! {
     the_worker_dies_at_every_boundary_of_an_adoption: adopts, Worker;
     the_monitor_dies_at_every_boundary_of_an_adoption: adopts, Monitor;
 }
+
+#[test]
+fn a_restart_that_control_does_not_survive_is_completed_and_the_end_before_is_told_once() {
+    let program = Program::new();
+    program.services(&file(&[service("web", WEB)]));
+    let up = Some(program.up());
+    let mut pid = program.running("web");
+    let mut scene = Scene { program, up };
+    let boundaries = [Boundary::LAYERS_MOUNTED, Boundary::START_RECORDED, Boundary::LAUNCH_WRITTEN];
+    for (round, boundary) in boundaries.into_iter().enumerate() {
+        let stopping = || {
+            let output = scene.program.output("web");
+            output.iter().filter(|line| *line == "stopping").count()
+        };
+        assert_eq!(stopping(), round);
+        arm(&scene.program, boundary);
+        let mut restart = scene.program.command(["restart", "web"]);
+        let mut restart = restart.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        scene.held(boundary);
+        // Nobody asks for it again: the next control does what was asked of this one.
+        scene.kill(Role::Control);
+        scene.program.ended(&mut restart);
+        let next = scene.program.running("web");
+        assert!(next != pid && !runs(pid), "at {}", boundary.name());
+        pid = next;
+    }
+    scene.program.ok(["down"]);
+    assert!(!runs(pid));
+}

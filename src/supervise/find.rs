@@ -148,7 +148,13 @@ impl Driver {
             return;
         }
         if let Ok(Some(exit)) = container::exit_record(run_dir, id) {
-            held.note_exit(exit);
+            if held.record.exits.last() == Some(&exit) {
+                // Of the run before, which the next monitor removes: control died while it started this one, which
+                // never began. Taken for its end, it would lose the start that was asked for.
+                held.record.started_in_boot = None;
+            } else {
+                held.note_exit(exit);
+            }
             return;
         }
         // It was started, and nobody knows how it ended: it may still run below a dead monitor, unless this is
