@@ -10,7 +10,7 @@ use super::args::DaemonArguments;
 use super::output;
 use super::settings::{ServiceManager, Settings};
 use super::signals::{Ended, Signals};
-use crate::api::{self, ApiClient};
+use crate::api::{self, ApiClient, ClientError};
 use crate::host;
 use crate::registry::{ClientOptions, ProxySettings};
 use crate::store::StoreError;
@@ -152,8 +152,7 @@ async fn start_patiently(
         match start(settings, arguments.on_demand.then_some(IDLE_LIMIT), manager) {
             Err(error) if is_taken(&error) && tokio::time::Instant::now() < deadline => {
                 if !asked {
-                    asked = true;
-                    ask_to_make_way(settings, error).await?;
+                    asked = ask_to_make_way(settings, error).await?;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -162,16 +161,18 @@ async fn start_patiently(
     }
 }
 
-/// Asks the control that holds the run directory to end. `error` is what is said when it does not.
-async fn ask_to_make_way(settings: &Settings, error: anyhow::Error) -> anyhow::Result<()> {
+/// Asks the control that holds the run directory to end, and gives whether it has heard it. `error` is what is said when
+/// it does not.
+async fn ask_to_make_way(settings: &Settings, error: anyhow::Error) -> anyhow::Result<bool> {
     let (client, hello) = match ApiClient::connect(&settings.run_dir).await {
         Ok(found) => found,
-        // It is ending already.
-        Err(client) if client.is_not_running() => return Ok(()),
+        // It is ending already; or it is so new that it does not listen yet.
+        Err(ClientError::NotRunning { .. } | ClientError::Lost(_)) => return Ok(false),
         Err(_) => return Err(error),
     };
     match client.call::<_, ()>(Method::POST, "/v1/make-way", &()).await {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(ClientError::Lost(_)) => Ok(false),
         Err(_) => Err(error.context(format!(
             "process {} is the supervisor here, and it does not end for this one",
             hello.pid
