@@ -122,3 +122,8 @@ pub use role::{ROLE_ARGUMENT, run_if_role};
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+/// The program in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -39,7 +39,13 @@ fn main() -> ExitCode {
     match run(Path::new(folder), image, leave) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            // What failed, and on what; the reasons are its sources.
             eprintln!("error: {error}");
+            let mut reason = error.source();
+            while let Some(error) = reason {
+                eprintln!("  because: {error}");
+                reason = error.source();
+            }
             ExitCode::FAILURE
         }
     }
