@@ -50,11 +50,14 @@ fn everything_comes_back_after_a_reboot_without_a_network() {
         service("clock", &format!("touch /written && {TICK}")).key("restart: unless-stopped"),
         service("once", "echo once; exit 0"),
         service("idle", IDLE),
+        service("off", IDLE).key(always),
     ]));
     let mut up = program.up();
     program.wrote("web", "end");
     program.state("once", "exited");
     program.running("idle");
+    program.running("off");
+    program.ok(["stop", "off"]);
     program.wrote("clock", "tick 3");
     program.ok(["pull", "--full", &reference]);
     program.lose_power();
@@ -72,6 +75,8 @@ fn everything_comes_back_after_a_reboot_without_a_network() {
     // Without a policy nothing is started again, as after any other end.
     let shown = program.service("idle").unwrap();
     assert_ne!(shown["State"], "running", "{shown}");
+    // What was stopped by hand stays stopped, whatever its policy.
+    assert_eq!(program.service("off").unwrap()["Status"], "stopped (manual)");
     program.ok(["down", "-f", "services.yaml"]);
     program.end_controls();
     program.ended(&mut daemon);

@@ -2,31 +2,18 @@
 //!
 //! The second build is a copy of the first with other versions written into it (`src/version.rs`).
 
-use std::path::Path;
-
 use rustix::process::{Pid, Signal};
 use supervisor::sys::process::ProcessIdentity;
 use supervisor::sys::socket;
-use supervisor::version::{Versions, patch, versions};
+use supervisor::version::{Versions, versions};
 
 use super::reader::Reader;
 use crate::services::image::Readable;
 use crate::services::{TICK, file, service};
-use crate::support::program::{Program, crash, runs, signal};
+use crate::support::program::{Program, crash, install, runs, signal};
 
 /// Ends with a code of its own when its file is there.
 const TOLD: &str = "while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 7";
-
-/// Puts a build at `path`, as an installation does: the file is another one afterwards.
-fn install(path: &Path, versions: &Versions) {
-    let mut bytes = std::fs::read(env!("CARGO_BIN_EXE_supervisor")).unwrap();
-    assert!(patch(&mut bytes, versions), "the program is a build for tests");
-    let fresh = path.with_extension("new");
-    std::fs::write(&fresh, bytes).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&fresh, mode).unwrap();
-    std::fs::rename(&fresh, path).unwrap();
-}
 
 fn identity(pid: Pid) -> ProcessIdentity {
     ProcessIdentity::of(pid.as_raw_nonzero().get()).unwrap()

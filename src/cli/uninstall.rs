@@ -170,7 +170,7 @@ fn purge(directory: &Path) -> anyhow::Result<()> {
     for entry in entries.flatten() {
         let (name, path) = (entry.file_name(), entry.path());
         let failed = || format!("could not remove `{}`", path.display());
-        if !OURS.contains(&name.to_string_lossy().as_ref()) {
+        if !is_ours(&name.to_string_lossy()) {
             others.push(path.display().to_string());
         } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             std::fs::remove_dir_all(&path).with_context(failed)?;
@@ -197,8 +197,19 @@ fn purge(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether it is one of ours, or what became of one: a previous copy, or what was set aside.
+fn is_ours(name: &str) -> bool {
+    let became = |rest: &str| {
+        rest.is_empty()
+            || rest == ".prev"
+            || rest.starts_with(".unreadable-")
+            || rest.starts_with(".version-")
+    };
+    OURS.iter().any(|own| name.strip_prefix(own).is_some_and(became))
+}
+
 /// What the state directory and the run directory hold.
-const OURS: [&str; 17] = [
+const OURS: [&str; 18] = [
     "api.sock",
     "blobs",
     "containers",
@@ -216,4 +227,5 @@ const OURS: [&str; 17] = [
     "network",
     "services",
     "set-aside",
+    "version",
 ];

@@ -175,6 +175,15 @@ fn journal(dir: &Path) -> Option<Check> {
 /// Records are read as text: what is in them is known to their owners only.
 fn records(state_dir: &Path) -> Check {
     let name = "records";
+    if let Err(newer) = store::check_version(state_dir) {
+        let store::NewerState { path, found, build, known } = newer;
+        let message = format!(
+            "`{}` has version {found}; this program knows version {known} at most",
+            path.display()
+        );
+        let remedy = format!("use supervisor {build} or a later one, or another --state-dir");
+        return Check::failed(name, message, remedy);
+    }
     let mut unreadable = Vec::new();
     let mut count = 0_usize;
     for (folder, file) in [("services", "project"), ("containers", "container")] {

@@ -3,6 +3,7 @@
 //! ```text
 //! <state>/
 //!   lock                    held by the control process that owns the directory
+//!   version                 record: the version of all of this
 //!   blobs/sha256/<hex>      manifests, indexes and configurations
 //!   layers/<hex>/           index, source, fs/ (unpacked), of one layer
 //!   files/                  verified file contents; laid out by the lazy engine
@@ -22,6 +23,7 @@ mod image;
 mod layer;
 pub mod record;
 mod tree;
+mod version;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,7 @@ pub use container::CONTAINER_RECORD;
 pub use image::ImageRecord;
 pub use layer::{LayerDir, LayerSource, Staging};
 pub(crate) use tree::remove as remove_tree;
+pub use version::{NewerState, check_version};
 
 pub use record::{Loaded, Record, RecordError};
 
@@ -66,6 +69,9 @@ pub enum StoreError {
         /// Its process id as it wrote it into the lock file, or `unknown`.
         holder: String,
     },
+    /// A newer program has used the state directory.
+    #[error(transparent)]
+    Newer(#[from] NewerState),
     /// The file system refused.
     #[error("could not {action} `{}`", path.display())]
     Io {
@@ -92,7 +98,7 @@ impl StoreError {
         let source = match self {
             Self::Io { source, .. } => source,
             Self::Record(error) => error.io(),
-            Self::Locked { .. } | Self::InvalidId(_) => return false,
+            Self::Locked { .. } | Self::Newer(_) | Self::InvalidId(_) => return false,
         };
         matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
@@ -110,11 +116,13 @@ impl Store {
     /// Opens the state directory for its one owner, makes what is missing in it, and removes what a crash left.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] while another process owns it; otherwise when the file system refuses.
+    /// [`StoreError::Locked`] while another process owns it, [`StoreError::Newer`] when a newer program has used it;
+    /// otherwise when the file system refuses.
     pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
         make_folder(state_dir, Existing::AsItIs)?;
         let lock = lock(state_dir)?;
         let findings = Arc::<aside::Findings>::default();
+        version::settle(state_dir, &findings)?;
         for folder in FOLDERS {
             let path = state_dir.join(folder);
             clear_way(&path, &findings);

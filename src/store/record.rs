@@ -191,6 +191,15 @@ pub fn load<T: Record>(path: &Path) -> Result<Loaded<T>, RecordError> {
     Ok(Loaded::Fallback { value, finding })
 }
 
+/// The record at `path`, or its previous copy, as a look at it from outside: nothing is moved, and what cannot be used
+/// counts as missing.
+pub(super) fn peek<T: Record>(path: &Path) -> Option<T> {
+    [path, &durable::previous_of(path)].into_iter().find_map(|path| match read(path) {
+        Ok(Content::Value(value)) => Some(value),
+        Ok(Content::Missing | Content::Unreadable(_) | Content::Newer(_)) | Err(_) => None,
+    })
+}
+
 /// Clears what a save must not replace: records of a newer program, and what is no file.
 fn make_way<T: Record>(path: &Path) -> io::Result<()> {
     for path in [path, &durable::previous_of(path)] {

@@ -25,7 +25,7 @@ use crate::host::Features;
 use crate::image::Digest;
 use crate::layer::Layers;
 use crate::registry::{Client, ClientError, ClientOptions};
-use crate::store::{Store, StoreError};
+use crate::store::{self, NewerState, Store, StoreError};
 use crate::sys::notify::Notifier;
 use crate::sys::process::SealedExe;
 
@@ -86,6 +86,9 @@ pub enum ControlError {
     /// Another control has this run directory.
     #[error("another supervisor runs with the run directory `{}`", .0.display())]
     Running(PathBuf),
+    /// A newer program has used the state directory; nothing was touched.
+    #[error(transparent)]
+    Newer(#[from] NewerState),
     /// The state directory cannot be used.
     #[error("could not use the state directory")]
     Store(#[from] StoreError),
@@ -112,8 +115,10 @@ impl Control {
     /// several threads or one that is only ours.
     ///
     /// # Errors
-    /// When the directories cannot be used, or another control uses them.
+    /// When the directories cannot be used, another control uses them, or a newer program has used the state directory.
     pub fn start(options: ControlOptions) -> Result<Self, ControlError> {
+        // Before anything is touched; again when the directory is ours.
+        store::check_version(&options.state_dir)?;
         let lock = take_run_dir(&options.run_dir)?;
         // Paths are compared and shown to the kernel by other processes, so links in them are resolved once, here.
         let run_dir = resolved(&options.run_dir)?;

@@ -7,6 +7,7 @@ mod trace;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use supervisor::logs::{LogReader, ReadOptions, Stream};
+use supervisor::version::{Versions, patch};
 
 /// How long a condition may take on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -228,6 +230,16 @@ pub(crate) fn signal(process: Pid, signal: Signal) {
 pub(crate) fn runs(process: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
     stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").starts_with(" Z"))
+}
+
+/// Puts a build at `path`, as an installation does: the file is another one afterwards.
+pub(crate) fn install(path: &Path, versions: &Versions) {
+    let mut bytes = fs::read(env!("CARGO_BIN_EXE_supervisor")).unwrap();
+    assert!(patch(&mut bytes, versions), "the program is a build for tests");
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, bytes).unwrap();
+    fs::set_permissions(&fresh, PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(&fresh, path).unwrap();
 }
 
 /// Kills `up` as a crash does.
