@@ -145,6 +145,6 @@ fn show(event: &Event, project: &str) {
         EventLevel::Info if event.kind == "image-pulling" => {
             output::note(&format!(" … {}", event.message))
         }
-        EventLevel::Info => output::note(&format!(" ✔ {}", event.message)),
+        EventLevel::Info => output::done(&event.message),
     }
 }

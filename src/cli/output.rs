@@ -10,6 +10,7 @@ use crate::api::ClientError;
 
 const BOLD_RED: Style = AnsiColor::Red.on_default().bold();
 const CYAN: Style = AnsiColor::Cyan.on_default();
+const GREEN: Style = AnsiColor::Green.on_default();
 const YELLOW: Style = AnsiColor::Yellow.on_default();
 
 /// One line on standard output. A reader that has gone away is no error.
@@ -28,11 +29,21 @@ pub(super) fn note(text: &str) {
     say(text);
 }
 
+/// Something that was done.
+pub(super) fn done(text: &str) {
+    say(&format!(" {GREEN}✔{GREEN:#} {text}"));
+}
+
+/// What became of some containers.
+pub(super) fn became(containers: &[String], what: &str) {
+    for container in containers {
+        done(&format!("Container {container}  {what}"));
+    }
+}
+
 /// What became of the containers of a project.
 pub(super) fn containers(project: &str, containers: &[String], what: &str) {
-    for container in containers {
-        note(&format!(" ✔ Container {container}  {what}"));
-    }
+    became(containers, what);
     if containers.is_empty() {
         note(&format!("there is no container in project `{project}`"));
     }

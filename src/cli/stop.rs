@@ -49,9 +49,7 @@ pub(super) fn for_shutdown(settings: &Settings) -> anyhow::Result<ExitCode> {
     connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let stopped: Vec<String> = client.call(Method::POST, "/v1/host/shutdown", &()).await?;
-        for container in stopped {
-            output::note(&format!(" ✔ Container {container}  Stopped"));
-        }
+        output::became(&stopped, "Stopped");
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -85,9 +85,7 @@ async fn end_everything(settings: &Settings) -> anyhow::Result<()> {
             let path = format!("/v1/projects/{project}/down");
             let gone: Vec<String> =
                 client.call(Method::POST, &path, &StopRequest::default()).await?;
-            for container in gone {
-                output::note(&format!(" ✔ Container {container}  Removed"));
-            }
+            output::became(&gone, "Removed");
         }
     }
     if systemd_runs() {
