@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::inotify;
+use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{LogEntry, LogReader, ReadOptions};
 
-/// Looked at this often also without a notification: the directory may not exist yet, and inotify watches are a
-/// scarce resource that a host can run out of.
+/// Looked at this often also without a notification: inotify watches are a scarce resource that a host can run out of.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A log without an end.
@@ -20,7 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct LogFollower {
     reader: LogReader,
     dir: PathBuf,
-    watch: Option<AsyncFd<OwnedFd>>,
+    watch: Option<Watch>,
+}
+
+/// A watch of the log's directory, or of what is there of its path: the first container makes the rest.
+#[derive(Debug)]
+struct Watch {
+    changes: AsyncFd<OwnedFd>,
+    is_complete: bool,
 }
 
 impl LogFollower {
@@ -42,8 +49,8 @@ impl LogFollower {
             if let Some(entry) = self.reader.next_entry()? {
                 return Ok(entry);
             }
-            if self.watch.is_none() {
-                self.watch = watch(&self.dir).ok();
+            if !self.watch.as_ref().is_some_and(|watch| watch.is_complete) {
+                self.watch = Watch::begin(&self.dir).ok();
                 // What was written before the watch began raises no notification.
                 if let Some(entry) = self.reader.next_entry()? {
                     return Ok(entry);
@@ -63,21 +70,40 @@ impl LogFollower {
 
     async fn wait(&self) {
         let Some(watch) = &self.watch else { return tokio::time::sleep(PATIENCE).await };
-        if let Ok(Ok(mut ready)) = tokio::time::timeout(PATIENCE, watch.readable()).await {
+        if let Ok(Ok(mut ready)) = tokio::time::timeout(PATIENCE, watch.changes.readable()).await {
             let mut events = [0; 4096];
             // What happened does not matter, only that something did.
-            while matches!(rustix::io::read(watch.get_ref(), &mut events), Ok(1..)) {}
+            while matches!(rustix::io::read(watch.changes.get_ref(), &mut events), Ok(1..)) {}
             ready.clear_ready();
         }
     }
 }
 
-fn watch(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-    let flags =
-        inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
-    inotify::add_watch(&watch, dir, flags)?;
-    crate::sys::readiness::watch(watch, Interest::READABLE)
+impl Watch {
+    fn begin(dir: &Path) -> io::Result<Self> {
+        let changes =
+            inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        let flags = inotify::WatchFlags::MODIFY
+            | inotify::WatchFlags::CREATE
+            | inotify::WatchFlags::MOVED_TO;
+        // Again until nothing was made in between: what is made before its parent is watched raises no notification.
+        let mut deepest = None;
+        loop {
+            let watched = dir
+                .ancestors()
+                .map(|folder| (folder, inotify::add_watch(&changes, folder, flags)))
+                .find(|(_, added)| !matches!(added, Err(Errno::NOENT)));
+            let Some((folder, added)) = watched else { return Err(Errno::NOENT.into()) };
+            added?;
+            if deepest == Some(folder) {
+                break;
+            }
+            deepest = Some(folder);
+        }
+        let is_complete = deepest == Some(dir);
+        let changes = crate::sys::readiness::watch(changes, Interest::READABLE)?;
+        Ok(Self { changes, is_complete })
+    }
 }
 
 #[cfg(test)]
@@ -104,5 +130,19 @@ mod tests {
             assert_eq!(entry.text(), number.to_string());
         }
         writer.join().unwrap();
+    }
+    #[tokio::test]
+    async fn the_folder_of_a_log_that_is_made_later_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("project/service");
+        let watch = Watch::begin(&log).unwrap();
+        assert!(!watch.is_complete);
+        std::fs::create_dir(dir.path().join("project")).unwrap();
+        drop(watch.changes.readable().await.unwrap());
+        let watch = Watch::begin(&log).unwrap();
+        assert!(!watch.is_complete);
+        std::fs::create_dir(&log).unwrap();
+        drop(watch.changes.readable().await.unwrap());
+        assert!(Watch::begin(&log).unwrap().is_complete);
     }
 }
