@@ -61,7 +61,7 @@ async fn a_service_answers_while_less_than_a_third_of_its_image_was_sent() {
     .await
     .unwrap();
     let server: SocketAddr = registry.host().parse().unwrap();
-    let link = Link::open(server, LinkOptions::megabits(100)).await.unwrap();
+    let link = Link::open(server, LinkOptions::megabits(100), None).unwrap();
 
     // Free now, and nobody else on this machine asks for a port at the top of the range.
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
