@@ -3,6 +3,7 @@
 mod adoption;
 mod background;
 mod boundaries;
+mod bounds;
 mod events;
 mod files;
 mod group;

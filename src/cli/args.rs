@@ -101,6 +101,9 @@ pub(super) struct GlobalArguments {
     /// Run the services of this profile too; several, or * for all
     #[arg(long, global = true, help_heading = "Global options", value_name = "NAME")]
     pub(super) profile: Vec<String>,
+    /// Leave out what services files say and this version does not do, with a warning for each
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub(super) allow_unsupported: bool,
     /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
     #[arg(
         long,

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::args::ProjectArguments;
 use super::settings::Settings;
 use super::{output, project};
-use crate::spec::Interpolation;
+use crate::spec::{self, Interpolation};
 
 const EXAMPLES: &str = "\
 Files are merged, variables replaced, short forms written out, keys sorted; the result is a services file again. It
@@ -18,7 +18,8 @@ Examples:
   supervisor config -q                          only check, exit code 1 when something is wrong
   supervisor config --services
   supervisor -f compose.yaml -f site.yaml config --format json | jq .services.web
-  supervisor config --hash web";
+  supervisor config --hash web
+  supervisor config --schema > services.schema.json";
 
 /// `config`.
 #[derive(Debug, Args)]
@@ -48,6 +49,12 @@ pub(super) struct ConfigArguments {
     /// Print the variables that files can name
     #[arg(long, group = "only")]
     environment: bool,
+    /// Print what becomes of each key of compose, in Markdown
+    #[arg(long, group = "only")]
+    keys: bool,
+    /// Print the JSON schema of services files, for editors
+    #[arg(long, group = "only")]
+    schema: bool,
     /// Form of the output
     #[arg(long, value_name = "FORMAT", default_value = "yaml")]
     format: ConfigFormat,
@@ -69,6 +76,15 @@ enum ConfigFormat {
 }
 
 pub(super) fn run(settings: &Settings, arguments: &ConfigArguments) -> anyhow::Result<ExitCode> {
+    // No project is needed for what is the same for all.
+    if arguments.keys {
+        output::line(spec::keys_document().trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.schema {
+        output::line(&serde_json::to_string_pretty(&spec::schema())?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let selected = &arguments.project;
     let interpolation =
         if arguments.no_interpolate { Interpolation::Keep } else { Interpolation::Replace };

@@ -57,6 +57,7 @@ pub(super) fn sources(settings: &Settings, named: &[PathBuf]) -> anyhow::Result<
         files,
         env_files,
         profiles: choice.profiles.clone(),
+        unsupported: choice.unsupported,
         read: Vec::new(),
     }))
 }

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
-use crate::spec::{self, Composition, Desired, Interpolation, LoadInput, ProjectName};
+use crate::spec::{
+    self, Composition, Desired, Interpolation, LoadInput, Problem, ProblemKind, ProjectName,
+};
 use crate::supervise::report::UpRequest;
 use crate::supervise::{FileKinds, HostFiles};
 
-use super::look_up;
 use super::settings::Settings;
+use super::{look_up, output};
 
 /// What is said when there is no services file.
 pub(super) const NO_FILE: &str = "there is no services.yaml or compose.yaml in this directory or one above; name a file with `-f FILE`";
@@ -36,9 +38,21 @@ pub(super) fn compose(
     spec::compose(&input, &source).map_err(|problems| anyhow::anyhow!("{problems}"))
 }
 
-/// What the files mean; their problems are the error.
+/// What the files mean; their problems are the error, and what was left out is warned of.
 pub(super) fn check(composition: &Composition) -> anyhow::Result<Desired> {
-    composition.check().map_err(|problems| anyhow::anyhow!("{problems}"))
+    let checked = composition.checked().map_err(|problems| {
+        let is_unsupported = |problem: &Problem| problem.kind == ProblemKind::Unsupported;
+        if problems.iter().any(is_unsupported) {
+            let hint = "what is not supported is left out with `--allow-unsupported`";
+            anyhow::anyhow!("{problems}\n{hint}")
+        } else {
+            anyhow::anyhow!("{problems}")
+        }
+    })?;
+    for problem in &checked.left_out {
+        output::warning(&format!("{problem}; left out"));
+    }
+    Ok(checked.desired)
 }
 
 /// The request that makes a project the desired state.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::host::{FeatureName, Forced};
+use crate::spec::Unsupported;
 use crate::supervise;
 use crate::sys::mount::MountCall;
 use crate::sys::notify::{Notifier, received_descriptors};
@@ -46,6 +47,8 @@ pub(super) struct FileChoice {
     pub(super) project_directory: Option<PathBuf>,
     pub(super) env_files: Vec<PathBuf>,
     pub(super) profiles: Vec<String>,
+    /// What becomes of what this version does not do.
+    pub(super) unsupported: Unsupported,
 }
 
 impl Settings {
@@ -80,6 +83,10 @@ impl Settings {
                 project_directory: global.project_directory.clone(),
                 env_files: global.env_file.clone(),
                 profiles: global.profile.clone(),
+                unsupported: match global.allow_unsupported {
+                    true => Unsupported::LeaveOut,
+                    false => Unsupported::Reject,
+                },
             },
         })
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContainerId, RunPaths, Signal};
+use super::{Bounds, ContainerId, RunPaths, Signal};
 
 /// The version of [`Launch`] that this program writes. Fields are only added, with a default; a change of meaning
 /// raises it.
@@ -47,6 +47,9 @@ pub struct Launch {
     pub mounts: Vec<Mount>,
     /// Whose network it has.
     pub network: Network,
+    /// What it may use of the host and what it is allowed to do, where that is not the default.
+    #[serde(default, skip_serializing_if = "Bounds::is_default")]
+    pub bounds: Bounds,
     /// How it is asked to stop when nobody says otherwise.
     pub stop: StopPolicy,
     /// Where its output goes.
@@ -291,6 +294,7 @@ impl Launch {
             resolv_conf: None,
             mounts: Vec::new(),
             network: Network::Host,
+            bounds: Bounds::default(),
             stop: StopPolicy::default(),
             log,
             start_timeout_secs: default_start_timeout(),

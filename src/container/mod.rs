@@ -10,6 +10,7 @@
 //!
 //! Only this module names libcontainer.
 
+mod bounds;
 mod capability;
 mod connection;
 pub mod exec;
@@ -33,6 +34,7 @@ mod wire;
 mod writable;
 
 pub use crate::spec::{Signal, SignalError};
+pub use bounds::{Bounds, Filter, Rlimit};
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{
     Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list, running_process,

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::capability::{CgroupLayout, granted};
+use super::capability::CgroupLayout;
 use super::user::ResolvedUser;
-use super::{ExecRequest, Lack, Launch, Mount, MountKind, Network};
+use super::{Bounds, ExecRequest, Filter, Lack, Launch, Mount, MountKind, Network};
 
 /// What Docker's images expect when they name no other.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,7 +46,8 @@ pub(super) struct Facts {
 
 /// The configuration of the container.
 pub(super) fn spec(launch: &Launch, facts: &Facts) -> Value {
-    let capabilities = granted(facts.layout);
+    let capabilities = launch.bounds.capabilities(facts.layout);
+    let capabilities: Vec<&str> = capabilities.iter().map(String::as_str).collect();
     let mut linux = json!({
         "cgroupsPath": launch.cgroup,
         "namespaces": namespaces(launch, facts),
@@ -55,9 +56,12 @@ pub(super) fn spec(launch: &Launch, facts: &Facts) -> Value {
     });
     // Without groups there is nobody to enforce rules for devices, and the runtime refuses to start with some.
     if facts.layout != CgroupLayout::Absent {
-        linux["resources"] = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+        let mut resources = launch.bounds.resources();
+        let nothing = json!([{ "allow": false, "access": "rwm" }]);
+        resources.insert("devices".to_owned(), nothing);
+        linux["resources"] = resources.into();
     }
-    if !launch.lacks(Lack::Seccomp) {
+    if !launch.lacks(Lack::Seccomp) && launch.bounds.filter == Filter::Default {
         linux["seccomp"] = super::seccomp::profile(&capabilities, std::env::consts::ARCH);
     }
     if launch.network != Network::Host {
@@ -81,6 +85,7 @@ pub(super) fn spec(launch: &Launch, facts: &Facts) -> Value {
             user: &facts.user,
             capabilities: &capabilities,
             no_new_privileges: launch.process.no_new_privileges,
+            bounds: &launch.bounds,
             has_terminal: false,
         }.to_json(),
         "linux": linux,
@@ -145,6 +150,7 @@ struct Program<'a> {
     user: &'a ResolvedUser,
     capabilities: &'a [&'a str],
     no_new_privileges: bool,
+    bounds: &'a Bounds,
     has_terminal: bool,
 }
 
@@ -159,6 +165,12 @@ impl Program<'_> {
             "user": user_json(self.user),
             "capabilities": { "bounding": set, "effective": set, "permitted": set },
         });
+        if !self.bounds.rlimits.is_empty() {
+            process["rlimits"] = self.bounds.rlimits();
+        }
+        if let Some(score) = self.bounds.oom_score_adj {
+            process["oomScoreAdj"] = json!(score);
+        }
         // Its mere presence moves the loading of the filter behind the drop of capabilities, where it fails.
         if self.no_new_privileges {
             process["noNewPrivileges"] = json!(true);
@@ -233,6 +245,12 @@ fn mounts(launch: &Launch, facts: &Facts) -> Value {
             json!({ "destination": target, "type": typ, "source": source, "options": options })
         })
         .collect();
+    if let Some(bytes) = launch.bounds.shm_size
+        && let Some(shm) = list.iter_mut().find(|mount| mount["destination"] == "/dev/shm")
+    {
+        let size = format!("size={bytes}");
+        shm["options"] = json!(["nosuid", "noexec", "nodev", "mode=1777", size]);
+    }
     for (target, source) in &facts.files {
         list.push(json!({
             "destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate"],

@@ -7,8 +7,8 @@ use super::interpolate::{Usage, Variables};
 use super::load::{self, FileSource, Loader, Scope, Sources};
 use super::raw::Node;
 use super::{
-    Desired, ParseInput, Problem, Problems, ProjectChoice, ProjectName, Selection, env_files,
-    forms, validate,
+    Checked, Desired, ParseInput, Problem, ProblemKind, Problems, ProjectChoice, ProjectName,
+    Selection, env_files, forms, validate,
 };
 
 /// Variables that give a project its name, the first one winning.
@@ -103,7 +103,8 @@ fn put_together(
             variable.split(',').map(str::trim).filter(|p| !p.is_empty()).map(str::to_owned),
         );
     }
-    let selection = Selection { profiles, named: input.named.to_vec() };
+    let unsupported = sources.unsupported;
+    let selection = Selection { profiles, named: input.named.to_vec(), unsupported };
     if let Some(variables) = scope.variables {
         env_files::resolve(&mut root, loader, variables, folder, &selection);
     }
@@ -144,6 +145,7 @@ fn project_name(
                 .parse()
                 .map_err(|error| {
                     loader.problems.push(Problem {
+                        kind: ProblemKind::Invalid,
                         file: format!("${variable}"),
                         at: None,
                         path: String::new(),
@@ -195,6 +197,14 @@ impl Composition {
     /// # Errors
     /// Everything that is wrong with them, at once.
     pub fn check(&self) -> Result<Desired, Problems> {
+        self.checked().map(|checked| checked.desired)
+    }
+
+    /// What the files mean, and what of them was left out.
+    ///
+    /// # Errors
+    /// Those of [`Composition::check`].
+    pub fn checked(&self) -> Result<Checked, Problems> {
         let file = self.shown.first().map_or("", String::as_str);
         let input = ParseInput {
             file,

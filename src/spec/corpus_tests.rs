@@ -40,6 +40,7 @@ fn composed(files: &Files, case: &Case<'_>) -> Result<Composition, Problems> {
         project_dir: "/srv/demo".into(),
         env_files: None,
         profiles: case.profiles.iter().map(|&profile| profile.to_owned()).collect(),
+        unsupported: Unsupported::Reject,
         read: Vec::new(),
     };
     let environment =
@@ -76,7 +77,8 @@ fn check_round_trip(files: &Files, composed: &Composition) {
         base_dir: Path::new("/srv/demo"),
         environment: &BTreeMap::new(),
     };
-    let selection = Selection { profiles: composed.sources.profiles.clone(), named: Vec::new() };
+    let selection =
+        Selection { profiles: composed.sources.profiles.clone(), ..Selection::default() };
     let again = parse_selected(&text, &input, &selection)
         .unwrap_or_else(|problems| panic!("{problems}\n{text}\n{:?}", files.0));
     assert_eq!(again, desired, "{text}");

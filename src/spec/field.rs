@@ -7,9 +7,31 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::raw::{Entry, Node, Value};
-use super::{Bind, NetworkMode, ParseInput, Position, Problem, RestartPolicy, Selection, Signal};
-use super::{duration, volume, words};
+use super::{
+    NetworkMode, ParseInput, Position, Problem, ProblemKind, RestartPolicy, Selection, Signal,
+};
+use super::{duration, words};
 use crate::image::ImageRef;
+
+/// Why a value is not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) kind: ProblemKind,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    /// The value is right, and not for this version.
+    pub(super) fn unsupported(message: impl Into<String>) -> Self {
+        Self { kind: ProblemKind::Unsupported, message: message.into() }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self { kind: ProblemKind::Invalid, message }
+    }
+}
 
 /// Collects problems while values are read.
 pub(super) struct Checker<'a> {
@@ -33,7 +55,31 @@ impl<'a> Checker<'a> {
         let shown = at.and_then(|at| self.shown.get(usize::from(at.file)));
         let file = shown.cloned().unwrap_or_else(|| self.input.file.to_owned());
         let message = message.to_string();
-        self.problems.push(Problem { file, at, path: path.to_owned(), message });
+        let kind = ProblemKind::Invalid;
+        self.problems.push(Problem { file, at, path: path.to_owned(), message, kind });
+    }
+
+    /// Notes what is right and not for this version.
+    pub(super) fn unsupported(&mut self, at: Position, path: &str, message: impl ToString) {
+        self.problem(Some(at), path, message);
+        if let Some(problem) = self.problems.last_mut() {
+            problem.kind = ProblemKind::Unsupported;
+        }
+    }
+
+    /// Notes `refusal` at `node`.
+    pub(super) fn refused<T>(
+        &mut self,
+        path: &str,
+        node: &Node,
+        result: Result<T, Refusal>,
+    ) -> Option<T> {
+        result
+            .map_err(|refusal| match refusal.kind {
+                ProblemKind::Invalid => self.problem(Some(node.at), path, refusal.message),
+                ProblemKind::Unsupported => self.unsupported(node.at, path, refusal.message),
+            })
+            .ok()
     }
 
     /// Notes `error` at `node`.
@@ -46,13 +92,13 @@ impl<'a> Checker<'a> {
         result.map_err(|error| self.problem(Some(node.at), path, error)).ok()
     }
 
-    fn mismatch(&mut self, path: &str, node: &Node, expected: &str) {
+    pub(super) fn mismatch(&mut self, path: &str, node: &Node, expected: &str) {
         let message = format!("expected {expected}, found {}", node.value.kind());
         self.problem(Some(node.at), path, message);
     }
 
     /// The text of a scalar; numbers keep their spelling, booleans are `true` or `false`.
-    fn scalar(&mut self, path: &str, node: &Node, expected: &str) -> Option<String> {
+    pub(super) fn scalar(&mut self, path: &str, node: &Node, expected: &str) -> Option<String> {
         match &node.value {
             Value::Text(text) | Value::Number(text) => Some(text.clone()),
             Value::Bool(value) => Some(value.to_string()),
@@ -261,15 +307,17 @@ impl<'a> Checker<'a> {
         let mode = match text.as_str() {
             "host" => Ok(NetworkMode::Host),
             "none" => Ok(NetworkMode::None),
-            "bridge" => {
-                Err(format!("`{text}` is not supported in this version; use `host` or `none`"))
-            }
+            "bridge" => Err(Refusal::unsupported(format!(
+                "`{text}` is not supported in this version; use `host` or `none`"
+            ))),
             _ if text.starts_with("service:") || text.starts_with("container:") => {
-                Err(format!("`{text}` is not supported in this version; use `host` or `none`"))
+                Err(Refusal::unsupported(format!(
+                    "`{text}` is not supported in this version; use `host` or `none`"
+                )))
             }
-            _ => Err(format!("unknown network mode `{text}`; use `host` or `none`")),
+            _ => Err(format!("unknown network mode `{text}`; use `host` or `none`").into()),
         };
-        self.checked(path, node, mode)
+        self.refused(path, node, mode)
     }
 
     /// Which profiles a service has is read before; here it is only checked.
@@ -290,36 +338,6 @@ impl<'a> Checker<'a> {
             }
             _ => self.mismatch(path, node, "a list of profiles"),
         }
-    }
-
-    pub(super) fn volumes(&mut self, path: &str, node: &Node) -> Vec<Bind> {
-        let items = match &node.value {
-            Value::Null => return Vec::new(),
-            Value::List(items) => items,
-            _ => {
-                self.mismatch(path, node, "a list of `SOURCE:TARGET[:ro]`");
-                return Vec::new();
-            }
-        };
-        let mut volumes: Vec<Bind> = Vec::new();
-        for (n, item) in items.iter().enumerate() {
-            let path = &format!("{path}[{n}]");
-            let bind = if let Value::Map(entries) = &item.value {
-                self.long_volume(path, item, entries)
-            } else {
-                self.text(path, item).and_then(|text| {
-                    self.checked(path, item, volume::parse(&text, self.input.base_dir))
-                })
-            };
-            let Some(bind) = bind else { continue };
-            if volumes.iter().any(|other| other.target == bind.target) {
-                let message = format!("something is mounted at `{}` already", bind.target);
-                self.problem(Some(item.at), path, message);
-                continue;
-            }
-            volumes.push(bind);
-        }
-        volumes
     }
 }
 

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Service;
+use super::{
+    Access, Dns, ExtraHost, HostAddress, Limits, Port, Privileges, Service, Swap, SystemCalls,
+    Tmpfs,
+};
 use crate::image::{Digest, Hasher};
 
 /// Version of the encoding below. The encoding of a field never changes within a version; a key that is implemented
@@ -82,6 +85,17 @@ impl Service {
             stop_grace_period,
             network_mode,
             logging,
+            tmpfs,
+            hostname,
+            extra_hosts,
+            dns,
+            limits,
+            privileges,
+            ports,
+            // The planner's, not the container's, and nothing acts on them yet.
+            depends_on: _,
+            healthcheck: _,
+            extensions: _,
         } = self;
         let mut fields = BTreeMap::new();
         let mut add = |field: &str, value: Option<Value>| {
@@ -117,6 +131,18 @@ impl Service {
                 .filter(|logging| **logging != super::Logging::default())
                 .map(super::Logging::written),
         );
+        add("tmpfs", some(tmpfs).map(tmpfs_json));
+        add("hostname", hostname.as_ref().map(|name| json!(name)));
+        add("extra_hosts", some(extra_hosts).map(hosts_json));
+        add("dns", (*dns != Dns::default()).then(|| dns_json(dns)));
+        for (name, value) in limits_json(limits) {
+            add(&name, Some(value));
+        }
+        add(
+            "privileges",
+            (*privileges != Privileges::default()).then(|| privileges_json(privileges)),
+        );
+        add("ports", some(ports).map(ports_json));
         Fingerprint { schema: SCHEMA, fields }
     }
 
@@ -125,4 +151,77 @@ impl Service {
     pub fn config_hash(&self) -> Digest {
         self.fingerprint().hash()
     }
+}
+
+fn some<T>(list: &[T]) -> Option<&[T]> {
+    (!list.is_empty()).then_some(list)
+}
+
+fn tmpfs_json(tmpfs: &[Tmpfs]) -> Value {
+    let one = |t: &Tmpfs| json!([t.target, t.size, t.mode, t.access == Access::ReadOnly]);
+    tmpfs.iter().map(one).collect()
+}
+
+fn hosts_json(hosts: &[ExtraHost]) -> Value {
+    let one = |host: &ExtraHost| match host.address {
+        HostAddress::Ip(ip) => json!([host.name, ip.to_string()]),
+        HostAddress::Gateway => json!([host.name, "host-gateway"]),
+    };
+    hosts.iter().map(one).collect()
+}
+
+fn dns_json(dns: &Dns) -> Value {
+    let servers: Vec<String> = dns.servers.iter().map(ToString::to_string).collect();
+    json!([servers, dns.search, dns.options])
+}
+
+fn limits_json(limits: &Limits) -> Vec<(String, Value)> {
+    // Every field is named, so that a new one cannot be forgotten here.
+    let Limits {
+        memory,
+        swap,
+        memory_reservation,
+        nano_cpus,
+        cpu_shares,
+        cpuset,
+        pids,
+        shm_size,
+        oom_score_adj,
+        ulimits,
+    } = limits;
+    let swap = swap.map(|swap| match swap {
+        Swap::Unlimited => json!(-1),
+        Swap::Bytes(bytes) => json!(bytes),
+    });
+    let mut fields: Vec<(String, Value)> = [
+        ("mem_limit", memory.map(Value::from)),
+        ("memswap_limit", swap),
+        ("mem_reservation", memory_reservation.map(Value::from)),
+        ("cpus", nano_cpus.map(Value::from)),
+        ("cpu_shares", cpu_shares.map(Value::from)),
+        ("cpuset", cpuset.clone().map(Value::from)),
+        ("pids_limit", pids.map(Value::from)),
+        ("shm_size", shm_size.map(Value::from)),
+        ("oom_score_adj", oom_score_adj.map(Value::from)),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+    .collect();
+    fields.extend(
+        ulimits.iter().map(|(name, u)| (format!("ulimits.{name}"), json!([u.soft, u.hard]))),
+    );
+    fields
+}
+
+fn privileges_json(privileges: &Privileges) -> Value {
+    let Privileges { cap_add, cap_drop, no_new_privileges, system_calls } = privileges;
+    json!([cap_add, cap_drop, no_new_privileges, *system_calls == SystemCalls::Unconfined])
+}
+
+fn ports_json(ports: &[Port]) -> Value {
+    let one = |port: &Port| {
+        let ip = port.host_ip.map(|ip| ip.to_string());
+        json!([ip, port.published, port.target, port.protocol.as_str()])
+    };
+    ports.iter().map(one).collect()
 }

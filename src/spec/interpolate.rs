@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use super::raw::{Node, Value};
 use super::tree;
 
@@ -110,6 +110,7 @@ impl<'a> Variables<'a> {
                 match self.substitute(text, &mut |name| unset.push(name.to_owned())) {
                     Ok(replaced) => *text = replaced,
                     Err(error) => report.problems.push(Problem {
+                        kind: ProblemKind::Invalid,
                         file: report.file.to_owned(),
                         at: Some(at),
                         path: tree::shown(path),
@@ -120,6 +121,7 @@ impl<'a> Variables<'a> {
                     // Once a variable, as compose does: a missing `.env` would say hundreds of things.
                     if report.warned.insert(name.clone()) {
                         report.warnings.push(Problem {
+                            kind: ProblemKind::Invalid,
                             file: report.file.to_owned(),
                             at: Some(at),
                             path: tree::shown(path),

@@ -12,7 +12,7 @@ use super::dotenv::{self, Format};
 use super::interpolate::{Report, Usage, Variables};
 use super::raw::{self, Node};
 use super::tag::{self, Tag, Tagged};
-use super::{Position, Problem, merge, place};
+use super::{Position, Problem, ProblemKind, Unsupported, merge, place};
 
 /// Most files of one project, those read twice counted twice: stops includes that double at every step.
 const MAX_FILES: usize = 200;
@@ -46,6 +46,9 @@ pub struct Sources {
     /// Active profiles. Empty: those of `COMPOSE_PROFILES`.
     #[serde(default)]
     pub profiles: Vec<String>,
+    /// What becomes of what this version does not do.
+    #[serde(default, skip_serializing_if = "Unsupported::is_reject")]
+    pub unsupported: Unsupported,
     /// Every file that was looked at, so that a change of any is noticed.
     #[serde(default)]
     pub read: Vec<PathBuf>,
@@ -95,7 +98,13 @@ impl<'a> Loader<'a> {
     pub(super) fn problem(&mut self, at: Position, path: &str, message: impl ToString) {
         let file = self.shown.get(usize::from(at.file)).cloned().unwrap_or_default();
         let message = message.to_string();
-        self.problems.push(Problem { file, at: Some(at), path: path.to_owned(), message });
+        self.problems.push(Problem {
+            file,
+            at: Some(at),
+            path: path.to_owned(),
+            message,
+            kind: ProblemKind::Invalid,
+        });
     }
 
     /// A problem of a whole file, or at the place that names it.
@@ -104,6 +113,7 @@ impl<'a> Loader<'a> {
         match named_at {
             Some(at) => self.problem(at, "", format!("`{shown}`: {message}")),
             None => self.problems.push(Problem {
+                kind: ProblemKind::Invalid,
                 file: shown,
                 at: None,
                 path: String::new(),
@@ -164,6 +174,7 @@ impl<'a> Loader<'a> {
             Ok(root) => root,
             Err(error) => {
                 self.problems.push(Problem {
+                    kind: ProblemKind::Invalid,
                     file: shown,
                     at: error.at,
                     path: String::new(),
@@ -256,6 +267,7 @@ impl<'a> Loader<'a> {
             if self.warned.insert(name.clone()) {
                 let message = format!("the variable `{name}` is not set; it counts as blank");
                 self.warnings.push(Problem {
+                    kind: ProblemKind::Invalid,
                     file: shown.clone(),
                     at: place(line),
                     path: String::new(),
@@ -268,6 +280,7 @@ impl<'a> Loader<'a> {
             Err((line, error)) => {
                 let message = error.to_string();
                 self.problems.push(Problem {
+                    kind: ProblemKind::Invalid,
                     file: shown,
                     at: place(line),
                     path: String::new(),

@@ -10,11 +10,13 @@
 //! Problems (all of them, with file:line:column) at every step
 //! ```
 //!
-//! The file is a compose file. Each of its keys is implemented, accepted (`version`, `x-*`), or an error that says
-//! where and why; none is ignored in silence. What differs from compose in the values: a number keeps the spelling
+//! The file is a compose file. Each of its keys is implemented, accepted (`version`, `x-*`), or rejected with place and
+//! reason; none is ignored in silence. The tables in `keys` say which, and documents and schema are made of them. What differs from compose in the values: a number keeps the spelling
 //! of the file (`UMASK: 022` is `022`, not `18`), and `;` or `|` in a command given as one text is passed on.
 
 mod composition;
+mod depends;
+mod deploy;
 mod dotenv;
 mod duration;
 mod emit;
@@ -23,22 +25,31 @@ mod extends;
 mod field;
 mod fingerprint;
 mod forms;
+mod health;
+mod hosts;
 mod include;
 mod interpolate;
 mod keys;
+mod limits;
 mod load;
 mod logging;
 mod merge;
 mod name;
+mod object;
 mod place;
 mod ports;
+mod privileges;
 mod problem;
+mod published;
 mod raw;
+mod read_service;
 mod selection;
 mod service;
 mod signal;
 mod size;
+mod supervisor;
 mod tag;
+mod tmpfs;
 mod tree;
 mod validate;
 mod volume;
@@ -53,14 +64,23 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use composition::{Composition, Interpolation, LoadInput, compose};
+pub use depends::{Condition, Dependency};
 pub use fingerprint::Fingerprint;
+pub use health::{HealthTest, Healthcheck};
+pub use hosts::{Dns, ExtraHost, HostAddress};
+pub use limits::{Limits, Swap, Ulimit};
 pub use load::{FileSource, Sources};
 pub use logging::{LogDriver, LogMode, Logging};
 pub use name::{NameError, ProjectName, ServiceName};
-pub use problem::{Position, Problem, Problems};
+pub use privileges::{Privileges, SystemCalls};
+pub use problem::{Position, Problem, ProblemKind, Problems, Unsupported};
+pub use published::{Port, Protocol};
 pub use selection::Selection;
-pub use service::{Access, Bind, Desired, NetworkMode, RestartPolicy, Service};
+pub use service::{Access, Bind, Desired, NetworkMode, RestartPolicy, Service, Tmpfs};
 pub use signal::{Signal, SignalError};
+pub use supervisor::{
+    Extensions, Lazy, LazyMode, Prefetch, Probe, ProbeTarget, RegistryLoss, UnhealthyAction,
+};
 
 /// What a services file means depends on this besides its text.
 #[derive(Debug, Clone)]
@@ -91,10 +111,10 @@ pub enum ProjectChoice {
 /// # Errors
 /// Everything that is wrong with the file, at once; only YAML that cannot be read at all ends at its first error.
 pub fn parse(text: &str, input: &ParseInput<'_>) -> Result<Desired, Problems> {
-    validate::parse(text, input, &Selection::default())
+    parse_selected(text, input, &Selection::default())
 }
 
-/// As [`parse`], with profiles.
+/// As [`parse`], with profiles, and with what becomes of what this version does not do.
 ///
 /// # Errors
 /// Those of [`parse`].
@@ -103,7 +123,28 @@ pub fn parse_selected(
     input: &ParseInput<'_>,
     selection: &Selection,
 ) -> Result<Desired, Problems> {
-    validate::parse(text, input, selection)
+    validate::parse(text, input, selection).map(|checked| checked.desired)
+}
+
+/// What services files mean, and what of them was left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// What is wanted.
+    pub desired: Desired,
+    /// What is not supported and was left out; empty unless that was allowed.
+    pub left_out: Vec<Problem>,
+}
+
+/// What becomes of each key of compose, in Markdown.
+#[must_use]
+pub fn keys_document() -> String {
+    keys::document()
+}
+
+/// The JSON schema of a services file, for editors.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    keys::schema()
 }
 
 /// The variables of an `.env` text, for the few that must be known before any services file is found.

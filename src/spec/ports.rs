@@ -65,7 +65,7 @@ fn forms(text: &str, item: &Node) -> Option<Vec<Node>> {
     Some(made)
 }
 
-fn range(text: &str) -> Option<(u16, u16)> {
+pub(super) fn range(text: &str) -> Option<(u16, u16)> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
     (first <= last && first > 0).then_some((first, last))

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Line and column in a services file, both from 1; columns count characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
@@ -26,6 +28,34 @@ pub struct Problem {
     pub path: String,
     /// Lower case, values in backticks, with what to do about it where that is known.
     pub message: String,
+    /// Whether it is wrong, or right and not for this version.
+    pub kind: ProblemKind,
+}
+
+/// What a [`Problem`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProblemKind {
+    /// No version could make sense of it.
+    Invalid,
+    /// Compose knows it and this version does not do it; the rest of the file means something without it.
+    Unsupported,
+}
+
+/// What becomes of what compose knows and this version does not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unsupported {
+    /// The file cannot be used.
+    #[default]
+    Reject,
+    /// It is left out, with a warning.
+    LeaveOut,
+}
+
+impl Unsupported {
+    pub(crate) fn is_reject(&self) -> bool {
+        *self == Self::Reject
+    }
 }
 
 impl fmt::Display for Problem {

@@ -1,5 +1,6 @@
-//! Which services of a file run: those without a profile, of an active one, or that were named.
+//! Which services of a file run: those without a profile, of an active one, or that were named; and what is left out.
 
+use super::Unsupported;
 use super::raw::{Node, Value};
 
 /// What was chosen of a file.
@@ -9,6 +10,8 @@ pub struct Selection {
     pub profiles: Vec<String>,
     /// Services that run whatever their profiles are.
     pub named: Vec<String>,
+    /// What becomes of what this version does not do.
+    pub unsupported: Unsupported,
 }
 
 impl Selection {

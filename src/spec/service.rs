@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Logging, ProjectName, ServiceName, Signal};
+use super::{
+    Dependency, Dns, Extensions, ExtraHost, Healthcheck, Limits, Logging, Port, Privileges,
+    ProjectName, ServiceName, Signal,
+};
 use crate::image::ImageRef;
 
 /// A services file that was understood.
@@ -54,6 +57,26 @@ pub struct Service {
     pub network_mode: Option<NetworkMode>,
     /// Where its output is kept.
     pub logging: Option<Logging>,
+    /// Folders in memory; targets are unique among these and the volumes.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Its own host name. `None`: the host's, or the container's if it has a network of its own.
+    pub hostname: Option<String>,
+    /// Lines for `/etc/hosts`.
+    pub extra_hosts: Vec<ExtraHost>,
+    /// Who resolves names.
+    pub dns: Dns,
+    /// What it may use of the host.
+    pub limits: Limits,
+    /// What its processes are allowed to do.
+    pub privileges: Privileges,
+    /// Ports that can be reached from outside.
+    pub ports: Vec<Port>,
+    /// Which services come first. Nothing acts on it yet.
+    pub depends_on: BTreeMap<ServiceName, Dependency>,
+    /// How its health is found out. Nothing acts on it yet.
+    pub healthcheck: Option<Healthcheck>,
+    /// Our own words.
+    pub extensions: Extensions,
 }
 
 impl Service {
@@ -92,6 +115,19 @@ pub struct Bind {
     pub source: PathBuf,
     /// Absolute, normalized path in the container.
     pub target: String,
+    /// What the container may do with it.
+    pub access: Access,
+}
+
+/// A folder of the container that is memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tmpfs {
+    /// Absolute, normalized path in the container.
+    pub target: String,
+    /// Most bytes in it. `None`: half of the host's memory.
+    pub size: Option<u64>,
+    /// Its permission bits. `None`: 01777.
+    pub mode: Option<u32>,
     /// What the container may do with it.
     pub access: Access,
 }

@@ -62,7 +62,19 @@ services:
     stop_signal: SIGINT
     stop_grace_period: 1m30s
     network_mode: none
-    x-supervisor: {lazy: {mode: auto}}
+    x-supervisor: {lazy: {mode: auto, prefetch: before, prefetch_paths: [/usr/bin/web, /lib//x], background: true}}
+    tmpfs: [/run, "/tmp:size=1m,mode=1777"]
+    hostname: web.example
+    container_name: web
+    labels: [a=b]
+    expose: [80]
+    init: false
+    privileged: false
+    cap_add: [NET_ADMIN]
+    cap_drop: [cap_chown, ALL]
+    security_opt: ["no-new-privileges:true", apparmor=unconfined]
+    pull_policy: missing
+    healthcheck: {disable: true}
   job:
     image: oci:./images/job:v1
     environment: [A=1, B=, TOKEN, UNSET, A=2, "C=x y=z"]
@@ -70,6 +82,27 @@ services:
     user: 1000
     stop_signal: 9
     restart: no
+    tty: "false"
+    ports: ["80:80", "0.0.0.0:53:53/udp", {target: 81, published: "81"}, 8000-8001:8000-8001]
+    extra_hosts: ["a=10.0.0.1", "b:::1", "c:host-gateway"]
+    dns: 10.0.0.53
+    dns_search: [example.org]
+    mem_limit: 64m
+    memswap_limit: -1
+    mem_reservation: 32m
+    cpus: 0.5
+    cpu_shares: 512
+    cpuset: 0-1,3
+    pids_limit: 100
+    shm_size: 1m
+    oom_score_adj: 100
+    ulimits: {nofile: {soft: 100, hard: 200}, core: 0, nproc: -1}
+    healthcheck: {test: [NONE]}
+    deploy:
+      replicas: 1
+      resources: {limits: {cpus: "0.5", memory: 64M, pids: 100}, reservations: {memory: 32m, cpus: "0.1"}}
+      restart_policy: {condition: on-failure, max_attempts: 3, delay: 5s}
+    volumes: [{type: tmpfs, target: /cache, tmpfs: {size: 2m, mode: "0700"}}]
 "#;
 
 #[test]
@@ -114,7 +147,34 @@ fn every_key_in_every_form_is_read() {
     assert_eq!(job.command, Some(vec![]));
     assert_eq!(job.user.as_deref(), Some("1000"));
     assert_eq!(job.stop_signal, Some(Signal::KILL));
-    assert_eq!(job.restart_policy(), RestartPolicy::No);
+    assert_eq!(job.restart_policy(), RestartPolicy::OnFailure { max: Some(3) });
+    check_the_rest(web, job);
+}
+
+fn check_the_rest(web: &Service, job: &Service) {
+    let targets: Vec<_> =
+        web.tmpfs.iter().map(|tmpfs| (tmpfs.target.as_str(), tmpfs.size)).collect();
+    assert_eq!(targets, [("/run", None), ("/tmp", Some(1 << 20))]);
+    assert_eq!(web.hostname.as_deref(), Some("web.example"));
+    assert_eq!(web.privileges.cap_add.iter().collect::<Vec<_>>(), ["CAP_NET_ADMIN"]);
+    assert_eq!(web.privileges.cap_drop.iter().collect::<Vec<_>>(), ["ALL", "CAP_CHOWN"]);
+    assert_eq!(web.privileges.no_new_privileges, Some(true));
+    assert_eq!(web.extensions.lazy.prefetch(), Prefetch::Before);
+    assert_eq!(web.extensions.lazy.prefetch_paths(), ["/usr/bin/web", "/lib/x"]);
+    assert_eq!(web.healthcheck.as_ref().and_then(|c| c.test.clone()), Some(HealthTest::Disabled));
+    let ports: Vec<String> =
+        job.ports.iter().map(|p| format!("{}/{}", p.target, p.protocol.as_str())).collect();
+    assert_eq!(ports, ["80/tcp", "53/udp", "81/tcp", "8000/tcp", "8001/tcp"]);
+    let hosts: Vec<_> = job.extra_hosts.iter().map(|host| host.address).collect();
+    assert_eq!(hosts[1..], [HostAddress::Ip("::1".parse().unwrap()), HostAddress::Gateway]);
+    assert_eq!(job.dns.servers, ["10.0.0.53".parse::<std::net::IpAddr>().unwrap()]);
+    let limits = &job.limits;
+    assert_eq!((limits.memory, limits.swap), (Some(64 << 20), Some(Swap::Unlimited)));
+    assert_eq!((limits.memory_reservation, limits.nano_cpus), (Some(32 << 20), Some(500_000_000)));
+    assert_eq!((limits.pids, limits.shm_size), (Some(100), Some(1 << 20)));
+    assert_eq!(limits.ulimits["nofile"], Ulimit { soft: 100, hard: 200 });
+    assert_eq!(limits.ulimits["nproc"], Ulimit { soft: u64::MAX, hard: u64::MAX });
+    assert_eq!((job.tmpfs[0].size, job.tmpfs[0].mode), (Some(2 << 20), Some(0o700)));
 }
 
 #[test]
@@ -188,6 +248,164 @@ services:
   none: {}
 ";
     insta::assert_snapshot!(parsed(text).unwrap_err());
+}
+
+/// What can be wrong with the values of keys that have an effect, and what is right and not for this version.
+#[test]
+fn values_are_checked_with_their_places() {
+    let text = "\
+x-supervisor: {lazy: {mode: require, prefetch: first, prefetch_paths: [relative]}, priority: 1}
+services:
+  a:
+    image: a
+    mem_limit: 1m
+    memswap_limit: 1g
+    cpus: many
+    cpuset: 3-1
+    pids_limit: -2
+    shm_size: 1x
+    oom_score_adj: 2000
+    ulimits: {nofile: {soft: 5, hard: 2}, files: 3, core: {soft: 1}}
+    cap_add: [NET_ADMIN, FLY]
+    security_opt: [seccomp=mine.json, label=type:x, what]
+    tmpfs: /run:exec
+    hostname: 'a b'
+    extra_hosts: [nothing, 'a=b', 'a b=1.1.1.1']
+    dns: [example]
+    init: true
+    tty: maybe
+    runtime: nvidia
+    pull_policy: always
+    platform: linux/s390x
+    deploy: {replicas: 2, mode: global, placement: {}, resources: {limits: {memory: 2g}, reservations: {devices: []}}}
+    ports: ['8080:80', '80', '127.0.0.1:80:80', '70000:1', 'x', {published: 1}]
+    depends_on: {b: {condition: service_ready}, c: {condition: service_healthy}, d: {required: false}}
+    healthcheck: {test: [RUN], interval: soon, times: 3}
+    networks: [back]
+    x-supervisor: {probe: {http: 8080/x}, on_unhealthy: explode, on_registry_loss: wait 10m, lazzy: 1}
+  b: {image: b, depends_on: [a], deploy: {resources: {limits: {memory: 2g}}}, mem_limit: 1g}
+volumes: {data: }
+networks: {}
+configs: {x: {content: y}}
+";
+    insta::assert_snapshot!(parsed(text).unwrap_err());
+}
+
+#[test]
+fn what_is_not_supported_is_left_out_when_that_is_allowed() {
+    let text = "services:\n  web: {image: a, depends_on: [db], volumes: ['data:/data', './a:/b'], tty: true}\n  \
+        db: {image: b, healthcheck: {test: x}, build: .}\nvolumes: {data: }\nsecrets: {s: {file: ./s}}\n";
+    let input = ParseInput {
+        file: "f",
+        project: "p".parse().unwrap(),
+        project_choice: ProjectChoice::Explicit,
+        base_dir: Path::new("/srv"),
+        environment: &BTreeMap::new(),
+    };
+    let allow = Selection { unsupported: Unsupported::LeaveOut, ..Selection::default() };
+    let checked = validate::parse(text, &input, &allow).unwrap_or_else(|p| panic!("{p}"));
+    let left_out: Vec<&str> = checked.left_out.iter().map(|p| p.path.as_str()).collect();
+    let expected = [
+        "web.depends_on",
+        "web.volumes[0]",
+        "web.tty",
+        "db.healthcheck",
+        "db.build",
+        "volumes",
+        "secrets",
+    ];
+    assert_eq!(left_out, expected);
+    assert_eq!(checked.desired.services["web"].volumes.len(), 1);
+    assert!(parse_selected(text, &input, &Selection::default()).is_err());
+    // What is wrong stays an error.
+    assert!(validate::parse("services: {a: {image: a, commnd: b}}", &input, &allow).is_err());
+    assert!(validate::parse("services: {a: {build: .}}", &input, &allow).is_err());
+}
+
+#[test]
+fn the_words_of_a_service_win_over_those_for_all() {
+    let text = "x-supervisor: {lazy: {prefetch: off, prefetch_paths: [/a]}}\nservices:\n  a: {image: a}\n  \
+        b: {image: b, x-supervisor: {lazy: {prefetch: before}}}\n";
+    let desired = parsed(text).unwrap_or_else(|problems| panic!("{problems}"));
+    let lazy = |name: &str| desired.services[name].extensions.lazy.clone();
+    assert_eq!((lazy("a").prefetch(), lazy("b").prefetch()), (Prefetch::Off, Prefetch::Before));
+    assert_eq!(lazy("b").prefetch_paths(), ["/a"]);
+    assert!(lazy("b").background() && lazy("b").mode() == LazyMode::Auto);
+    // It says how content comes, not what the container is.
+    let (a, plain) = (&desired.services["a"], parsed("services: {a: {image: a}}").unwrap());
+    assert_eq!(a.config_hash(), plain.services["a"].config_hash());
+}
+
+#[test]
+fn the_document_of_the_keys_is_the_one_that_the_tables_make() {
+    let committed = include_str!("../../docs/keys.md");
+    assert_eq!(committed, keys_document(), "run: supervisor config --keys > docs/keys.md");
+}
+
+/// As much of a validator as the schema uses.
+fn fits(schema: &serde_json::Value, value: &serde_json::Value) -> Result<(), String> {
+    use serde_json::Value;
+    if schema.get("not").is_some() {
+        return Err(format!("{} is not allowed: {value}", schema["description"]));
+    }
+    if let Some(any) = schema.get("anyOf").and_then(Value::as_array) {
+        let fitting = any.iter().any(|schema| fits(schema, value).is_ok());
+        return fitting.then_some(()).ok_or_else(|| format!("{value} fits nothing of {schema}"));
+    }
+    if let Some(choices) = schema.get("enum").and_then(Value::as_array) {
+        return choices.contains(value).then_some(()).ok_or_else(|| format!("{value}: {schema}"));
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    if schema.get("type").is_some_and(|kinds| !kinds.to_string().contains(kind)) {
+        return Err(format!("{value} is not {}", schema["type"]));
+    }
+    if schema["pattern"] == "^$|\\$"
+        && value.as_str().is_some_and(|t| !t.is_empty() && !t.contains('$'))
+    {
+        return Err(format!("{value} is no variable"));
+    }
+    if let (Some(items), Some(schema)) = (value.as_array(), schema.get("items")) {
+        items.iter().try_for_each(|item| fits(schema, item))?;
+    }
+    for (key, value) in value.as_object().into_iter().flatten() {
+        if let Some(schema) = schema.get("properties").and_then(|known| known.get(key)) {
+            fits(schema, value).map_err(|error| format!("{key}: {error}"))?;
+        } else if schema.get("patternProperties").is_none() || !key.starts_with("x-") {
+            match schema.get("additionalProperties") {
+                Some(Value::Bool(false)) => return Err(format!("unknown key {key}")),
+                Some(schema) => fits(schema, value).map_err(|error| format!("{key}: {error}"))?,
+                None => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_schema_takes_what_the_parser_takes() {
+    let schema = schema();
+    let fits = |text: &str| fits(&schema, &emit::json(&raw::read(text, 0).unwrap()));
+    fits(EVERY_KEY).unwrap();
+    fits("services: {a: {image: '$I', read_only: '${RO}', x-a: 1, network_mode: '${N}'}}").unwrap();
+    for (text, expected) in [
+        ("services: {a: {imag: a}}", "unknown key imag"),
+        ("services: {a: {image: [a]}}", "image: "),
+        ("services: {a: {image: a, depends_on: [b]}}", "not allowed"),
+        ("services: {a: {image: a, network_mode: hots}}", "fits nothing"),
+        ("service: {}", "unknown key service"),
+        ("services: {a: {deploy: {replica: 1}}}", "unknown key replica"),
+        ("x-supervisor: {lazy: {prefetch: soon}}", "fits nothing"),
+    ] {
+        let error = fits(text).unwrap_err();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
 }
 
 #[test]

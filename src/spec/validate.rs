@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::field::Checker;
 use super::interpolate::{Report, Usage, Variables};
-use super::keys::{self, HasImage};
+use super::keys;
 use super::raw::{Entry, Node, Value};
 use super::{
-    Desired, ParseInput, Problem, Problems, ProjectName, Selection, Service, ServiceName, raw,
+    Checked, Desired, Extensions, ParseInput, Problem, ProblemKind, Problems, ProjectName,
+    Selection, Service, ServiceName, Unsupported, raw, read_service,
 };
 
 /// Reads and checks `text`, and reports everything that is wrong with it.
@@ -15,7 +16,7 @@ pub(super) fn parse(
     text: &str,
     input: &ParseInput<'_>,
     selection: &Selection,
-) -> Result<Desired, Problems> {
+) -> Result<Checked, Problems> {
     let mut problems = Vec::new();
     let shown = [input.file.to_owned()];
     match raw::read(text, 0) {
@@ -31,13 +32,14 @@ pub(super) fn parse(
             match (check(&root, input, &shown, selection), Problems::new(problems)) {
                 (Err(checked), more) => Err(checked.joined(more)),
                 (Ok(_), Some(problems)) => Err(problems),
-                (Ok(desired), None) => Ok(desired),
+                (Ok(checked), None) => Ok(checked),
             }
         }
         Err(error) => {
             let file = input.file.to_owned();
             let (path, message) = (String::new(), error.message);
-            problems.push(Problem { file, at: error.at, path, message });
+            let kind = ProblemKind::Invalid;
+            problems.push(Problem { file, at: error.at, path, message, kind });
             Err(Problems::new(problems).expect("one was just added"))
         }
     }
@@ -49,12 +51,20 @@ pub(super) fn check(
     input: &ParseInput<'_>,
     shown: &[String],
     selection: &Selection,
-) -> Result<Desired, Problems> {
+) -> Result<Checked, Problems> {
     let mut checker = Checker::new(input, shown, selection);
     let desired = file(&mut checker, root);
-    match (Problems::new(checker.problems), desired) {
+    let is_left_out = |problem: &Problem| {
+        problem.kind == ProblemKind::Unsupported && selection.unsupported == Unsupported::LeaveOut
+    };
+    let (left_out, problems) = checker.problems.into_iter().partition(is_left_out);
+    match (Problems::new(problems), desired) {
         (Some(problems), _) => Err(problems),
-        (None, Some(desired)) => Ok(desired),
+        (None, Some(desired)) => {
+            let left_out = Problems::new(left_out);
+            let left_out = left_out.map(|problems| problems.iter().cloned().collect());
+            Ok(Checked { desired, left_out: left_out.unwrap_or_default() })
+        }
         (None, None) => unreachable!("what keeps a file from being used was reported"),
     }
 }
@@ -72,9 +82,11 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
     };
     let mut project = checker.input.project.clone();
     let mut parsed = None;
+    let words = root.get("x-supervisor").map(|node| checker.extensions("x-supervisor", node));
+    let words = words.unwrap_or_default();
     for Entry { key, at, value } in entries {
         match key.as_str() {
-            "services" => parsed = Some(services(checker, value)),
+            "services" => parsed = Some(services(checker, value, &words)),
             "name" => {
                 let named = checker.text("name", value).and_then(|text| {
                     let name = text.parse::<ProjectName>();
@@ -87,7 +99,17 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
             // Obsolete in compose too; any scalar is found in files.
             "version" => {}
             _ if key.starts_with("x-") => {}
-            _ => checker.problem(Some(*at), key, keys::top_problem(key)),
+            // Nothing is left of one that was resolved.
+            _ if value.value == Value::Null && keys::find(keys::TOP, key).is_some() => {}
+            "include" => {
+                let message = "`include` names files, and this text was given without its folder";
+                checker.problem(Some(*at), key, message);
+            }
+            _ => match keys::find(keys::TOP, key) {
+                Some(_) if is_empty(value) => {}
+                Some(known) => checker.unsupported(*at, key, keys::refusal(known)),
+                None => checker.problem(Some(*at), key, keys::unknown_top(key)),
+            },
         }
     }
     let Some(services) = parsed else {
@@ -97,7 +119,20 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
     Some(Desired { project, services: services? })
 }
 
-fn services(checker: &mut Checker<'_>, node: &Node) -> Option<BTreeMap<ServiceName, Service>> {
+/// Whether there is nothing in it that could have an effect.
+fn is_empty(node: &Node) -> bool {
+    match &node.value {
+        Value::List(items) => items.is_empty(),
+        Value::Map(entries) => entries.is_empty(),
+        _ => false,
+    }
+}
+
+fn services(
+    checker: &mut Checker<'_>,
+    node: &Node,
+    words: &Extensions,
+) -> Option<BTreeMap<ServiceName, Service>> {
     let Value::Map(entries) = &node.value else {
         let found = node.value.kind();
         let message = format!("expected a mapping from names to services, found {found}");
@@ -122,85 +157,14 @@ fn services(checker: &mut Checker<'_>, node: &Node) -> Option<BTreeMap<ServiceNa
         }
         match key.parse::<ServiceName>() {
             Ok(name) => {
-                if let Some(service) = service(checker, name.clone(), value) {
+                if let Some(mut service) = read_service::read(checker, name.clone(), value) {
+                    service.extensions.complete(words);
                     services.insert(name, service);
                 }
             }
             Err(error) => checker.problem(Some(*at), "services", error),
         }
     }
+    checker.check_dependencies(&services, entries);
     Some(services)
-}
-
-/// `None` only after a problem was reported.
-fn service(checker: &mut Checker<'_>, name: ServiceName, node: &Node) -> Option<Service> {
-    let Value::Map(entries) = &node.value else {
-        let found = node.value.kind();
-        let message = format!("expected a mapping with `image:`, found {found}");
-        checker.problem(Some(node.at), name.as_str(), message);
-        return None;
-    };
-    let has = |wanted: &str| entries.iter().any(|entry| entry.key == wanted);
-    let has_image = if has("image") { HasImage::Yes } else { HasImage::No };
-    let mut image = None;
-    let mut service = Unfinished::default();
-    for entry in entries {
-        let Entry { key, at, value } = entry;
-        let path = &format!("{name}.{key}");
-        match key.as_str() {
-            "image" => image = checker.image(path, value),
-            "command" => service.command = checker.words(path, value),
-            "entrypoint" => service.entrypoint = checker.words(path, value),
-            "environment" => service.environment = checker.environment(path, value),
-            "working_dir" => service.working_dir = checker.absolute(path, value),
-            "user" => service.user = checker.user(path, value),
-            "volumes" => service.volumes = checker.volumes(path, value),
-            "read_only" => service.read_only = checker.boolean(path, value),
-            "restart" => service.restart = checker.restart(path, value),
-            "stop_signal" => service.stop_signal = checker.signal(path, value),
-            "stop_grace_period" => service.stop_grace_period = checker.duration(path, value),
-            "network_mode" => service.network_mode = checker.network_mode(path, value),
-            "logging" => service.logging = checker.logging(path, value),
-            "profiles" => checker.profiles(path, value),
-            _ if key.starts_with("x-") => {}
-            _ => checker.problem(Some(*at), path, keys::service_problem(key, has_image)),
-        }
-    }
-    if has_image == HasImage::No && !has("build") {
-        let message = "the service has no `image:`";
-        checker.problem(Some(node.at), name.as_str(), message);
-    }
-    Some(Service {
-        name,
-        image: image?,
-        command: service.command,
-        entrypoint: service.entrypoint,
-        environment: service.environment,
-        working_dir: service.working_dir,
-        user: service.user,
-        volumes: service.volumes,
-        read_only: service.read_only,
-        restart: service.restart,
-        stop_signal: service.stop_signal,
-        stop_grace_period: service.stop_grace_period,
-        network_mode: service.network_mode,
-        logging: service.logging,
-    })
-}
-
-/// A service while its keys are read, which come in any order.
-#[derive(Default)]
-struct Unfinished {
-    command: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    environment: BTreeMap<String, Option<String>>,
-    working_dir: Option<String>,
-    user: Option<String>,
-    volumes: Vec<super::Bind>,
-    read_only: Option<bool>,
-    restart: Option<super::RestartPolicy>,
-    stop_signal: Option<super::Signal>,
-    stop_grace_period: Option<std::time::Duration>,
-    network_mode: Option<super::NetworkMode>,
-    logging: Option<super::Logging>,
 }

@@ -1,32 +1,81 @@
-//! Volumes, folders and files of the host only: in the short form `SOURCE:TARGET[:OPTION[,OPTION…]]`, and in the long
-//! one, a mapping with `type: bind`.
+//! Volumes, folders and files of the host and memory: in the short form `SOURCE:TARGET[:OPTION[,OPTION…]]`, and in the
+//! long one, a mapping with `type`.
 
 use std::path::Path;
 
-use super::field::{Checker, normalize};
+use super::field::{Checker, Refusal, normalize};
+use super::keys;
 use super::raw::{Entry, Node, Value};
-use super::{Access, Bind};
+use super::{Access, Bind, Tmpfs};
+
+/// What one item of `volumes` is.
+pub(super) enum Mounted {
+    Bind(Bind),
+    Tmpfs(Tmpfs),
+}
+
+impl Mounted {
+    pub(super) fn target(&self) -> &str {
+        match self {
+            Self::Bind(bind) => &bind.target,
+            Self::Tmpfs(tmpfs) => &tmpfs.target,
+        }
+    }
+}
 
 impl Checker<'_> {
+    pub(super) fn volumes(&mut self, path: &str, node: &Node) -> Vec<Mounted> {
+        let items = match &node.value {
+            Value::Null => return Vec::new(),
+            Value::List(items) => items,
+            _ => {
+                self.mismatch(path, node, "a list of `SOURCE:TARGET[:ro]`");
+                return Vec::new();
+            }
+        };
+        let mut volumes: Vec<Mounted> = Vec::new();
+        for (n, item) in items.iter().enumerate() {
+            let path = &format!("{path}[{n}]");
+            let bind = if let Value::Map(entries) = &item.value {
+                self.long_volume(path, item, entries)
+            } else {
+                self.text(path, item).and_then(|text| {
+                    let parsed = parse(&text, self.input.base_dir);
+                    self.refused(path, item, parsed).map(Mounted::Bind)
+                })
+            };
+            let Some(bind) = bind else { continue };
+            if volumes.iter().any(|other| other.target() == bind.target()) {
+                let message = format!("something is mounted at `{}` already", bind.target());
+                self.problem(Some(item.at), path, message);
+                continue;
+            }
+            volumes.push(bind);
+        }
+        volumes
+    }
+
     pub(super) fn long_volume(
         &mut self,
         path: &str,
         node: &Node,
         entries: &[Entry],
-    ) -> Option<Bind> {
+    ) -> Option<Mounted> {
         let (mut source, mut target, mut access) = (None, None, Access::ReadWrite);
+        let (mut size, mut mode) = (None, None);
         let kind = node.get("type").and_then(Node::scalar);
-        if let Some(message) = other_type(kind.as_deref(), node) {
-            self.problem(Some(node.get("type").map_or(node.at, |kind| kind.at)), path, message);
-            return None;
+        if let Err(refusal) = check_type(kind.as_deref(), node) {
+            let at = node.get("type").unwrap_or(node);
+            return self.refused(path, at, Err(refusal));
         }
+        let is_tmpfs = kind.as_deref() == Some("tmpfs");
         let before = self.problems.len();
         for Entry { key, at, value } in entries {
             let path = &format!("{path}.{key}");
             match key.as_str() {
                 "type" => {}
                 _ if value.value == Value::Null || key.starts_with("x-") => {}
-                "source" => source = self.text(path, value),
+                "source" if !is_tmpfs => source = self.text(path, value),
                 "target" => target = self.absolute(path, value),
                 "read_only" => {
                     if self.boolean(path, value)? {
@@ -35,35 +84,42 @@ impl Checker<'_> {
                 }
                 // For Docker Desktop only; it changes nothing here.
                 "consistency" => {}
-                "bind" => self.bind_options(path, value),
-                "volume" | "tmpfs" | "image" => {
-                    let message = format!("`{key}` has no meaning for a volume of type `bind`");
+                "bind" if !is_tmpfs => self.bind_options(path, value),
+                "tmpfs" if is_tmpfs => (size, mode) = self.tmpfs_options(path, value),
+                "bind" | "volume" | "tmpfs" | "image" | "source" => {
+                    let kind = kind.as_deref().unwrap_or_default();
+                    let message = format!("`{key}` has no meaning for a volume of type `{kind}`");
                     self.problem(Some(*at), path, message);
                 }
-                _ => self.problem(Some(*at), path, format!("unknown key `{key}` of a volume")),
+                _ => self.problem(Some(*at), path, keys::unknown(key, keys::VOLUME)),
             }
         }
         for (key, value) in [("source", &source), ("target", &target)] {
-            if value.is_none() && node.get(key).is_none_or(|given| given.value == Value::Null) {
+            let needed = key == "target" || !is_tmpfs;
+            let given = node.get(key).is_some_and(|given| given.value != Value::Null);
+            if value.is_none() && needed && !given {
                 self.problem(Some(node.at), path, format!("the volume has no `{key}:`"));
             }
         }
-        let (source, target) = (source?, target?);
+        let target = target?;
         if self.problems.len() > before {
             return None;
         }
+        let target = match mount_point(&target) {
+            Ok(target) => target,
+            Err(message) => return self.checked(path, node, Err(message)),
+        };
+        if is_tmpfs {
+            return Some(Mounted::Tmpfs(Tmpfs { target, size, mode, access }));
+        }
+        let source = source?;
         if source.starts_with('~') {
             let message = format!("`{source}`: `~` is not supported; write the absolute path");
             self.problem(Some(node.at), path, message);
             return None;
         }
-        let target = normalize(Path::new(&target));
-        if target == Path::new("/") {
-            self.problem(Some(node.at), path, "a volume cannot be mounted at `/`");
-            return None;
-        }
         let source = normalize(&self.input.base_dir.join(source));
-        Some(Bind { source, target: target.to_str()?.to_owned(), access })
+        Some(Mounted::Bind(Bind { source, target, access }))
     }
 
     fn bind_options(&mut self, path: &str, node: &Node) {
@@ -79,14 +135,14 @@ impl Checker<'_> {
                 "create_host_path" => {
                     if self.boolean(path, value) == Some(false) {
                         let message = "`create_host_path: false` is not supported in this version; a missing folder is made";
-                        self.problem(Some(value.at), path, message);
+                        self.unsupported(value.at, path, message);
                     }
                 }
                 // A label of a security module that is not used here; accepted in the short form too.
                 "selinux" => {}
                 "propagation" | "recursive" => {
                     let message = format!("`{key}` is not supported in this version");
-                    self.problem(Some(*at), path, message);
+                    self.unsupported(*at, path, message);
                 }
                 _ => self.problem(Some(*at), path, format!("unknown key `{key}` of `bind`")),
             }
@@ -94,66 +150,8 @@ impl Checker<'_> {
     }
 }
 
-/// What to say of a volume that is no folder of the host.
-fn other_type(kind: Option<&str>, node: &Node) -> Option<String> {
-    let field = |key: &str| node.get(key).and_then(Node::scalar);
-    let target = field("target").unwrap_or_else(|| "/data".to_owned());
-    Some(match kind {
-        Some("bind") => return None,
-        None => "the volume has no `type:`; it is `bind` for a folder of the host".to_owned(),
-        Some("volume") => match field("source") {
-            Some(source) => named(&source, &target),
-            None => anonymous(&target),
-        },
-        Some(kind @ ("tmpfs" | "image" | "npipe" | "cluster")) => {
-            format!("a volume of type `{kind}` is not supported in this version; use `bind`")
-        }
-        Some(kind) => format!("unknown type `{kind}` of a volume; use `bind`"),
-    })
-}
-
-fn named(source: &str, target: &str) -> String {
-    format!(
-        "`{source}` is a named volume, which is not supported in this version; mount a folder of the host: \
-         `./{source}:{target}`"
-    )
-}
-
-fn anonymous(target: &str) -> String {
-    format!(
-        "`{target}` is an anonymous volume, which is not supported in this version; mount a folder of the host: \
-         `./data:{target}`"
-    )
-}
-
-/// Reads `text`; a relative source is below `base_dir`, the folder of the services file.
-///
-/// The options `z` and `Z` (SELinux labels) and `cached`, `delegated`, `consistent` (Docker Desktop) are accepted and
-/// change nothing here. `~` is refused: whose home it would be differs between the user and a daemon.
-pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Bind, String> {
-    let mut parts = text.split(':');
-    let (source, target, options) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(source), Some(target), options, None) => (source, target, options),
-        (Some(path), None, ..) => {
-            return Err(anonymous(path));
-        }
-        _ => return Err(format!("`{text}` is not of the form `SOURCE:TARGET[:ro]`")),
-    };
-    if source.is_empty() || target.is_empty() {
-        return Err(format!("`{text}` is not of the form `SOURCE:TARGET[:ro]`"));
-    }
-    if source.starts_with('~') {
-        return Err(format!("`{source}`: `~` is not supported; write the absolute path"));
-    }
-    if !source.starts_with(['/', '.']) {
-        return Err(if source.contains('/') {
-            format!(
-                "`{source}` is neither a path nor the name of a volume; did you mean `./{source}`?"
-            )
-        } else {
-            named(source, target)
-        });
-    }
+/// Where something is mounted, in a normal form.
+pub(super) fn mount_point(target: &str) -> Result<String, String> {
     if !target.starts_with('/') {
         return Err(format!("`{target}` is not an absolute path in the container"));
     }
@@ -161,6 +159,73 @@ pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Bind, String> {
     if target == Path::new("/") {
         return Err("a volume cannot be mounted at `/`".to_owned());
     }
+    target.to_str().map(str::to_owned).ok_or_else(|| "the target is not UTF-8".to_owned())
+}
+
+/// What to say of a volume that is none of ours.
+fn check_type(kind: Option<&str>, node: &Node) -> Result<(), Refusal> {
+    let field = |key: &str| node.get(key).and_then(Node::scalar);
+    let target = field("target").unwrap_or_else(|| "/data".to_owned());
+    Err(match kind {
+        Some("bind" | "tmpfs") => return Ok(()),
+        None => {
+            "the volume has no `type:`; it is `bind` for a folder of the host".to_owned().into()
+        }
+        Some("volume") => match field("source") {
+            Some(source) => named(&source, &target),
+            None => anonymous(&target),
+        },
+        Some(kind @ ("image" | "npipe" | "cluster")) => Refusal::unsupported(format!(
+            "a volume of type `{kind}` is not supported in this version; use `bind`"
+        )),
+        Some(kind) => format!("unknown type `{kind}` of a volume; use `bind` or `tmpfs`").into(),
+    })
+}
+
+fn named(source: &str, target: &str) -> Refusal {
+    Refusal::unsupported(format!(
+        "`{source}` is a named volume, which is not supported in this version; mount a folder of the host: \
+         `./{source}:{target}`"
+    ))
+}
+
+fn anonymous(target: &str) -> Refusal {
+    Refusal::unsupported(format!(
+        "`{target}` is an anonymous volume, which is not supported in this version; mount a folder of the host: \
+         `./data:{target}`"
+    ))
+}
+
+/// Reads `text`; a relative source is below `base_dir`, the folder of the services file.
+///
+/// The options `z` and `Z` (SELinux labels) and `cached`, `delegated`, `consistent` (Docker Desktop) are accepted and
+/// change nothing here. `~` is refused: whose home it would be differs between the user and a daemon.
+pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Bind, Refusal> {
+    let mut parts = text.split(':');
+    let (source, target, options) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(source), Some(target), options, None) => (source, target, options),
+        (Some(path), None, ..) => {
+            return Err(anonymous(path));
+        }
+        _ => return Err(format!("`{text}` is not of the form `SOURCE:TARGET[:ro]`").into()),
+    };
+    if source.is_empty() || target.is_empty() {
+        return Err(format!("`{text}` is not of the form `SOURCE:TARGET[:ro]`").into());
+    }
+    if source.starts_with('~') {
+        return Err(format!("`{source}`: `~` is not supported; write the absolute path").into());
+    }
+    if !source.starts_with(['/', '.']) {
+        return Err(if source.contains('/') {
+            format!(
+                "`{source}` is neither a path nor the name of a volume; did you mean `./{source}`?"
+            )
+            .into()
+        } else {
+            named(source, target)
+        });
+    }
+    let target = mount_point(target)?;
     let mut access = Access::ReadWrite;
     for option in options.into_iter().flat_map(|options| options.split(',')) {
         match option {
@@ -168,13 +233,14 @@ pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Bind, String> {
             "rw" => access = Access::ReadWrite,
             "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "nocopy" => {
-                return Err(format!("the option `{option}` is not supported in this version"));
+                return Err(Refusal::unsupported(format!(
+                    "the option `{option}` is not supported in this version"
+                )));
             }
-            _ => return Err(format!("unknown option `{option}`; use `ro` or `rw`")),
+            _ => return Err(format!("unknown option `{option}`; use `ro` or `rw`").into()),
         }
     }
     let source = normalize(&base_dir.join(source));
-    let target = target.to_str().map(str::to_owned).ok_or("the target is not UTF-8")?;
     Ok(Bind { source, target, access })
 }
 
@@ -213,7 +279,7 @@ mod tests {
             (":/b", "of the form"),
             ("./a:", "of the form"),
         ] {
-            let message = parse(text, Path::new("/base")).unwrap_err();
+            let message = parse(text, Path::new("/base")).unwrap_err().message;
             assert!(message.contains(expected), "{text}: {message}");
         }
     }

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::container::{
-    Lack, Launch, LogKept, LogOverflow, LogTarget, Mount, MountKind, Network, Process, Rootfs,
-    Signal, StopPolicy, Writable,
+    Bounds, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget, Mount, MountKind,
+    Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
 };
 use crate::host::Features;
 use crate::image::ImageConfig;
-use crate::spec::{Access, LogDriver, LogMode, NetworkMode, Service};
+use crate::spec::{
+    self, Access, HostAddress, LogDriver, LogMode, NetworkMode, Service, Swap, SystemCalls,
+};
 
 /// Where the pieces of one container are.
 #[derive(Debug, Clone)]
@@ -70,7 +72,7 @@ pub(super) fn launch(
         env: environment(service, image),
         cwd: service.working_dir.clone().or_else(|| image.working_dir.clone()),
         user: service.user.clone().or_else(|| image.user.clone()),
-        no_new_privileges: false,
+        no_new_privileges: service.privileges.no_new_privileges.unwrap_or(false),
     };
     let name = place.id.to_string();
     let mut launch =
@@ -95,10 +97,80 @@ pub(super) fn launch(
             kind: MountKind::Bind { source: bind.source.clone(), create: true },
             read_only: bind.access == Access::ReadOnly,
         })
+        .chain(service.tmpfs.iter().map(|tmpfs| Mount {
+            target: PathBuf::from(&tmpfs.target),
+            kind: MountKind::Tmpfs { size: tmpfs.size, mode: tmpfs.mode },
+            read_only: tmpfs.access == Access::ReadOnly,
+        }))
         .collect();
+    launch.hostname.clone_from(&service.hostname);
+    launch.extra_hosts = extra_hosts(service);
+    launch.resolv_conf = resolv_conf(service);
+    launch.bounds = bounds(service);
     launch.stop =
         StopPolicy { signal: stop_signal(service, image), grace_ms: millis(service.grace()) };
     launch
+}
+
+/// A container that shares the host's network reaches the host as itself.
+fn extra_hosts(service: &Service) -> Vec<HostEntry> {
+    let entry = |host: &spec::ExtraHost| HostEntry {
+        address: match host.address {
+            HostAddress::Ip(ip) => ip.to_string(),
+            HostAddress::Gateway => "127.0.0.1".to_owned(),
+        },
+        names: vec![host.name.clone()],
+    };
+    service.extra_hosts.iter().map(entry).collect()
+}
+
+/// `None`: the host's.
+fn resolv_conf(service: &Service) -> Option<String> {
+    let dns = &service.dns;
+    if dns.servers.is_empty() {
+        return None;
+    }
+    let mut text: String = dns.servers.iter().map(|ip| format!("nameserver {ip}\n")).collect();
+    // A dot alone searches nowhere.
+    let search: Vec<&str> = dns.search.iter().map(String::as_str).filter(|s| *s != ".").collect();
+    for (word, list) in
+        [("search", search), ("options", dns.options.iter().map(String::as_str).collect())]
+    {
+        if !list.is_empty() {
+            text.push_str(&format!("{word} {}\n", list.join(" ")));
+        }
+    }
+    Some(text)
+}
+
+fn bounds(service: &Service) -> Bounds {
+    let (limits, privileges) = (&service.limits, &service.privileges);
+    let rlimit = |(name, limit): (&String, &spec::Ulimit)| Rlimit {
+        name: format!("RLIMIT_{}", name.to_ascii_uppercase()),
+        soft: limit.soft,
+        hard: limit.hard,
+    };
+    Bounds {
+        memory: limits.memory,
+        swap: limits.swap.map(|swap| match swap {
+            Swap::Unlimited => -1,
+            Swap::Bytes(bytes) => i64::try_from(bytes).unwrap_or(i64::MAX),
+        }),
+        memory_reservation: limits.memory_reservation,
+        nano_cpus: limits.nano_cpus,
+        cpu_shares: limits.cpu_shares,
+        cpuset: limits.cpuset.clone(),
+        pids: limits.pids.filter(|pids| *pids > 0),
+        shm_size: limits.shm_size,
+        oom_score_adj: limits.oom_score_adj,
+        rlimits: limits.ulimits.iter().map(rlimit).collect(),
+        cap_add: privileges.cap_add.iter().cloned().collect(),
+        cap_drop: privileges.cap_drop.iter().cloned().collect(),
+        filter: match privileges.system_calls {
+            SystemCalls::Default => Filter::Default,
+            SystemCalls::Unconfined => Filter::None,
+        },
+    }
 }
 
 /// Bytes that wait for a log before lines are dropped, where that is asked for; Docker's default.

@@ -68,6 +68,7 @@ pub(super) fn parse(request: &UpRequest) -> Result<Desired, RequestError> {
             .map(|sources| sources.profiles.clone())
             .unwrap_or_default(),
         named: request.services.clone(),
+        unsupported: request.sources.as_ref().map(|s| s.unsupported).unwrap_or_default(),
     };
     let mut desired = spec::parse_selected(&request.text, &input, &selection)
         .map_err(|problems| invalid(problems.to_string()))?;

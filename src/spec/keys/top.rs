@@ -1,0 +1,79 @@
+//! The keys at the top of the file, and ours.
+
+use super::Shape::{Any, Bool, Choice, List, Named, Number, Object, Text};
+use super::service::SERVICE;
+use super::{Key, accepted, done, rejected};
+
+/// The keys at the top of the file.
+pub(in super::super) const TOP: &[Key] = &[
+    rejected("configs", "files can be mounted with `volumes` of a service"),
+    done(
+        "include",
+        Any,
+        "brings in other projects: a path, or `path`, `project_directory`, `env_file`",
+    ),
+    rejected("models", "models are not run"),
+    done("name", Text, "name of the project"),
+    rejected("networks", "services use the host's network in this version"),
+    rejected("secrets", "files can be mounted with `volumes` of a service"),
+    done("services", Named(SERVICE), "what runs; required"),
+    accepted("version", Any, "every version is read alike"),
+    rejected("volumes", "a service can mount folders of the host (`./data:/data`)"),
+    done("x-supervisor", Object(SUPERVISOR), "our own words, for all services; see below"),
+];
+
+/// The keys of a volume in its long form.
+pub(in super::super) const VOLUME: &[Key] = &[
+    done("bind", Any, "`create_host_path: true`; `selinux` has no effect"),
+    accepted("consistency", Text, "it is for Docker Desktop"),
+    rejected("image", "images are not mounted as volumes in this version"),
+    done("read_only", Bool, "`true`: the container cannot write there"),
+    done("source", Text, "folder or file of this host"),
+    done("target", Text, "absolute path in the container"),
+    done("tmpfs", Any, "`size`, `mode`"),
+    done("type", Choice(&["bind", "tmpfs"]), "`bind` or `tmpfs`"),
+    rejected("volume", "named volumes are not supported in this version"),
+];
+
+/// The keys of `x-supervisor`, at the top of the file and of a service.
+pub(in super::super) const SUPERVISOR: &[Key] = &[
+    done(
+        "lazy",
+        Object(LAZY),
+        "how files of the image come to this host; a service's word wins over that for all",
+    ),
+    rejected("on_registry_loss", "reads wait until the registry is back, in this version"),
+    rejected("on_unhealthy", "health is not checked in this version"),
+    rejected("priority", "all services count alike in this version"),
+    rejected("probe", "health is not checked in this version"),
+];
+
+/// The keys of `x-supervisor.lazy`.
+pub(in super::super) const LAZY: &[Key] = &[
+    done(
+        "background",
+        Bool,
+        "only `true`: the rest of the image is fetched while the service runs",
+    ),
+    done(
+        "mode",
+        Choice(&["auto", "off", "require"]),
+        "only `auto`: lazily where image and host allow it",
+    ),
+    done(
+        "prefetch",
+        Choice(&["overlap", "before", "off"]),
+        "files that the service reads first: fetched while it starts (`overlap`), before it starts (`before`), or not ahead (`off`)",
+    ),
+    done("prefetch_paths", List, "absolute paths of those files, where the image does not say"),
+];
+
+/// The keys of `x-supervisor.probe`.
+pub(in super::super) const PROBE: &[Key] = &[
+    done("http", Text, "port and path, such as `8080/healthy`"),
+    done("interval", Text, "from one probe to the next"),
+    done("retries", Number, "failures in a row that make it unhealthy"),
+    done("start_period", Text, "how long failures do not count after the start"),
+    done("tcp", Number, "port"),
+    done("timeout", Text, "how long one probe may take"),
+];

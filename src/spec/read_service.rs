@@ -1,0 +1,217 @@
+//! One service: its keys, and what only several of them together can tell.
+
+use super::field::Checker;
+use super::keys::{self, HasImage};
+use super::object::Found;
+use super::raw::{Node, Value};
+use super::volume::Mounted;
+use super::{HealthTest, NetworkMode, Service, ServiceName, Tmpfs};
+use crate::image::ImageRef;
+
+/// `None` only after a problem was reported.
+pub(super) fn read(checker: &mut Checker<'_>, name: ServiceName, node: &Node) -> Option<Service> {
+    let Value::Map(entries) = &node.value else {
+        let found = node.value.kind();
+        let message = format!("expected a mapping with `image:`, found {found}");
+        checker.problem(Some(node.at), name.as_str(), message);
+        return None;
+    };
+    let has = |wanted: &str| entries.iter().any(|entry| entry.key == wanted);
+    let has_image = if has("image") { HasImage::Yes } else { HasImage::No };
+    let image = node.get("image").map(|image| checker.image(&format!("{name}.image"), image));
+    if image.is_none() && !has("build") {
+        checker.problem(Some(node.at), name.as_str(), "the service has no `image:`");
+    }
+    let mut service = bare(name);
+    let mut unread = Vec::new();
+    for found in checker.entries(service.name.as_str(), node, keys::SERVICE) {
+        if !container(checker, &found, &mut service)
+            && !surroundings(checker, &found, &mut service)
+            && !checker.limit(&found, &mut service.limits)
+        {
+            unread.push(found);
+        }
+    }
+    for found in unread {
+        let (path, value) = (found.path.as_str(), found.value);
+        match found.key.name {
+            // Read before.
+            "image" => {}
+            "build" => match has_image {
+                HasImage::Yes => checker.unsupported(found.at, path, keys::build(has_image)),
+                // Nothing would be left to run.
+                HasImage::No => checker.problem(Some(found.at), path, keys::build(has_image)),
+            },
+            "env_file" | "extends" => {
+                let key = found.key.name;
+                let message =
+                    format!("`{key}` names a file, and this text was given without its folder");
+                checker.problem(Some(found.at), path, message);
+            }
+            "deploy" => {
+                checker.deploy(path, value, &mut service.limits, &mut service.restart);
+            }
+            // With the network that holds, which any key before or after it may say.
+            "ports" => service.ports = checker.ports(path, value, service.network()),
+            "init" | "tty" | "stdin_open" | "privileged" => {
+                if checker.boolean(path, value).is_some() {
+                    checker.only(&found, &["false"]);
+                }
+            }
+            "scale" => checker.only(&found, &["1"]),
+            "pull_policy" => checker.only(&found, &["missing", "if_not_present"]),
+            "runtime" => {
+                checker.only(&found, &["runc", "crun", "youki", "io.containerd.runc.v2"]);
+            }
+            "platform" => platform(checker, &found),
+            _ => checker.leave(&found),
+        }
+    }
+    check(checker, node, &mut service);
+    service.image = image??;
+    Some(service)
+}
+
+/// A service of which nothing is known.
+fn bare(name: ServiceName) -> Service {
+    Service {
+        name,
+        // Replaced, or the service is given up.
+        image: ImageRef::Layout { path: std::path::PathBuf::new(), tag: None },
+        command: None,
+        entrypoint: None,
+        environment: Default::default(),
+        working_dir: None,
+        user: None,
+        volumes: Vec::new(),
+        read_only: None,
+        restart: None,
+        stop_signal: None,
+        stop_grace_period: None,
+        network_mode: None,
+        logging: None,
+        tmpfs: Vec::new(),
+        hostname: None,
+        extra_hosts: Vec::new(),
+        dns: Default::default(),
+        limits: Default::default(),
+        privileges: Default::default(),
+        ports: Vec::new(),
+        depends_on: Default::default(),
+        healthcheck: None,
+        extensions: Default::default(),
+    }
+}
+
+/// Keys of what runs; false if it is another one.
+fn container(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Service) -> bool {
+    let (path, value) = (found.path.as_str(), found.value);
+    match found.key.name {
+        "command" => service.command = checker.words(path, value),
+        "entrypoint" => service.entrypoint = checker.words(path, value),
+        "environment" => service.environment = checker.environment(path, value),
+        "working_dir" => service.working_dir = checker.absolute(path, value),
+        "user" => service.user = checker.user(path, value),
+        "volumes" => {
+            let mounted = checker.volumes(path, value);
+            mount(checker, found, mounted, service);
+        }
+        "tmpfs" => {
+            let mounted = checker.tmpfs(path, value);
+            mount(checker, found, mounted, service);
+        }
+        "read_only" => service.read_only = checker.boolean(path, value),
+        "cap_add" => service.privileges.cap_add = checker.capabilities(path, value),
+        "cap_drop" => service.privileges.cap_drop = checker.capabilities(path, value),
+        "security_opt" => checker.security_opt(path, value, &mut service.privileges),
+        "stop_signal" => service.stop_signal = checker.signal(path, value),
+        "stop_grace_period" => service.stop_grace_period = checker.duration(path, value),
+        _ => return false,
+    }
+    true
+}
+
+/// Keys of what is around it; false if it is another one.
+fn surroundings(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Service) -> bool {
+    let (path, value) = (found.path.as_str(), found.value);
+    match found.key.name {
+        "restart" => service.restart = checker.restart(path, value),
+        "network_mode" => service.network_mode = checker.network_mode(path, value),
+        "hostname" => service.hostname = checker.hostname(path, value),
+        "extra_hosts" => service.extra_hosts = checker.extra_hosts(path, value),
+        "dns" => service.dns.servers = checker.dns_servers(path, value),
+        "dns_search" => service.dns.search = checker.dns_words(path, value),
+        "dns_opt" => service.dns.options = checker.dns_words(path, value),
+        "logging" => service.logging = checker.logging(path, value),
+        "profiles" => checker.profiles(path, value),
+        "depends_on" => {
+            service.depends_on = checker.depends_on(path, value);
+            checker.leave(found);
+        }
+        "healthcheck" => {
+            service.healthcheck = checker.healthcheck(path, value);
+            let disabled = Some(HealthTest::Disabled);
+            if service.healthcheck.as_ref().is_some_and(|check| check.test != disabled) {
+                let message = format!("`healthcheck` is not supported: {}", found.key.text);
+                checker.unsupported(found.at, path, message);
+            }
+        }
+        "x-supervisor" => service.extensions = checker.extensions(path, value),
+        _ => return false,
+    }
+    true
+}
+
+/// Adds what is mounted; nothing is mounted twice in one place.
+fn mount(
+    checker: &mut Checker<'_>,
+    found: &Found<'_>,
+    mounted: Vec<Mounted>,
+    service: &mut Service,
+) {
+    for mounted in mounted {
+        let target = mounted.target();
+        let is_taken = service.volumes.iter().any(|bind| bind.target == target)
+            || service.tmpfs.iter().any(|tmpfs: &Tmpfs| tmpfs.target == target);
+        if is_taken {
+            let message = format!("something is mounted at `{target}` already");
+            checker.problem(Some(found.value.at), &found.path, message);
+            continue;
+        }
+        match mounted {
+            Mounted::Bind(bind) => service.volumes.push(bind),
+            Mounted::Tmpfs(tmpfs) => service.tmpfs.push(tmpfs),
+        }
+    }
+}
+
+/// What only several keys together can tell.
+fn check(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
+    let name = service.name.to_string();
+    checker.check_limits(node.at, &name, &service.limits);
+    let dns = &service.dns;
+    if dns.servers.is_empty() && !(dns.search.is_empty() && dns.options.is_empty()) {
+        let key = if dns.search.is_empty() { "dns_opt" } else { "dns_search" };
+        let at = node.get(key).map_or(node.at, |node| node.at);
+        let message = format!("`{key}` is not supported in this version without `dns`");
+        checker.unsupported(at, &format!("{name}.{key}"), message);
+        service.dns = Default::default();
+    }
+    if service.network() == NetworkMode::None && !service.dns.servers.is_empty() {
+        let at = node.get("dns").map_or(node.at, |node| node.at);
+        let message = "`dns` has no meaning without a network (`network_mode: none`)";
+        checker.problem(Some(at), &format!("{name}.dns"), message);
+    }
+}
+
+fn platform(checker: &mut Checker<'_>, found: &Found<'_>) {
+    // The architecture that this program was made for; in a name of images.
+    let own: &[&str] = if cfg!(target_arch = "x86_64") {
+        &["linux/amd64", "linux/x86_64", "amd64", "linux"]
+    } else if cfg!(target_arch = "aarch64") {
+        &["linux/arm64", "linux/arm64/v8", "linux/aarch64", "arm64", "linux"]
+    } else {
+        &["linux"]
+    };
+    checker.only(found, own);
+}
