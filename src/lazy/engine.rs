@@ -12,7 +12,9 @@ use super::cache::FileCache;
 use super::error::OpenError;
 use super::event::EventSink;
 use super::layer::LazyLayer;
+use super::learned::Ledger;
 use super::limits::Limits;
+use super::pace::{Counters, Traffic};
 use super::scheduler::Scheduler;
 use super::source::RangeSource;
 use super::table::OpenTable;
@@ -56,6 +58,8 @@ pub(super) struct Shared {
     /// Inflating and hashing: as many at a time as there are processors.
     pub(super) decoders: Semaphore,
     pub(super) table: OpenTable,
+    pub(super) counters: Traffic,
+    pub(super) ledger: Ledger,
     layers: Mutex<HashMap<Digest, Weak<LazyLayer>>>,
     next_lane: AtomicU64,
 }
@@ -82,6 +86,8 @@ impl Engine {
             runtime,
             decoders: Semaphore::new(processors.max(2)),
             table: OpenTable::new(limits.open_files),
+            counters: Traffic::default(),
+            ledger: Ledger::default(),
             layers: Mutex::default(),
             next_lane: AtomicU64::new(1),
             limits,
@@ -120,6 +126,12 @@ impl Engine {
             LazyLayer::start(Arc::clone(&self.0), lane, (digest, fingerprint), index, source);
         layers.insert(digest, Arc::downgrade(&layer));
         Ok(layer)
+    }
+
+    /// What was asked of all sources so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.0.counters.counters()
     }
 
     /// Closes every layer and makes what is in the cache durable. Blocks on the disk; for an orderly end only, since

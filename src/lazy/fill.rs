@@ -13,7 +13,8 @@ use tokio::task::JoinSet;
 
 use super::cache::{Content, Verify};
 use super::event::LazyEvent;
-use super::flight::{Extent, FlightEnd};
+use super::extent::Extent;
+use super::flight::FlightEnd;
 use super::layer::{LazyLayer, piece};
 use super::scheduler::{Ask, Priority};
 use crate::estargz::EntryNo;
@@ -60,7 +61,7 @@ impl Default for Fill {
 
 /// What came of a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Walk {
+pub(super) enum Walk {
     /// All is local, or refused.
     Done,
     /// Something is in the way: the source, or the disk.
@@ -136,21 +137,7 @@ impl LazyLayer {
 
     /// The chunks in front of the landmark.
     fn prefetch_numbers(&self) -> Option<Range<u32>> {
-        let range = self.index.prefetch_range()?;
-        let start = |number| self.chunk_of(number).map(|(chunk, _, _)| chunk.member.start);
-        let first_at = |offset: u64| {
-            let (mut low, mut high) = (0, self.index.chunks());
-            while low < high {
-                let middle = low + (high - low) / 2;
-                if start(middle).is_some_and(|at| at < offset) {
-                    low = middle + 1;
-                } else {
-                    high = middle;
-                }
-            }
-            low
-        };
-        let numbers = first_at(range.start)..first_at(range.end);
+        let numbers = 0..self.landmark?;
         (!numbers.is_empty()).then_some(numbers)
     }
 
@@ -212,7 +199,7 @@ impl LazyLayer {
     }
 
     /// Fetches what is missing of the chunks `numbers`.
-    async fn walk(self: &Arc<Self>, numbers: Range<u32>, priority: Priority) -> Walk {
+    pub(super) async fn walk(self: &Arc<Self>, numbers: Range<u32>, priority: Priority) -> Walk {
         let mut flights = JoinSet::new();
         let (mut at, mut walked) = (numbers.start, Walk::Done);
         let mut noted = self.local_bytes();
@@ -239,7 +226,7 @@ impl LazyLayer {
             if flights.len() >= FLIGHTS {
                 walked = worse(walked, flights.join_next().await);
             }
-            let bytes = extent.range.end - extent.range.start + extent.content;
+            let bytes = extent.length() + extent.content;
             let ask = Ask { priority, lane: self.lane, bytes };
             let permit = tokio::select! {
                 // The place in the queue is lost with the layer only.
@@ -250,14 +237,15 @@ impl LazyLayer {
                 walked = Walk::Hindered;
                 break;
             }
-            if let Some(mut flight) = self.begin(&extent, priority, permit) {
+            for flight in self.begin(&extent, priority, permit) {
                 let layer = Arc::clone(self);
                 flights.spawn(async move {
-                    let landed = flight.landing().await;
-                    match landed.as_deref().map(|landed| &landed.end) {
-                        Some(FlightEnd::Arrived) if !layer.shared.cache.is_degraded() => Walk::Done,
+                    match flight.end().await {
+                        FlightEnd::Arrived if !layer.shared.cache.is_degraded() => Walk::Done,
                         // Content that cannot be kept is not worth fetching ahead.
-                        Some(_) | None => Walk::Hindered,
+                        FlightEnd::Arrived | FlightEnd::Abandoned | FlightEnd::Failed(_) => {
+                            Walk::Hindered
+                        }
                     }
                 });
             }

@@ -1,19 +1,21 @@
-//! One lazy layer: opening and reading its files. How missing chunks get here is `flight`'s business.
+//! One lazy layer: what it is made of, and opening its files. Reading them: `read`; how missing chunks get here: `flight`.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::cache::{self, Content, Piece, Place, Verify};
+use super::cache::{Content, Piece, Place, Verify};
 use super::engine::Shared;
 use super::error::ReadError;
 use super::fill::Fill;
 use super::flight::Flights;
 use super::health::Health;
+use super::learned::{Bits, Lessons};
+use super::pace::Pace;
 use super::progress::Progress;
 use super::refusal::Refusals;
 use super::source::RangeSource;
@@ -48,6 +50,14 @@ pub struct LazyLayer {
     pub(super) closed: CancellationToken,
     pub(super) is_announced: AtomicBool,
     pub(super) refusals: Refusals,
+    pub(super) pace: Pace,
+    /// Chunks that were fetched along with others and not read yet.
+    pub(super) ahead: Bits,
+    /// Chunks that were read.
+    pub(super) touched: Bits,
+    pub(super) learned: Lessons,
+    /// The first chunk behind what should be fetched first.
+    pub(super) landmark: Option<u32>,
     /// Places of files of several chunks, whose ids are a digest over all of these.
     places: Mutex<HashMap<u32, Place>>,
     pub(super) this: Weak<Self>,
@@ -91,6 +101,11 @@ impl LazyLayer {
             noted_bytes: AtomicU64::new(progress.local_bytes()),
             progress,
             refusals: Refusals::default(),
+            pace: Pace::default(),
+            ahead: Bits::new(index.chunks()),
+            touched: Bits::new(index.chunks()),
+            learned: Lessons::default(),
+            landmark: index.prefetch_range().map(|range| first_from(&index, range.end)),
             places: Mutex::default(),
             this: Weak::clone(this),
             index,
@@ -163,6 +178,7 @@ impl LazyLayer {
         Ok(match self.shared.cache.find(&place, Verify::Later) {
             Some(Content::Complete(file)) => {
                 self.count_whole(entry, place.chunks);
+                self.touch(entry, 0..place.chunks);
                 Some(Opened::Complete(file))
             }
             Some(Content::Partial(_)) => Some(Opened::Partial),
@@ -192,12 +208,14 @@ impl LazyLayer {
         match content.await? {
             Some(Content::Complete(file)) => {
                 self.count_whole(entry, place.chunks);
+                self.touch(entry, 0..place.chunks);
                 return Ok(Opened::Complete(file));
             }
             Some(Content::Partial(_)) => return Ok(Opened::Partial),
             None if place.chunks != 1 => return Ok(Opened::Partial),
             None => {}
         }
+        self.touch(entry, 0..1);
         self.read_missing(entry, 0..1).await?;
         // One `open(2)` of a file that was written a moment ago.
         Ok(match found(&layer) {
@@ -206,86 +224,12 @@ impl LazyLayer {
         })
     }
 
-    /// Content of a file, if it is local: up to `len` bytes at `offset`, fewer only at the end of the file. Blocks
-    /// on the disk: made for the thread of the FUSE request, like [`LazyLayer::open_local`].
-    ///
-    /// # Errors
-    /// When `entry` is not a file.
-    pub fn read_local(
-        &self,
-        entry: EntryNo,
-        offset: u64,
-        len: u32,
-    ) -> Result<Option<Bytes>, ReadError> {
-        self.read_cached(entry, offset, len, Verify::Later)
-    }
-
-    /// Content of a file: up to `len` bytes at `offset`, fewer only at the end of the file. Missing chunks are
-    /// fetched, once for all who want them; may wait for the network. Dropping the future cancels nothing but the
-    /// wait.
-    ///
-    /// # Errors
-    /// When `entry` is not a file or a chunk cannot be had.
-    pub async fn read(&self, entry: EntryNo, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        let layer = self.strong()?;
-        let cached =
-            layer.blocking(move |layer| layer.read_cached(entry, offset, len, Verify::Now));
-        if let Some(bytes) = cached.await?? {
-            return Ok(bytes);
-        }
-        let end = self.end_of(entry, offset, len)?;
-        let (Some(first), Some(last)) =
-            (self.index.chunk_at(entry, offset), self.index.chunk_at(entry, end - 1))
-        else {
-            return Err(self.not_a_file(entry));
-        };
-        let chunks = self.read_missing(entry, first..last + 1).await?;
-        if let [(chunk, bytes)] = &*chunks {
-            return Ok(cut(chunk, bytes, offset, end));
-        }
-        let capacity = usize::try_from(end - offset).unwrap_or_default();
-        let mut joined = BytesMut::with_capacity(capacity);
-        for (chunk, bytes) in &chunks {
-            joined.extend_from_slice(&cut(chunk, bytes, offset, end));
-        }
-        Ok(joined.freeze())
-    }
-
-    fn read_cached(
-        &self,
-        entry: EntryNo,
-        offset: u64,
-        len: u32,
-        verify: Verify,
-    ) -> Result<Option<Bytes>, ReadError> {
-        let end = self.end_of(entry, offset, len)?;
-        if end <= offset {
-            return Ok(Some(Bytes::new()));
-        }
-        let Some(content) = self.content(entry, verify)? else { return Ok(None) };
-        let read = match &content {
-            Content::Complete(file) => cache::read_at(file, offset, end - offset),
-            Content::Partial(partial) => {
-                let (Some(first), Some(last)) =
-                    (self.index.chunk_at(entry, offset), self.index.chunk_at(entry, end - 1))
-                else {
-                    return Ok(None);
-                };
-                for n in first..=last {
-                    let Some(chunk) = self.index.chunk(entry, n) else { return Ok(None) };
-                    if !self.shared.cache.has_piece(&piece(&chunk, n), &content) {
-                        return Ok(None);
-                    }
-                }
-                partial.read(offset, end - offset)
-            }
-        };
-        // A disk that cannot be read has the same content as one that is empty.
-        Ok(read.ok())
-    }
-
     /// The content of `entry` as far as it is in the cache.
-    fn content(&self, entry: EntryNo, verify: Verify) -> Result<Option<Content>, ReadError> {
+    pub(super) fn content(
+        &self,
+        entry: EntryNo,
+        verify: Verify,
+    ) -> Result<Option<Content>, ReadError> {
         let key = (self.lane, entry.0);
         if let Some(content) = self.shared.table.get(key) {
             return Ok(Some(content));
@@ -354,31 +298,30 @@ impl LazyLayer {
         }
     }
 
-    /// Where a read of `len` bytes at `offset` ends.
-    fn end_of(&self, entry: EntryNo, offset: u64, len: u32) -> Result<u64, ReadError> {
-        match self.index.entry(entry) {
-            Some(found) if found.kind == EntryKind::Regular => {
-                Ok(found.size.min(offset.saturating_add(u64::from(len))))
-            }
-            Some(_) | None => Err(self.not_a_file(entry)),
-        }
-    }
-
-    fn not_a_file(&self, entry: EntryNo) -> ReadError {
+    pub(super) fn not_a_file(&self, entry: EntryNo) -> ReadError {
         ReadError::NotAFile { layer: self.digest, entry: entry.0 }
     }
+}
+
+/// The first chunk whose member begins at `offset` of the blob or later.
+pub(super) fn first_from(index: &Index<MappedFile>, offset: u64) -> u32 {
+    let start = |number| {
+        let (entry, n) = index.chunk_by_number(ChunkNo(number))?;
+        Some(index.chunk(entry, n)?.member.start)
+    };
+    let (mut low, mut high) = (0, index.chunks());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if start(middle).is_some_and(|start| start < offset) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// The cache's view of the `n`th chunk of a file.
 pub(super) fn piece(chunk: &Chunk, n: u32) -> Piece {
     Piece { n, offset: chunk.file_offset, size: u64::from(chunk.size), digest: chunk.digest }
-}
-
-/// The part of a chunk that lies between `offset` and `end` of its file.
-fn cut(chunk: &Chunk, bytes: &Bytes, offset: u64, end: u64) -> Bytes {
-    let inside = |at: u64| {
-        let within = at.saturating_sub(chunk.file_offset);
-        usize::try_from(within).map_or(bytes.len(), |within| within.min(bytes.len()))
-    };
-    bytes.slice(inside(offset)..inside(end))
 }

@@ -23,6 +23,19 @@ pub struct Limits {
     pub extent_bytes: u64,
     /// Compressed bytes between two wanted members that are fetched along rather than splitting the range.
     pub extent_gap: u64,
+    /// Compressed bytes that a read fetches along at most on each side of what it wants; 0: nothing.
+    pub widen_bytes: u64,
+    /// Compressed bytes that may be fetched along and never used; reads fetch less along, the closer it gets to that.
+    pub widen_base: u64,
+    /// And so much for each byte that was needed.
+    pub widen_share: f64,
+    /// Compressed bytes that are fetched ahead of a reader who reads on and on, at most; 0: nothing.
+    pub read_ahead_bytes: u64,
+    /// A transfer that a reader waits for is raced by a second one when it brings nothing for four times as long as
+    /// this source usually takes to answer, but not before this.
+    pub stall_min: Duration,
+    /// And then at the latest.
+    pub stall_max: Duration,
     /// How long a read waits for a source that cannot be reached; `None`: as long as it takes.
     pub wait_limit: Option<Duration>,
     /// First pause after a failed fetch; doubled up to `retry_max`, with jitter.
@@ -50,6 +63,12 @@ impl Default for Limits {
             open_files: 512,
             extent_bytes: 4 * MIB,
             extent_gap: 16 << 10,
+            widen_bytes: 400 << 10,
+            widen_base: 4 * MIB,
+            widen_share: 0.6,
+            read_ahead_bytes: 16 * MIB,
+            stall_min: Duration::from_millis(500),
+            stall_max: Duration::from_secs(2),
             wait_limit: None,
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(15),

@@ -37,11 +37,28 @@ pub(super) struct Scheduler {
 struct State {
     queues: [VecDeque<Waiter>; CLASSES],
     running: [usize; CLASSES],
-    lanes: HashMap<u64, usize>,
+    lanes: HashMap<u64, Lane>,
     memory: u64,
-    foreground_memory: u64,
     foreground_reads: usize,
     last_foreground: Instant,
+}
+
+/// What one layer holds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lane {
+    connections: usize,
+    memory: u64,
+    /// The part of it that is for reads.
+    foreground: u64,
+}
+
+/// Why a waiter is not granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    /// Its own layer holds its share: those behind it may go first.
+    Lane,
+    /// All is in use.
+    All,
 }
 
 #[derive(Debug)]
@@ -78,6 +95,7 @@ pub(super) struct Connection {
 pub(super) struct Memory {
     scheduler: Arc<Scheduler>,
     priority: Priority,
+    lane: u64,
     bytes: u64,
 }
 
@@ -100,7 +118,6 @@ impl Scheduler {
                 running: [0; CLASSES],
                 lanes: HashMap::new(),
                 memory: 0,
-                foreground_memory: 0,
                 foreground_reads: 0,
                 last_foreground: Instant::now(),
             }),
@@ -120,6 +137,25 @@ impl Scheduler {
         }
         self.pump();
         granted.await.expect("a waiter leaves the queue only when it is granted or gave up")
+    }
+
+    /// Leave to fetch if it can be had at once.
+    pub(super) fn try_acquire(self: &Arc<Self>, ask: Ask) -> Option<Permit> {
+        let mut state = self.lock();
+        if self.obstacle(&state, ask).is_some() {
+            return None;
+        }
+        state.take(ask);
+        drop(state);
+        Some(self.permit(ask))
+    }
+
+    fn permit(self: &Arc<Self>, ask: Ask) -> Permit {
+        let Ask { priority, lane, bytes } = ask;
+        Permit {
+            connection: Connection { scheduler: Arc::clone(self), priority, lane },
+            memory: Memory { scheduler: Arc::clone(self), priority, lane, bytes },
+        }
     }
 
     /// Marks a read of a container that has to wait for the network, for as long as the guard lives.
@@ -161,16 +197,14 @@ impl Scheduler {
                         continue;
                     }
                     let ask = waiter.ask;
-                    if !self.has_class_room(&state, ask.priority) {
-                        break;
-                    }
-                    if state.lanes.get(&ask.lane).is_some_and(|used| *used >= self.per_lane) {
-                        place += 1;
-                        continue;
-                    }
-                    // Strictly in order here: skipping would starve the large for the small.
-                    if !self.has_memory(&state, ask) {
-                        break;
+                    match self.obstacle(&state, ask) {
+                        None => {}
+                        Some(Obstacle::Lane) => {
+                            place += 1;
+                            continue;
+                        }
+                        // Strictly in order here: skipping would starve the large for the small.
+                        Some(Obstacle::All) => break,
                     }
                     let Some(waiter) = state.queues[class].remove(place) else { break };
                     state.take(ask);
@@ -179,46 +213,80 @@ impl Scheduler {
             }
         }
         for Waiter { ask, grant } in grants {
-            let connection =
-                Connection { scheduler: Arc::clone(self), priority: ask.priority, lane: ask.lane };
-            let memory =
-                Memory { scheduler: Arc::clone(self), priority: ask.priority, bytes: ask.bytes };
-            drop(grant.send(Permit { connection, memory }));
+            drop(grant.send(self.permit(ask)));
         }
     }
 
-    fn has_class_room(&self, state: &State, priority: Priority) -> bool {
-        let class = priority as usize;
+    fn obstacle(&self, state: &State, ask: Ask) -> Option<Obstacle> {
+        let class = ask.priority as usize;
+        let lane = state.lanes.get(&ask.lane).copied().unwrap_or_default();
         let total: usize = state.running.iter().sum();
-        let room = total < self.connections[0] && state.running[class] < self.connections[class];
-        match priority {
-            // The others hold at most three quarters of the connections together, so a read finds one.
-            Priority::Foreground | Priority::Prefetch => room,
+        let limit = self.connections[0];
+        let room = total < limit && state.running[class] < self.connections[class];
+        let has_room = match ask.priority {
+            // The others hold at most three quarters of the connections together, so a read finds one; and one of a
+            // layer that has none finds one although stalled layers hold all.
+            Priority::Foreground => room || (lane.connections == 0 && total < 2 * limit),
+            Priority::Prefetch => room,
             Priority::Background => {
                 room && state.foreground_reads == 0
                     && state.running[Priority::Foreground as usize] == 0
                     && state.queues[Priority::Foreground as usize].is_empty()
                     && state.queues[Priority::Prefetch as usize].is_empty()
             }
+        };
+        let is_read = ask.priority == Priority::Foreground;
+        if !has_room {
+            return Some(if is_read { Obstacle::Lane } else { Obstacle::All });
+        }
+        if lane.connections >= self.per_lane {
+            return Some(Obstacle::Lane);
+        }
+        // One fetch is always allowed, however large; and one read of each layer, whatever the others hold.
+        if ask.bytes == 0 || state.memory == 0 || (is_read && lane.foreground == 0) {
+            return None;
+        }
+        if lane.memory > 0 && lane.memory.saturating_add(ask.bytes) > self.memory[0] / 2 {
+            return Some(Obstacle::Lane);
+        }
+        let fits = state.memory.saturating_add(ask.bytes) <= self.memory[class];
+        match (fits, is_read) {
+            (true, _) => None,
+            // Behind it may wait the first read of another layer.
+            (false, true) => Some(Obstacle::Lane),
+            (false, false) => Some(Obstacle::All),
         }
     }
+}
 
-    fn has_memory(&self, state: &State, ask: Ask) -> bool {
-        // One fetch is always allowed, however large; and one of the foreground whatever the others hold.
-        ask.bytes == 0
-            || state.memory == 0
-            || state.memory.saturating_add(ask.bytes) <= self.memory[ask.priority as usize]
-            || (ask.priority == Priority::Foreground && state.foreground_memory == 0)
+impl Memory {
+    /// A part of it that is given back on its own; not more than there is.
+    pub(super) fn split(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        let (priority, lane) = (self.priority, self.lane);
+        Self { scheduler: Arc::clone(&self.scheduler), priority, lane, bytes }
     }
 }
 
 impl State {
     fn take(&mut self, ask: Ask) {
         self.running[ask.priority as usize] += 1;
-        *self.lanes.entry(ask.lane).or_default() += 1;
         self.memory += ask.bytes;
+        let lane = self.lanes.entry(ask.lane).or_default();
+        lane.connections += 1;
+        lane.memory += ask.bytes;
         if ask.priority == Priority::Foreground {
-            self.foreground_memory += ask.bytes;
+            lane.foreground += ask.bytes;
+        }
+    }
+
+    fn with_lane(&mut self, number: u64, change: impl FnOnce(&mut Lane)) {
+        if let Some(lane) = self.lanes.get_mut(&number) {
+            change(lane);
+            if lane.connections == 0 && lane.memory == 0 {
+                self.lanes.remove(&number);
+            }
         }
     }
 }
@@ -228,12 +296,7 @@ impl Drop for Connection {
         {
             let mut state = self.scheduler.lock();
             state.running[self.priority as usize] -= 1;
-            if let Some(used) = state.lanes.get_mut(&self.lane) {
-                *used -= 1;
-                if *used == 0 {
-                    state.lanes.remove(&self.lane);
-                }
-            }
+            state.with_lane(self.lane, |lane| lane.connections -= 1);
         }
         self.scheduler.pump();
     }
@@ -241,12 +304,19 @@ impl Drop for Connection {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
         {
             let mut state = self.scheduler.lock();
             state.memory -= self.bytes;
-            if self.priority == Priority::Foreground {
-                state.foreground_memory -= self.bytes;
-            }
+            let (bytes, priority) = (self.bytes, self.priority);
+            state.with_lane(self.lane, |lane| {
+                lane.memory -= bytes;
+                if priority == Priority::Foreground {
+                    lane.foreground -= bytes;
+                }
+            });
         }
         self.scheduler.pump();
     }

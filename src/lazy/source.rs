@@ -8,18 +8,18 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, StreamExt as _};
 
 use crate::registry::{Blob, FetchError};
 
 /// A blob that can be read in ranges.
 pub trait RangeSource: Send + Sync + 'static {
-    /// The bytes of `range`: exactly as many as asked for, or an error. They need not be right: every chunk is
-    /// verified by its digest before anyone sees it.
+    /// The bytes of `range` in order, each piece as soon as it is here: exactly as many as asked for, unless an item
+    /// is an error, which is the last one then. They need not be right: every chunk is verified by its digest before
+    /// anyone sees it.
     ///
-    /// The future is polled on the runtime of the engine and must not block its thread.
-    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, SourceError>>;
+    /// The stream is polled on the runtime of the engine and must not block its thread. Dropping it ends the transfer.
+    fn stream(&self, range: Range<u64>) -> BoxStream<'_, Result<Bytes, SourceError>>;
 }
 
 /// Why a range could not be had.
@@ -59,8 +59,8 @@ impl SourceError {
 }
 
 impl RangeSource for Blob {
-    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, SourceError>> {
-        self.range(range).map(|fetched| fetched.map_err(SourceError::from)).boxed()
+    fn stream(&self, range: Range<u64>) -> BoxStream<'_, Result<Bytes, SourceError>> {
+        self.part(range).map(|piece| piece.map_err(SourceError::from)).boxed()
     }
 }
 

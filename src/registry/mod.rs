@@ -11,6 +11,7 @@ mod credentials;
 mod error;
 mod exchange;
 mod layout;
+mod part;
 mod ping;
 mod resolve;
 mod retry;

@@ -6,8 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio::sync::watch;
 
 use crate::lazy::{RangeSource, SourceError};
@@ -25,6 +24,10 @@ pub enum Answer {
     Unreachable,
     /// Refuses.
     Refused,
+    /// So many right bytes, and then nothing until the source is released once more.
+    Stalls(usize),
+    /// So many right bytes, and then it cannot be reached.
+    Breaks(usize),
 }
 
 /// A [`RangeSource`] over bytes in memory that follows a script and counts.
@@ -106,30 +109,77 @@ impl ScriptedSource {
     }
 }
 
-impl RangeSource for ScriptedSource {
-    fn fetch(&self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes, SourceError>> {
-        async move {
-            let answer = {
-                let mut state = self.lock();
-                state.requests.push(range.clone());
-                let otherwise = state.otherwise;
-                state.script.pop_front().unwrap_or(otherwise)
-            };
-            self.arrived.send_modify(|arrived| *arrived += 1);
-            let mut open = self.open.subscribe();
-            // The sender lives in `self`.
-            drop(open.wait_for(|open| *open).await);
-            let right = self
-                .bytes(range)
-                .ok_or_else(|| SourceError::refused("the range is not inside the blob"))?;
-            match answer {
-                Answer::Right => Ok(right),
-                Answer::Wrong => Ok(right.iter().map(|byte| !byte).collect()),
-                Answer::Short => Ok(right.slice(..right.len().saturating_sub(1))),
-                Answer::Unreachable => Err(SourceError::unreachable("the script says so")),
-                Answer::Refused => Err(SourceError::refused("the script says so")),
+/// What comes of an answer after its first bytes.
+enum Later {
+    Nothing,
+    /// These, when the source is released the next time.
+    Released(Bytes),
+    Broken,
+}
+
+/// A small part of what a chunk has, so that none comes in one piece.
+const PIECE: usize = 1000;
+
+impl ScriptedSource {
+    /// What comes at once, and what later.
+    async fn answer(&self, range: Range<u64>) -> Result<(Bytes, Later), SourceError> {
+        let answer = {
+            let mut state = self.lock();
+            state.requests.push(range.clone());
+            let otherwise = state.otherwise;
+            state.script.pop_front().unwrap_or(otherwise)
+        };
+        self.arrived.send_modify(|arrived| *arrived += 1);
+        let mut open = self.open.subscribe();
+        // The sender lives in `self`.
+        drop(open.wait_for(|open| *open).await);
+        let mut right = self
+            .bytes(range)
+            .ok_or_else(|| SourceError::refused("the range is not inside the blob"))?;
+        match answer {
+            Answer::Right => Ok((right, Later::Nothing)),
+            Answer::Wrong => Ok((right.iter().map(|byte| !byte).collect(), Later::Nothing)),
+            Answer::Short => Ok((right.slice(..right.len().saturating_sub(1)), Later::Nothing)),
+            Answer::Stalls(after) => {
+                let now = right.split_to(after.min(right.len()));
+                Ok((now, Later::Released(right)))
             }
+            Answer::Breaks(after) => Ok((right.slice(..after.min(right.len())), Later::Broken)),
+            Answer::Unreachable => Err(SourceError::unreachable("the script says so")),
+            Answer::Refused => Err(SourceError::refused("the script says so")),
         }
-        .boxed()
+    }
+}
+
+impl RangeSource for ScriptedSource {
+    fn stream(&self, range: Range<u64>) -> BoxStream<'_, Result<Bytes, SourceError>> {
+        let pieces = |bytes: Bytes| {
+            let starts = (0..bytes.len()).step_by(PIECE);
+            let piece = move |at: usize| Ok(bytes.slice(at..bytes.len().min(at + PIECE)));
+            stream::iter(starts).map(piece)
+        };
+        stream::once(self.answer(range))
+            .flat_map(move |answer| match answer {
+                Err(error) => stream::iter([Err(error)]).boxed(),
+                Ok((now, later)) => {
+                    let mut open = self.open.subscribe();
+                    let later = async move {
+                        match later {
+                            Later::Nothing => stream::empty().boxed(),
+                            Later::Released(bytes) => {
+                                // The sender lives in `self`.
+                                drop(open.changed().await);
+                                pieces(bytes).boxed()
+                            }
+                            Later::Broken => {
+                                let broken = SourceError::unreachable("the script says so");
+                                stream::iter([Err(broken)]).boxed()
+                            }
+                        }
+                    };
+                    pieces(now).chain(stream::once(later).flatten()).boxed()
+                }
+            })
+            .boxed()
     }
 }

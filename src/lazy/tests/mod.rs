@@ -12,6 +12,7 @@ use crate::estargz::EntryNo;
 use crate::image::Digest;
 use crate::testing::{Answer, BuiltLayer, LayerBuilder, ScriptedSource};
 
+mod ahead;
 mod fault;
 mod fill;
 mod model;
@@ -73,10 +74,12 @@ impl Running {
     }
 }
 
-/// Nothing by itself, and short pauses.
+/// Nothing by itself and nothing along, and short pauses.
 fn limits() -> Limits {
     Limits {
         background_after: None,
+        widen_bytes: 0,
+        read_ahead_bytes: 0,
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(5),
         background_pause: Duration::from_millis(20),

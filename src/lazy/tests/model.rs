@@ -27,6 +27,8 @@ struct Case {
     files: Vec<(usize, usize)>,
     packed: usize,
     landmark: usize,
+    /// Bytes that are fetched along and ahead.
+    ahead: u64,
     steps: Vec<Step>,
     faults: Vec<Answer>,
 }
@@ -52,13 +54,15 @@ fn case() -> impl Strategy<Value = Case> {
         prop::collection::vec((0_usize..5000, 100_usize..2000), 1..8),
         0_usize..5,
         0_usize..8,
+        prop_oneof![Just(0), Just(1000), Just(1 << 20)],
         prop::collection::vec(step, 1..25),
         prop::collection::vec(fault, 0..20),
     )
-        .prop_map(|(files, packed, landmark, steps, faults)| Case {
+        .prop_map(|(files, packed, landmark, ahead, steps, faults)| Case {
             files,
             packed,
             landmark,
+            ahead,
             steps,
             faults: faults.concat(),
         })
@@ -97,7 +101,13 @@ async fn run(case: Case) {
     let source = source(&model.layer);
     source.script(case.faults.iter().copied());
     let mut boot = 0;
-    let limits = || Limits { extent_bytes: 3000, open_files: 4, ..limits() };
+    let limits = || Limits {
+        extent_bytes: 3000,
+        open_files: 4,
+        widen_bytes: case.ahead,
+        read_ahead_bytes: case.ahead,
+        ..limits()
+    };
     let mut running = bed.engine_with("0", limits());
     let mut opened = running.open(&model.layer, &source);
     for step in case.steps {
