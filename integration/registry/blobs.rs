@@ -1,7 +1,8 @@
 //! Parts and streams of blobs, from a registry that misbehaves.
 
+use futures_util::StreamExt as _;
 use supervisor::image::Digest;
-use supervisor::registry::{BlobSource, FetchErrorKind};
+use supervisor::registry::{Blob, BlobSource, Client, FetchErrorKind};
 
 use super::{client, impatient, one_layer, one_layer_for, read_all, reference, status};
 use crate::support::registry::{Fault, FaultRegistry};
@@ -125,6 +126,72 @@ async fn a_stream_that_never_gets_on_ends_with_an_error() {
     assert_eq!(registry.seen("/blobs/").len(), 3);
     registry.heal();
     assert!(read_all(&blob).await.is_ok());
+}
+
+/// A blob that is worth several connections.
+fn large_layer(client: &Client) -> (FaultRegistry, Vec<u8>, Blob) {
+    let registry = FaultRegistry::start();
+    let layer: Vec<u8> = (0..5_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let digest = registry.put_blob(&layer);
+    let source = BlobSource::Registry { host: registry.host(), repository: "app".to_owned() };
+    let blob = client.blob(&source, digest, layer.len() as u64);
+    (registry, layer, blob)
+}
+
+#[tokio::test]
+async fn a_large_stream_comes_in_pieces_each_of_which_is_continued_where_it_broke() {
+    let (registry, layer, blob) = large_layer(&client());
+    assert!(read_all(&blob).await.unwrap() == layer);
+    assert_eq!(registry.seen("/blobs/").len(), 5);
+    assert_eq!(registry.sent("/blobs/"), layer.len() as u64);
+    for fault in [Fault::Reset(900_000), Fault::Close(900_000), Fault::Hangup, status(500)] {
+        let (registry, layer, blob) = large_layer(&client());
+        registry.fault("/blobs/", 2, fault.clone());
+        assert!(read_all(&blob).await.unwrap() == layer, "{fault:?}");
+        assert_eq!(registry.seen("/blobs/").len(), 7, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_stream_is_one_transfer_where_parts_are_not_sent() {
+    let (registry, layer, blob) = large_layer(&client());
+    registry.fault("/blobs/", 99, Fault::RangeIgnored);
+    assert!(read_all(&blob).await.unwrap() == layer);
+    assert_eq!(registry.seen("/blobs/").len(), 1);
+    // Or are sent first, and then no more.
+    let (registry, layer, blob) = large_layer(&client());
+    let mut stream = blob.stream().await.unwrap();
+    let first = stream.next().await.unwrap().unwrap();
+    registry.fault("/blobs/", 99, Fault::RangeIgnored);
+    let mut read = first.to_vec();
+    while let Some(part) = stream.next().await {
+        read.extend_from_slice(&part.unwrap());
+    }
+    assert!(read == layer);
+    for code in [400, 416, 501] {
+        let (registry, layer, blob) = large_layer(&client());
+        registry.fault("/blobs/", 1, status(code));
+        assert!(read_all(&blob).await.unwrap() == layer, "{code}");
+        assert_eq!(registry.seen("/blobs/").len(), 2, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_stream_that_is_wrong_or_never_gets_on_ends_with_an_error() {
+    let (registry, _, blob) = large_layer(&client());
+    registry.fault("/blobs/", 1, Fault::WrongByte(150_000));
+    assert_eq!(read_all(&blob).await.unwrap_err().kind(), FetchErrorKind::Corrupt);
+    let (registry, _, blob) = large_layer(&client());
+    let mut stream = blob.stream().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    registry.fault("/blobs/", 99, Fault::Close(0));
+    let outcome = loop {
+        match stream.next().await {
+            Some(Ok(_)) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(outcome.unwrap().unwrap_err().kind(), FetchErrorKind::Interrupted);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 //! do. Retries here are short; whether to wait for a registry that is down is the caller's decision. Nothing is
 //! stored: that is `store`, `lazy` and `unpack`.
 
+mod ahead;
 mod auth;
 mod blob;
 mod credentials;

@@ -9,6 +9,7 @@ use futures_util::Stream;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use reqwest::{Response, StatusCode};
 
+use super::ahead::{self, Ahead, LARGE_BYTES};
 use super::blob::{Blob, Origin};
 use super::error::{FetchError, FetchErrorKind};
 use super::exchange::transport_error;
@@ -36,6 +37,9 @@ impl Blob {
             answer: None,
             hasher: Hasher::new(),
             attempts: Attempts::new(&policy),
+            manner: if self.0.size >= LARGE_BYTES { Manner::Pieces } else { Manner::Whole },
+            ahead: None,
+            policy,
         };
         if matches!(self.0.origin, Origin::Registry { .. }) && self.0.size > 0 {
             while let Err(error) = transfer.open().await {
@@ -79,6 +83,19 @@ struct Transfer {
     answer: Option<Response>,
     hasher: Hasher,
     attempts: Attempts,
+    policy: RetryPolicy,
+    manner: Manner,
+    /// What is fetched in pieces.
+    ahead: Option<Ahead>,
+}
+
+/// How a transfer is begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// In pieces, if the server sends them.
+    Pieces,
+    /// From the offset to the end.
+    Whole,
 }
 
 type Step = Option<(Bytes, Option<Transfer>)>;
@@ -103,6 +120,8 @@ impl Transfer {
                         self.attempts.progressed();
                         break bytes;
                     }
+                    // A piece has been tried again often enough.
+                    Err(error) if self.ahead.is_some() => return Err(error),
                     Err(error) => {
                         self.answer = None;
                         self.attempts.wait(error).await?;
@@ -122,7 +141,10 @@ impl Transfer {
     /// Begins the transfer at the present offset.
     async fn open(&mut self) -> Result<(), FetchError> {
         let size = self.blob.0.size;
-        let range = (self.offset > 0).then_some((self.offset, None));
+        let range = match self.manner {
+            Manner::Pieces => Some(ahead::FIRST_REQUEST),
+            Manner::Whole => (self.offset > 0).then_some((self.offset, None)),
+        };
         let answer = match self.blob.ask(range).await {
             Err(error) if error.is_range_unsupported() => self.blob.ask(None).await?,
             outcome => outcome?,
@@ -136,6 +158,10 @@ impl Transfer {
             }
             // The server cannot continue; what we have is read over again, at its cost.
             self.skip = self.offset;
+            self.manner = Manner::Whole;
+        } else if self.manner == Manner::Pieces {
+            self.ahead = Some(Ahead::begin(&self.blob, &self.policy, answer)?);
+            return Ok(());
         } else {
             self.blob.check_partial(&answer, self.offset, size)?;
             self.skip = 0;
@@ -145,8 +171,24 @@ impl Transfer {
     }
 
     async fn receive(&mut self) -> Result<Bytes, FetchError> {
+        if let Some(ahead) = &mut self.ahead {
+            match ahead.next().await {
+                Some(Err(error)) if error.is_range_unsupported() => {}
+                Some(outcome) => return outcome,
+                None => {
+                    let detail = "the server sent fewer bytes than were asked for";
+                    return Err(self.blob.error(FetchErrorKind::Interrupted, detail));
+                }
+            }
+            // It sent parts before and does so no more.
+            self.ahead = None;
+            self.manner = Manner::Whole;
+        }
         if self.answer.is_none() {
             self.open().await?;
+            if self.ahead.is_some() {
+                return Ok(Bytes::new());
+            }
         }
         let answer = self.answer.as_mut().expect("opened above");
         let subject = &self.blob.0.subject;
