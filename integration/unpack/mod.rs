@@ -4,6 +4,7 @@ mod child;
 mod entries;
 mod golden;
 mod hostile;
+mod order;
 pub(crate) mod snapshot;
 
 use std::io::Write as _;

@@ -18,6 +18,12 @@ use crate::unpack::{self, ChildError, UnpackInput};
 /// Pieces of the network that wait for the unpacking child; each is at most a few hundred KiB.
 const PIECES: usize = 32;
 
+/// Layers that are unpacked at the same time: all processors are busy with two or three, and a small layer, which is
+/// mostly waiting for its first byte, should not keep others from beginning.
+pub(super) fn parallel() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).clamp(4, 8)
+}
+
 impl Layers {
     /// Fetches, verifies and unpacks a layer, and publishes it.
     pub(super) async fn unpack(
@@ -27,6 +33,7 @@ impl Layers {
         progress: &Progress,
     ) -> Result<(), LayerError> {
         let source = Self::source_of(wanted)?;
+        let _permit = self.unpacking.acquire().await.ok();
         let digest = wanted.descriptor.digest;
         let blob = self.client.blob(&wanted.source, digest, wanted.descriptor.size);
         let input = UnpackInput {

@@ -128,6 +128,8 @@ pub struct Layers {
     reading: tokio::sync::Mutex<()>,
     /// For those whose table of contents is larger than the first request; for the same reason.
     large_tails: tokio::sync::Semaphore,
+    /// One permit for each layer that is unpacked: each takes a process, connections, and tens of megabytes.
+    unpacking: tokio::sync::Semaphore,
 }
 
 impl Layers {
@@ -141,6 +143,7 @@ impl Layers {
             flights: Mutex::default(),
             reading: tokio::sync::Mutex::default(),
             large_tails: tokio::sync::Semaphore::new(LARGE_TAILS),
+            unpacking: tokio::sync::Semaphore::new(full::parallel()),
         }
     }
 

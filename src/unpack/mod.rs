@@ -12,9 +12,14 @@ mod archive;
 mod attributes;
 mod child;
 mod confine;
+mod files;
+mod finish;
 mod header;
+mod measured;
+mod member;
 mod path;
 mod pax;
+mod pieces;
 mod sparse;
 mod stream;
 mod tree;
@@ -23,23 +28,23 @@ mod xattr;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
 
 use serde::{Deserialize, Serialize};
 
 pub use archive::ArchiveError;
 pub use child::{ChildError, Finished, UnpackChild, blob_pipe, child_main, run_child};
+pub use measured::StreamError;
 pub use path::PathError;
 pub use pax::PaxError;
 pub use sparse::SparseError;
-pub use stream::StreamError;
+
 pub use tree::TreeError;
 pub use xattr::DeferredXattr;
 
 use crate::estargz::footer::Footer;
 use crate::image::{Compression, Digest};
 use archive::{Archive, Entry, Kind};
+use measured::Expected;
 use path::{Meaning, show};
 use tree::Tree;
 use xattr::{Denied, Xattrs};
@@ -180,27 +185,29 @@ fn unpack(
     denied: Denied,
 ) -> Result<(Unpacked, Vec<DeferredXattr>), UnpackError> {
     let expected =
-        stream::Expected { compression: input.compression, digest: input.digest, size: input.size };
-    let (sender, receiver) = sync_channel(stream::BUFFERS);
-    let (used_sender, used_receiver) = sync_channel(stream::BUFFERS);
-    let abandoned = &AtomicBool::new(false);
-    let (sent, written) = std::thread::scope(|scope| {
-        let sending =
-            scope.spawn(move || stream::inflate(blob, expected, sender, used_receiver, abandoned));
-        let inflated = stream::Inflated::new(receiver, used_sender);
-        let written = write_tree(inflated, into, denied);
-        if let Err(UnpackError::Tree(TreeError::Io { .. })) = written {
-            // The file system's refusal has nothing to do with the blob, whose rest may be long in coming.
-            abandoned.store(true, Ordering::Release);
+        Expected { compression: input.compression, digest: input.digest, size: input.size };
+    let steps = stream::Steps::default();
+    let (streamed, written) = std::thread::scope(|scope| {
+        let (running, inflated) = steps.start(scope, blob, expected);
+        let mut archive = Archive::new(inflated);
+        let written = write_tree(&mut archive, into, denied);
+        match &written {
+            Ok(_) => archive.into_inner().finish(),
+            Err(error) => {
+                if let UnpackError::Tree(TreeError::Io { .. }) = error {
+                    // The file system's refusal has nothing to do with the blob, whose rest may be long in coming.
+                    steps.abandon();
+                }
+                drop(archive);
+            }
         }
-        let sent = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (sent, written)
+        (running.finish(), written)
     });
     // The blob's own fault is the cause of what the other side saw.
-    let tail = sent?;
+    let (tail, diff_id) = streamed?;
     let written = written?;
-    if let Some(expected) = input.diff_id.filter(|expected| *expected != written.diff_id) {
-        return Err(UnpackError::DiffId { expected, found: written.diff_id });
+    if let Some(expected) = input.diff_id.filter(|expected| *expected != diff_id) {
+        return Err(UnpackError::DiffId { expected, found: diff_id });
     }
     let mut tree = written.tree;
     let estargz = written.toc_is_last || is_lazy_footer(&tail, input.size);
@@ -213,7 +220,7 @@ fn unpack(
     let unpacked = Unpacked {
         entries: written.entries,
         bytes: written.bytes,
-        diff_id: written.diff_id,
+        diff_id,
         estargz,
         unsupported_xattrs: xattrs.unsupported,
     };
@@ -224,18 +231,16 @@ struct Written<'a> {
     tree: Tree<'a>,
     entries: u64,
     bytes: u64,
-    diff_id: Digest,
     toc_is_last: bool,
 }
 
-/// Writes all entries, and reads the stream to its end.
-fn write_tree(
-    inflated: stream::Inflated,
-    into: BorrowedFd<'_>,
+/// Writes all entries.
+fn write_tree<'a>(
+    archive: &mut Archive<stream::Inflated<'_>>,
+    into: BorrowedFd<'a>,
     denied: Denied,
-) -> Result<Written<'_>, UnpackError> {
-    let mut archive = Archive::new(inflated);
-    let mut tree = Tree::new(into, Xattrs::new(denied));
+) -> Result<Written<'a>, UnpackError> {
+    let mut tree = Tree::new(into, Xattrs::new(denied))?;
     let (mut entries, mut bytes) = (0, 0);
     let mut toc_is_last = false;
     while let Some(entry) = archive.next_entry()? {
@@ -245,16 +250,15 @@ fn write_tree(
         }
         let path = clean(&entry.name)?;
         toc_is_last = entry.kind == Kind::File && path == TOC_NAME;
-        bytes += add_entry(&mut tree, &mut archive, path, entry)?;
+        bytes += add_entry(&mut tree, archive, path, entry)?;
     }
-    let diff_id = archive.into_inner().finish();
-    Ok(Written { tree, entries, bytes, diff_id, toc_is_last })
+    Ok(Written { tree, entries, bytes, toc_is_last })
 }
 
 /// Adds one entry to the tree; returns the bytes of content that it has.
 fn add_entry(
     tree: &mut Tree<'_>,
-    archive: &mut Archive<stream::Inflated>,
+    archive: &mut Archive<stream::Inflated<'_>>,
     path: Vec<u8>,
     mut entry: Entry,
 ) -> Result<u64, UnpackError> {
@@ -290,10 +294,16 @@ fn add_entry(
 
 fn write_file(
     tree: &mut Tree<'_>,
-    archive: &mut Archive<stream::Inflated>,
+    archive: &mut Archive<stream::Inflated<'_>>,
     path: &[u8],
     entry: &mut Entry,
 ) -> Result<u64, UnpackError> {
+    if entry.fragments.is_none() && entry.size <= files::SMALL_BYTES {
+        let size = usize::try_from(entry.size).expect("a small file fits into memory");
+        let read = |content: &mut Vec<u8>| read_all(archive, size, content);
+        tree.small_file(path, size, entry, read)?;
+        return Ok(size as u64);
+    }
     let file = tree.create_file(path)?;
     let failed = |source| TreeError::Io { action: "write", name: show(path), source };
     let whole = [sparse::Fragment { offset: 0, length: entry.size }];
@@ -319,6 +329,25 @@ fn write_file(
     }
     tree.finish_file(path, &file, entry)?;
     Ok(entry.size)
+}
+
+/// Puts the data of the entry, of `size` bytes, behind what is in `content`.
+fn read_all(
+    archive: &mut Archive<stream::Inflated<'_>>,
+    size: usize,
+    content: &mut Vec<u8>,
+) -> Result<(), UnpackError> {
+    let end = content.len() + size;
+    while content.len() < end {
+        let piece = archive.data()?;
+        let length = piece.len().min(end - content.len());
+        if length == 0 {
+            return Err(ArchiveError::Truncated.into());
+        }
+        content.extend_from_slice(&piece[..length]);
+        archive.consume(length);
+    }
+    Ok(())
 }
 
 fn clean(name: &[u8]) -> Result<Vec<u8>, UnpackError> {

@@ -1,234 +1,256 @@
-//! The way of the bytes: blob → measured and hashed → inflated, on a thread of its own → hashed → tar.
+//! The way of the bytes: blob → measured and hashed → inflated → hashed → tar. Each step is a thread of its own.
 //!
-//! The two halves meet in a bounded channel of buffers, so that inflating and writing go on at once and neither
-//! runs ahead. When the content turns out to be wrong, the rest of the blob is still measured: a wrong digest is
-//! what the caller must hear of first, because that is worth another try and a malformed layer is not.
+//! ```text
+//! reading ──parts──► inflating ──buffers──► hashing ──buffers──► the caller: tar, tree
+//!    └────batches──► workers ─────┘
+//! ```
+//!
+//! Only gzip streams of many members have work for the workers; all else is inflated as one stream, in order. The
+//! steps meet in bounded channels, so that none runs ahead. When the content turns out to be wrong, the rest of the
+//! blob is still measured: a wrong digest is what the caller must hear of first, because that is worth another try
+//! and a malformed layer is not.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 
+use super::measured::{Expected, Measured, StreamError};
+use super::member::{Buffer, Members, Part, Splitter, fill};
+use super::pieces::{Done, Piece, Pieces, Spares, Work};
 use crate::image::{Compression, Digest, Hasher};
 
-/// Size of the buffers that go through the channel.
-pub(super) const BUFFER_BYTES: usize = 256 << 10;
+/// Inflated at once by the stream.
+const BUFFER_BYTES: usize = 256 << 10;
 
-/// Buffers on the way: enough for the writer to keep busy while a large one is inflated, 2 MiB in all.
-pub(super) const BUFFERS: usize = 8;
+/// Buffers between two steps: enough for the next to keep busy while a large one is made.
+const BUFFERS: usize = 3;
 
-/// The footers of lazy formats are in the last bytes; the longest is 51.
-const TAIL_BYTES: usize = 64;
+/// More threads than this inflate faster than anything writes.
+const MAX_WORKERS: usize = 8;
 
-/// What the caller expects of the blob.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Expected {
-    pub(super) compression: Compression,
-    pub(super) digest: Digest,
-    pub(super) size: u64,
+/// What the steps share.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    /// The layer cannot be unpacked, for reasons that have nothing to do with the blob.
+    abandoned: AtomicBool,
+    spares: Spares,
 }
 
-/// The blob is not the one that was asked for, or could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// The source failed.
-    #[error("could not read the layer")]
-    Read(#[source] io::Error),
-    /// More or fewer bytes than the manifest says.
-    #[error("the layer has {found} bytes instead of {expected}")]
-    Size {
-        /// As the manifest says.
-        expected: u64,
-        /// What came; one more than expected stands for any larger size.
-        found: u64,
-    },
-    /// Other bytes than the manifest names.
-    #[error("the layer's digest is `{found}` instead of `{expected}`")]
-    Digest {
-        /// As the manifest says.
-        expected: Digest,
-        /// Of what came.
-        found: Digest,
-    },
-    /// The right bytes, but they do not inflate.
-    #[error("could not decompress the layer as {compression:?}")]
-    Decompress {
-        /// What the content looks like.
-        compression: Compression,
-        /// What the decoder says.
-        #[source]
-        source: io::Error,
-    },
+/// The threads of the steps.
+pub(super) struct Running<'scope> {
+    reading: ScopedJoinHandle<'scope, Result<Vec<u8>, StreamError>>,
+    inflating: ScopedJoinHandle<'scope, Result<(), StreamError>>,
+    hashing: ScopedJoinHandle<'scope, Digest>,
 }
 
-/// Inflates `blob` into the channel, then compares size and digest.
-///
-/// Returns the last bytes of the blob. Stops early, without an error, when `abandoned` is set.
-pub(super) fn inflate(
-    blob: impl Read,
-    expected: Expected,
-    output: SyncSender<Vec<u8>>,
-    used: Receiver<Vec<u8>>,
-    abandoned: &AtomicBool,
-) -> Result<Vec<u8>, StreamError> {
-    let mut measured = Measured::new(blob, expected.size);
-    let sent = send_all(&mut measured, expected.compression, &output, &used);
-    // The reader of the channel sees its end only when the outcome below is known to be right or wrong for
-    // reasons that it cannot see; it waits for this function's result anyway.
-    drop(output);
-    if abandoned.load(Ordering::Acquire) {
-        return Ok(Vec::new());
-    }
-    if measured.error.is_none() {
-        // Also after an error of the decoder: then the digest decides whose fault it is.
-        let _ = io::copy(&mut measured, &mut io::sink());
-    }
-    if let Some(error) = measured.error {
-        return Err(StreamError::Read(error));
-    }
-    if measured.count != expected.size {
-        return Err(StreamError::Size { expected: expected.size, found: measured.count });
-    }
-    let found = measured.hasher.finish();
-    if found != expected.digest {
-        return Err(StreamError::Digest { expected: expected.digest, found });
-    }
-    sent.map_err(|(compression, source)| StreamError::Decompress { compression, source })?;
-    Ok(measured.tail)
-}
-
-/// Inflates until the end of the blob or until nobody listens.
-fn send_all<R: Read>(
-    measured: &mut Measured<R>,
-    declared: Compression,
-    output: &SyncSender<Vec<u8>>,
-    used: &Receiver<Vec<u8>>,
-) -> Result<(), (Compression, io::Error)> {
-    let mut head = [0; 4];
-    let length = fill(measured, &mut head).map_err(|error| (declared, error))?;
-    let head = &head[..length];
-    let compression = looks_like(head);
-    if compression != declared {
-        // Other runtimes go by the content too, so such images are in use.
-        tracing::debug!(
-            ?declared,
-            ?compression,
-            "the layer's media type names another compression"
-        );
-    }
-    let input = BufReader::with_capacity(BUFFER_BYTES, head.chain(measured));
-    let failed = |error| (compression, error);
-    let mut decoder: Box<dyn Read + '_> = match compression {
-        Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        Compression::Zstd => {
-            Box::new(zstd::stream::read::Decoder::with_buffer(input).map_err(failed)?)
+impl Steps {
+    /// Starts all steps; what they make of `blob` is read from the second result.
+    pub(super) fn start<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        blob: impl Read + Send + 'scope,
+        expected: Expected,
+    ) -> (Running<'scope>, Inflated<'env>) {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+        let (work_sender, work) = sync_channel(workers);
+        let (piece_sender, pieces) = sync_channel(workers + 1);
+        let (inflated_sender, inflated) = sync_channel(BUFFERS);
+        let (hashed_sender, hashed) = sync_channel(BUFFERS);
+        let work = Arc::new(Mutex::new(work));
+        for _ in 0..workers {
+            let work = Arc::clone(&work);
+            scope.spawn(move || self.work(&work));
         }
-    };
-    loop {
-        let mut buffer = used.try_recv().unwrap_or_default();
-        buffer.resize(BUFFER_BYTES, 0);
-        let length = fill(&mut decoder, &mut buffer).map_err(failed)?;
-        buffer.truncate(length);
-        if length == 0 || output.send(buffer).is_err() {
-            return Ok(());
+        let running = Running {
+            reading: scope.spawn(move || self.read(blob, expected, &piece_sender, &work_sender)),
+            inflating: scope
+                .spawn(move || self.inflate(pieces, expected.compression, &inflated_sender)),
+            hashing: scope.spawn(move || hash(&inflated, &hashed_sender)),
+        };
+        (running, Inflated::new(hashed, &self.spares))
+    }
+
+    /// The blob's rest may be long in coming, and nobody wants it any more.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Reads all of the blob, whoever listens, and compares size and digest. Returns its last bytes.
+    fn read(
+        &self,
+        blob: impl Read,
+        expected: Expected,
+        pieces: &SyncSender<Piece>,
+        work: &SyncSender<Work>,
+    ) -> Result<Vec<u8>, StreamError> {
+        let mut blob = Measured::new(blob, expected.size);
+        let mut splitter = Splitter::default();
+        // What fails here is noted in `blob`.
+        while let Ok(Some(part)) = splitter.next_part(&mut blob, || self.spares.bytes()) {
+            let piece = match part {
+                Part::Plain(bytes) => Piece::Plain(bytes),
+                Part::Members(batch) => {
+                    let (answer, result) = sync_channel(1);
+                    // Without workers the result does not come either, which is noticed where it is missed.
+                    let _ = work.send(Work { batch, answer });
+                    Piece::Members(result)
+                }
+            };
+            if pieces.send(piece).is_err() {
+                break;
+            }
+        }
+        if self.abandoned.load(Ordering::Acquire) {
+            return Ok(Vec::new());
+        }
+        if blob.error.is_none() {
+            // Also after an error of the decoder: then the digest decides whose fault it is.
+            let _ = io::copy(&mut blob, &mut io::sink());
+        }
+        blob.outcome(&expected)
+    }
+
+    /// Inflates what the workers do not.
+    fn inflate(
+        &self,
+        pieces: Receiver<Piece>,
+        declared: Compression,
+        output: &SyncSender<Buffer>,
+    ) -> Result<(), StreamError> {
+        let mut pieces = Pieces::new(pieces, &self.spares);
+        let failed = |compression| move |source| StreamError::Decompress { compression, source };
+        let compression = looks_like(pieces.fill_buf().map_err(failed(declared))?);
+        if compression != declared {
+            // Other runtimes go by the content too, so such images are in use.
+            tracing::debug!(
+                ?declared,
+                ?compression,
+                "the layer's media type names another compression"
+            );
+        }
+        let failed = failed(compression);
+        match compression {
+            Compression::None => self.send_all(pieces, output).map(|_| ()),
+            Compression::Gzip => self.send_members(pieces, output),
+            Compression::Zstd => zstd::stream::read::Decoder::with_buffer(pieces)
+                .and_then(|decoder| self.send_all(decoder, output).map(|_| ())),
+        }
+        .map_err(failed)
+    }
+
+    /// Member by member: those that were inflated already, and the others.
+    fn send_members(&self, mut pieces: Pieces<'_>, output: &SyncSender<Buffer>) -> io::Result<()> {
+        loop {
+            if let Some(content) = pieces.inflated()? {
+                if output.send(content).is_err() {
+                    return Ok(());
+                }
+            } else if pieces.fill_buf()?.is_empty() {
+                return Ok(());
+            } else {
+                let member = flate2::bufread::GzDecoder::new(&mut pieces);
+                if self.send_all(member, output)? == Listener::Gone {
+                    return Ok(());
+                }
+            }
         }
     }
+
+    /// Reads until the end, or until nobody listens.
+    fn send_all(&self, mut input: impl Read, output: &SyncSender<Buffer>) -> io::Result<Listener> {
+        loop {
+            let mut buffer = self.spares.buffer();
+            let length = fill(&mut input, buffer.room(BUFFER_BYTES))?;
+            buffer.filled(length);
+            if length == 0 {
+                return Ok(Listener::There);
+            }
+            if output.send(buffer).is_err() {
+                return Ok(Listener::Gone);
+            }
+        }
+    }
+
+    /// Inflates batches until there are no more.
+    fn work(&self, batches: &Mutex<Receiver<Work>>) {
+        let mut members = Members::new();
+        loop {
+            let next = batches.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(Work { batch, answer }) = next else { return };
+            let mut content = self.spares.buffer();
+            let resolved = members.inflate(&batch, &mut content);
+            let _ = answer.send(Done { bytes: batch.bytes, resolved, content });
+        }
+    }
+}
+
+impl Running<'_> {
+    /// The last bytes of the blob, and the digest of what it holds.
+    pub(super) fn finish(self) -> Result<(Vec<u8>, Digest), StreamError> {
+        let read = joined(self.reading);
+        let inflated = joined(self.inflating);
+        let digest = joined(self.hashing);
+        // The blob's own fault is the cause of what the inflater saw.
+        let tail = read?;
+        inflated.map(|()| (tail, digest))
+    }
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Listener {
+    There,
+    Gone,
+}
+
+/// Hashes what comes by.
+fn hash(input: &Receiver<Buffer>, output: &SyncSender<Buffer>) -> Digest {
+    let mut hasher = Hasher::new();
+    while let Ok(buffer) = input.recv() {
+        hasher.update(buffer.content());
+        if output.send(buffer).is_err() {
+            break;
+        }
+    }
+    hasher.finish()
 }
 
 /// The compression that the first bytes of a layer show. No tar begins like the other two.
 fn looks_like(head: &[u8]) -> Compression {
     match head {
         [0x1f, 0x8b, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Compression::Zstd,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
         _ => Compression::None,
     }
 }
 
-/// Reads until `buffer` is full or the input ends.
-fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match input.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// Counts and hashes what is read, keeps the end of it, and stops one byte after the expected size.
-struct Measured<R> {
-    inner: R,
-    hasher: Hasher,
-    count: u64,
-    limit: u64,
-    tail: Vec<u8>,
-    /// The source's own error, which must not be taken for one of the decoder.
-    error: Option<io::Error>,
-}
-
-impl<R: Read> Measured<R> {
-    fn new(inner: R, size: u64) -> Self {
-        let limit = size.saturating_add(1);
-        Self { inner, hasher: Hasher::new(), count: 0, limit, tail: Vec::new(), error: None }
-    }
-}
-
-impl<R: Read> Read for Measured<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.limit - self.count).unwrap_or(usize::MAX);
-        let length = buffer.len().min(left);
-        if length == 0 || self.error.is_some() {
-            return Ok(0);
-        }
-        let count = loop {
-            match self.inner.read(&mut buffer[..length]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let kind = error.kind();
-                    self.error = Some(error);
-                    return Err(kind.into());
-                }
-                Ok(count) => break count,
-            }
-        };
-        let new = &buffer[..count];
-        self.hasher.update(new);
-        self.count += count as u64;
-        self.tail.extend_from_slice(&new[count.saturating_sub(TAIL_BYTES)..]);
-        self.tail.drain(..self.tail.len().saturating_sub(TAIL_BYTES));
-        Ok(count)
-    }
-}
-
-/// The other end of the channel: hashes the uncompressed layer while it is read.
-pub(super) struct Inflated {
-    input: Receiver<Vec<u8>>,
-    used: SyncSender<Vec<u8>>,
-    buffer: Vec<u8>,
+/// The end of the steps: the uncompressed layer.
+pub(super) struct Inflated<'a> {
+    input: Receiver<Buffer>,
+    buffer: Buffer,
     position: usize,
-    hasher: Hasher,
+    spares: &'a Spares,
 }
 
-impl Inflated {
-    pub(super) fn new(input: Receiver<Vec<u8>>, used: SyncSender<Vec<u8>>) -> Self {
-        Self { input, used, buffer: Vec::new(), position: 0, hasher: Hasher::new() }
+impl<'a> Inflated<'a> {
+    fn new(input: Receiver<Buffer>, spares: &'a Spares) -> Self {
+        Self { input, buffer: Buffer::default(), position: 0, spares }
     }
 
-    /// Reads what is left, and returns the digest of all of it.
-    pub(super) fn finish(mut self) -> Digest {
-        self.buffer.clear();
+    /// Takes what is left, so that it is hashed.
+    pub(super) fn finish(self) {
         while let Ok(buffer) = self.input.recv() {
-            self.hasher.update(&buffer);
-            let _ = self.used.try_send(buffer);
+            self.spares.give_buffer(buffer);
         }
-        self.hasher.finish()
     }
 }
 
-impl Read for Inflated {
+impl Read for Inflated<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut available = self.fill_buf()?;
         let count = available.read(buffer)?;
@@ -237,17 +259,15 @@ impl Read for Inflated {
     }
 }
 
-impl BufRead for Inflated {
+impl BufRead for Inflated<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.position == self.buffer.len() {
-            // An end is an end: whether it came too early, the sending thread's result tells.
-            let next = self.input.recv().unwrap_or_default();
-            self.hasher.update(&next);
-            // A full channel of used buffers only means that this one is freed instead.
-            let _ = self.used.try_send(std::mem::replace(&mut self.buffer, next));
+        while self.position == self.buffer.content().len() {
+            // An end is an end: whether it came too early, the other steps tell.
+            let Ok(next) = self.input.recv() else { return Ok(&[]) };
+            self.spares.give_buffer(std::mem::replace(&mut self.buffer, next));
             self.position = 0;
         }
-        Ok(&self.buffer[self.position..])
+        Ok(&self.buffer.content()[self.position..])
     }
 
     fn consume(&mut self, count: usize) {

@@ -5,24 +5,34 @@
 //!   (`openat2`, `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV`);
 //! * in it, the last component is created exclusively, never opened.
 //!
+//! Small files are created by other threads ([`super::files`]). So that nothing depends on when they are, everything
+//! that could meet one of them at its path waits for them: the hashes of all paths that were used say when.
+//!
 //! Hard links, whiteouts, and the attributes of directories are kept until the end: a link may precede its
 //! target, a whiteout counts only if its name stays free, and a directory's times change as it is filled. So the
 //! result is what a lazy mount of the same layer shows.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::Write as _;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::archive::{Entry, Kind};
-use super::attributes::{Attributes, set_node_times, times};
+use super::attributes::{Attributes, Defaults, set_node_times};
+use super::files::{CREATE_FLAGS, Writers};
 use super::path::{is_below, show, split};
 use super::xattr::Xattrs;
 
 /// Names that are kept until the end may take this much memory; a real layer needs a hundredth.
 const MAX_KEPT_BYTES: usize = 256 << 20;
+
+/// What a hash takes in its set, which is half full at worst.
+const USED_BYTES: usize = 18;
 
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -65,39 +75,80 @@ pub enum TreeError {
 /// A tree in the making.
 #[derive(Debug)]
 pub(super) struct Tree<'a> {
-    root: BorrowedFd<'a>,
+    pub(super) root: BorrowedFd<'a>,
     /// The directory of the entry before, which mostly is that of the next.
-    open: Option<(Vec<u8>, OwnedFd)>,
-    directories: HashMap<Vec<u8>, Attributes>,
-    links: BTreeMap<Vec<u8>, Vec<u8>>,
-    whiteouts: BTreeSet<Vec<u8>>,
-    opaque: BTreeSet<Vec<u8>>,
+    open: Option<(Vec<u8>, Arc<OwnedFd>)>,
+    pub(super) defaults: Defaults,
+    pub(super) writers: Writers,
+    /// Hashes of the paths that something is or was at. A hash that two paths share costs time and nothing else.
+    used: HashSet<u64>,
+    hasher: RandomState,
+    pub(super) directories: HashMap<Vec<u8>, Attributes>,
+    pub(super) links: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(super) whiteouts: BTreeSet<Vec<u8>>,
+    pub(super) opaque: BTreeSet<Vec<u8>>,
     kept_bytes: usize,
     pub(super) xattrs: Xattrs,
 }
 
 impl<'a> Tree<'a> {
     /// A tree in the empty directory `root`.
-    pub(super) fn new(root: BorrowedFd<'a>, xattrs: Xattrs) -> Self {
-        Self {
+    pub(super) fn new(root: BorrowedFd<'a>, xattrs: Xattrs) -> Result<Self, TreeError> {
+        let defaults = Defaults::of(root);
+        let writers = Writers::start(defaults, xattrs.empty()).map_err(|source| TreeError::Io {
+            action: "start a thread for",
+            name: "files".to_owned(),
+            source,
+        })?;
+        Ok(Self {
             root,
             open: None,
+            defaults,
+            writers,
+            used: HashSet::new(),
+            hasher: RandomState::new(),
             directories: HashMap::from([(Vec::new(), Attributes::IMPLICIT)]),
             links: BTreeMap::new(),
             whiteouts: BTreeSet::new(),
             opaque: BTreeSet::new(),
             kept_bytes: 0,
             xattrs,
+        })
+    }
+
+    /// Creates a file of `size` bytes, which `read` puts behind what is in its argument. It is there when something
+    /// else needs it to be.
+    pub(super) fn small_file<E: From<TreeError>>(
+        &mut self,
+        path: &[u8],
+        size: usize,
+        entry: &mut Entry,
+        read: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if path.is_empty() || self.is_used(path) {
+            let file = self.create_file(path)?;
+            let mut content = Vec::with_capacity(size);
+            read(&mut content)?;
+            (&file).write_all(&content).map_err(|source| TreeError::Io {
+                action: "write",
+                name: show(path),
+                source,
+            })?;
+            return Ok(self.finish_file(path, &file, entry)?);
         }
+        let attributes = Attributes::of(entry);
+        self.directory_of(path)?;
+        self.note(path)?;
+        let (parent, name) = split(path);
+        let (_, directory) = self.open.as_ref().expect("the directory was just opened");
+        self.writers.write((directory, parent), name, attributes, size, read)
     }
 
     /// Creates the file at `path`, in place of what is there, for the caller to write to.
     pub(super) fn create_file(&mut self, path: &[u8]) -> Result<File, TreeError> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
         let file = self.place(path, "create the file", |directory, name| {
-            rustix::fs::openat(directory, name, flags, mode)
+            rustix::fs::openat(directory, name, CREATE_FLAGS, mode)
         })?;
         Ok(File::from(file))
     }
@@ -109,7 +160,7 @@ impl<'a> Tree<'a> {
         file: &File,
         entry: &mut Entry,
     ) -> Result<(), TreeError> {
-        self.set_attributes(path, file.as_fd(), &Attributes::of(entry))
+        Attributes::of(entry).set(file.as_fd(), path, None, self.defaults, &mut self.xattrs)
     }
 
     /// Makes the directory at `path`, or takes the one that is there; its attributes are those of `entry`.
@@ -144,13 +195,17 @@ impl<'a> Tree<'a> {
             FileType::Symlink => rustix::fs::symlinkat(link, directory, name),
             _ => rustix::fs::mknodat(directory, name, file_type, Mode::RUSR | Mode::WUSR, device),
         })?;
+        let defaults = self.defaults;
         let (directory, name) = self.directory_of(path)?;
         attributes
-            .set_owner_and_mode_of_node(directory, name, file_type)
+            .set_owner_and_mode_of_node(directory, name, file_type, defaults)
             .map_err(failed("set owner and mode of", path))?;
-        let node = [format!("/proc/self/fd/{}/", directory.as_raw_fd()).as_bytes(), name].concat();
-        for (key, value) in &attributes.xattrs {
-            self.xattrs.set_node(&node, path, key, value)?;
+        if !attributes.xattrs.is_empty() {
+            let number = directory.as_raw_fd();
+            let node = [format!("/proc/self/fd/{number}/").as_bytes(), name].concat();
+            for (key, value) in &attributes.xattrs {
+                self.xattrs.set_node(&node, path, key, value)?;
+            }
         }
         let (directory, name) = self.directory_of(path)?;
         set_node_times(directory, name, attributes.mtime).map_err(failed("set the times of", path))
@@ -162,7 +217,12 @@ impl<'a> Tree<'a> {
         if path == target {
             return Ok(());
         }
-        self.vacate(path)?;
+        if self.is_used(path) {
+            self.vacate(path)?;
+        } else {
+            self.directory_of(path)?;
+            self.note(path)?;
+        }
         self.keep(path.len() + target.len())?;
         self.links.insert(path.to_vec(), target.to_vec());
         Ok(())
@@ -184,71 +244,6 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// Removes the file `name` of the root, if there is one.
-    pub(super) fn remove_root_file(&mut self, name: &[u8]) -> Result<(), TreeError> {
-        self.links.remove(name);
-        match rustix::fs::unlinkat(self.root, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => Ok(()),
-            Err(errno) => Err(failed("remove", name)(errno)),
-        }
-    }
-
-    /// Makes links and whiteouts, and sets the attributes of the directories.
-    pub(super) fn finish(mut self) -> Result<Xattrs, TreeError> {
-        self.make_links()?;
-        for path in std::mem::take(&mut self.whiteouts) {
-            let (directory, name) = self.directory_of(&path)?;
-            let made =
-                rustix::fs::mknodat(directory, name, FileType::CharacterDevice, Mode::empty(), 0);
-            match made.and_then(|()| set_node_times(directory, name, 0)) {
-                // The layer has the name itself, which hides what is below just as well.
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(failed("create the whiteout of", &path)(errno)),
-            }
-        }
-        let mut directories = std::mem::take(&mut self.directories);
-        for path in std::mem::take(&mut self.opaque) {
-            let attributes = directories.entry(path).or_insert(Attributes::IMPLICIT);
-            attributes.xattrs.push((b"trusted.overlay.opaque".to_vec(), b"y".to_vec()));
-        }
-        for (path, attributes) in directories {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let directory = self.open_beneath(&path, flags).map_err(failed("open", &path))?;
-            self.set_attributes(&path, directory.as_fd(), &attributes)?;
-        }
-        Ok(self.xattrs)
-    }
-
-    fn make_links(&mut self) -> Result<(), TreeError> {
-        let links = std::mem::take(&mut self.links);
-        for (path, first) in &links {
-            let missing = || TreeError::HardLink { name: show(path), target: show(first) };
-            // A link to a link; a circle has more steps than there are links.
-            let mut target = first;
-            let mut steps = 0;
-            while let Some(next) = links.get(target) {
-                target = next;
-                steps += 1;
-                if steps > links.len() {
-                    return Err(missing());
-                }
-            }
-            let (from, from_name) = split(target);
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let from = self.open_beneath(from, flags).map_err(|_| missing())?;
-            let (to, to_name) = self.directory_of(path)?;
-            // Without AT_SYMLINK_FOLLOW a link to a symbolic link stays one.
-            match rustix::fs::linkat(&from, from_name, to, to_name, AtFlags::empty()) {
-                Ok(()) => {}
-                // EPERM is the answer for a directory.
-                Err(Errno::NOENT | Errno::PERM) => return Err(missing()),
-                Err(Errno::EXIST) => return Err(TreeError::BelowNonDirectory(show(path))),
-                Err(errno) => return Err(failed("create the hard link", path)(errno)),
-            }
-        }
-        Ok(())
-    }
-
     /// Creates what is at `path`, after removing what was there if need be.
     fn place<T>(
         &mut self,
@@ -259,7 +254,12 @@ impl<'a> Tree<'a> {
         if path.is_empty() {
             return Err(TreeError::Root);
         }
-        self.links.remove(path);
+        if self.is_used(path) {
+            self.links.remove(path);
+            self.writers.settle(&mut self.xattrs)?;
+        } else {
+            self.note(path)?;
+        }
         let (directory, name) = self.directory_of(path)?;
         match create(directory, name) {
             Err(Errno::EXIST) => {
@@ -276,6 +276,7 @@ impl<'a> Tree<'a> {
         if path.is_empty() {
             return Err(TreeError::Root);
         }
+        self.writers.settle(&mut self.xattrs)?;
         self.links.remove(path);
         let (directory, name) = self.directory_of(path)?;
         crate::store::remove_tree(directory, name).map_err(|source| TreeError::Io {
@@ -283,6 +284,7 @@ impl<'a> Tree<'a> {
             name: show(path),
             source,
         })?;
+        self.xattrs.forget(path);
         if self.directories.remove(path).is_some() {
             self.open = None;
             let gone = |other: &[u8]| is_below(other, path);
@@ -295,7 +297,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The directory that `path` is in, made if it is missing, and the last component of `path`.
-    fn directory_of<'p>(
+    pub(super) fn directory_of<'p>(
         &mut self,
         path: &'p [u8],
     ) -> Result<(BorrowedFd<'_>, &'p [u8]), TreeError> {
@@ -307,7 +309,7 @@ impl<'a> Tree<'a> {
                 Errno::NOTDIR | Errno::LOOP => TreeError::BelowNonDirectory(show(path)),
                 errno => failed("open the directory of", path)(errno),
             })?;
-            self.open = Some((parent.to_vec(), descriptor));
+            self.open = Some((parent.to_vec(), Arc::new(descriptor)));
         }
         let (_, descriptor) = self.open.as_ref().expect("the directory was just opened");
         Ok((descriptor.as_fd(), name))
@@ -328,6 +330,11 @@ impl<'a> Tree<'a> {
             if self.links.contains_key(ancestor) {
                 return Err(TreeError::BelowNonDirectory(show(entry)));
             }
+            if self.is_used(ancestor) {
+                self.writers.settle(&mut self.xattrs)?;
+            } else {
+                self.note(ancestor)?;
+            }
             let (above, name) = split(ancestor);
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let made = self
@@ -345,7 +352,7 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn open_beneath(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    pub(super) fn open_beneath(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.is_empty() { b".".as_slice() } else { path };
         loop {
             match rustix::fs::openat2(self.root, path, flags, Mode::empty(), BENEATH) {
@@ -356,26 +363,25 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The mode after the owner: chown(2) takes setuid bits away; capabilities after both, for the same reason;
-    /// times last.
-    fn set_attributes(
-        &mut self,
-        path: &[u8],
-        file: BorrowedFd<'_>,
-        attributes: &Attributes,
-    ) -> Result<(), TreeError> {
-        attributes.set_owner_and_mode(file).map_err(failed("set owner and mode of", path))?;
-        for (name, value) in &attributes.xattrs {
-            self.xattrs.set(file, path, name, value)?;
-        }
-        rustix::fs::futimens(file, &times(attributes.mtime))
-            .map_err(failed("set the times of", path))
+    /// Whether something may be or have been at `path`.
+    fn is_used(&self, path: &[u8]) -> bool {
+        self.used.contains(&self.hasher.hash_one(path))
+    }
+
+    /// From now on something is at `path`.
+    fn note(&mut self, path: &[u8]) -> Result<(), TreeError> {
+        self.used.insert(self.hasher.hash_one(path));
+        self.count(USED_BYTES)
     }
 
     /// Counts memory that stays until the end.
     fn keep(&mut self, bytes: usize) -> Result<(), TreeError> {
         // What the maps need around each name.
-        self.kept_bytes = self.kept_bytes.saturating_add(bytes + 128);
+        self.count(bytes + 128)
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), TreeError> {
+        self.kept_bytes = self.kept_bytes.saturating_add(bytes);
         if self.kept_bytes > MAX_KEPT_BYTES { Err(TreeError::TooLarge) } else { Ok(()) }
     }
 }

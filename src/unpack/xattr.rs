@@ -6,7 +6,7 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::path::show;
+use super::path::{is_below, show};
 use super::tree::TreeError;
 
 /// What a process without CAP_SYS_ADMIN cannot set.
@@ -47,6 +47,22 @@ pub(super) struct Xattrs {
 impl Xattrs {
     pub(super) fn new(denied: Denied) -> Self {
         Self { denied, deferred: Vec::new(), unsupported: 0 }
+    }
+
+    /// Another one for the same layer.
+    pub(super) fn empty(&self) -> Self {
+        Self::new(self.denied)
+    }
+
+    /// Takes what `other` remembers.
+    pub(super) fn absorb(&mut self, other: &mut Self) {
+        self.deferred.append(&mut other.deferred);
+        self.unsupported += std::mem::take(&mut other.unsupported);
+    }
+
+    /// Forgets what was remembered of `path` and all below it.
+    pub(super) fn forget(&mut self, path: &[u8]) {
+        self.deferred.retain(|xattr| xattr.path != path && !is_below(&xattr.path, path));
     }
 
     /// Sets an attribute of an open file or directory.
