@@ -13,6 +13,7 @@ mod lifecycle;
 mod projects;
 mod reconcile;
 mod roles;
+mod volumes;
 mod wishes;
 
 use std::path::Path;

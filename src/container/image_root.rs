@@ -50,6 +50,23 @@ impl ImageRoot {
         Ok(())
     }
 
+    /// Opens a directory; `None` where there is none.
+    pub(super) fn open_dir(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
+        let path = path.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+        match self.resolve(path, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Makes the directory `path` and those above it where they are absent, mode 0755, owned by root.
     pub(super) fn make_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut above = rustix::io::fcntl_dupfd_cloexec(&self.0, 3)?;

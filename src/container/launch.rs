@@ -160,6 +160,13 @@ pub enum MountKind {
         #[serde(default)]
         create: bool,
     },
+    /// A named volume: the folder `data` in a folder of its own, which is made where it is absent.
+    Volume {
+        /// Absolute path of `data`.
+        source: PathBuf,
+        /// While it is empty, fill it with what the image has at the target.
+        copy: bool,
+    },
     /// An empty file system in memory.
     Tmpfs {
         /// Most bytes that it may hold; half of the memory where `None`.
@@ -330,7 +337,7 @@ impl Launch {
         }
         let absolute = [&self.run_dir, &self.state_dir, &self.log.path];
         let sources = self.mounts.iter().filter_map(|mount| match &mount.kind {
-            MountKind::Bind { source, .. } => Some(source),
+            MountKind::Bind { source, .. } | MountKind::Volume { source, .. } => Some(source),
             MountKind::Tmpfs { .. } => None,
         });
         let targets = self.mounts.iter().map(|mount| &mount.target);

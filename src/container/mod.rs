@@ -30,6 +30,7 @@ mod seccomp;
 mod start;
 mod terminal;
 mod user;
+mod volume;
 mod wire;
 mod writable;
 

@@ -270,7 +270,7 @@ fn depth(path: &Path) -> usize {
 fn mount_json(mount: &Mount) -> Value {
     let access = if mount.read_only { "ro" } else { "rw" };
     match &mount.kind {
-        MountKind::Bind { source, .. } => json!({
+        MountKind::Bind { source, .. } | MountKind::Volume { source, .. } => json!({
             "destination": mount.target, "type": "bind", "source": source,
             "options": ["rbind", "rprivate", access],
         }),

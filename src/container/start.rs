@@ -24,7 +24,7 @@ use super::oci::{self, Facts};
 use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
 use super::user::{self, ResolvedUser, UserError};
 use super::writable::{self, WritableLayer};
-use super::{Lack, Launch, MountKind, Network, RunPaths};
+use super::{Lack, Launch, MountKind, Network, RunPaths, volume};
 use crate::boundary::Boundary;
 use crate::logs::Stream;
 use crate::sys::process::ProcessIdentity;
@@ -61,6 +61,8 @@ pub(super) enum StartError {
     WorkingDir(String, #[source] io::Error),
     #[error("could not prepare `{0}`")]
     Prepare(PathBuf, #[source] io::Error),
+    #[error("could not prepare the volume that is mounted at `{0}`")]
+    Volume(PathBuf, #[source] io::Error),
     #[error("volume source `{0}` does not exist")]
     NoSource(PathBuf),
     #[error("could not make a network namespace")]
@@ -120,7 +122,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
 
     let user = look_into_image(launch, &paths)?;
     let [stdout, stderr] = Stream::ALL.map(|stream| open_output(&paths.fifo(stream), &user));
-    make_sources(launch)?;
+    make_sources(launch, &paths)?;
     // Stays open until the container has joined it.
     let network = match launch.network {
         Network::None => Some(child::make_loopback_network().map_err(StartError::Network)?),
@@ -240,9 +242,18 @@ fn open_output(fifo: &Path, user: &ResolvedUser) -> Result<OwnedFd, StartError> 
     open().map_err(|error| StartError::Prepare(fifo.to_owned(), error))
 }
 
-fn make_sources(launch: &Launch) -> Result<(), StartError> {
+fn make_sources(launch: &Launch, paths: &RunPaths) -> Result<(), StartError> {
     for mount in &launch.mounts {
-        let MountKind::Bind { source, create } = &mount.kind else { continue };
+        let (source, create) = match &mount.kind {
+            MountKind::Bind { source, create } => (source, create),
+            MountKind::Volume { source, copy } => {
+                ImageRoot::open(&paths.rootfs)
+                    .and_then(|root| volume::prepare(&root, &mount.target, source, *copy))
+                    .map_err(|error| StartError::Volume(mount.target.clone(), error))?;
+                continue;
+            }
+            MountKind::Tmpfs { .. } => continue,
+        };
         match source.try_exists() {
             Ok(true) => {}
             Ok(false) if *create => fs::create_dir_all(source)

@@ -40,6 +40,8 @@ pub(super) struct Checker<'a> {
     pub(super) shown: &'a [String],
     pub(super) selection: &'a Selection,
     pub(super) problems: Vec<Problem>,
+    /// Volumes at the top of the file, see [`Checker::declared_volumes`].
+    pub(super) named_volumes: BTreeMap<String, Option<String>>,
 }
 
 impl<'a> Checker<'a> {
@@ -48,7 +50,7 @@ impl<'a> Checker<'a> {
         shown: &'a [String],
         selection: &'a Selection,
     ) -> Self {
-        Self { input, shown, selection, problems: Vec::new() }
+        Self { input, shown, selection, problems: Vec::new(), named_volumes: BTreeMap::new() }
     }
 
     pub(super) fn problem(&mut self, at: Option<Position>, path: &str, message: impl ToString) {

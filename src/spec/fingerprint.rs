@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Access, Dns, ExtraHost, HostAddress, Limits, Port, Privileges, Service, Swap, SystemCalls,
-    Tmpfs,
+    Access, CopyUp, Dns, ExtraHost, HostAddress, Limits, NamedVolume, Port, Privileges, Service,
+    Swap, SystemCalls, Tmpfs,
 };
 use crate::image::{Digest, Hasher};
 
@@ -85,6 +85,7 @@ impl Service {
             stop_grace_period,
             network_mode,
             logging,
+            named_volumes,
             tmpfs,
             hostname,
             extra_hosts,
@@ -131,6 +132,7 @@ impl Service {
                 .filter(|logging| **logging != super::Logging::default())
                 .map(super::Logging::written),
         );
+        add("named_volumes", some(named_volumes).map(named_volumes_json));
         add("tmpfs", some(tmpfs).map(tmpfs_json));
         add("hostname", hostname.as_ref().map(|name| json!(name)));
         add("extra_hosts", some(extra_hosts).map(hosts_json));
@@ -155,6 +157,14 @@ impl Service {
 
 fn some<T>(list: &[T]) -> Option<&[T]> {
     (!list.is_empty()).then_some(list)
+}
+
+fn named_volumes_json(volumes: &[NamedVolume]) -> Value {
+    let one = |named: &NamedVolume| {
+        let read_only = named.access == Access::ReadOnly;
+        json!([named.volume, named.target, read_only, named.copy_up == CopyUp::Never])
+    };
+    volumes.iter().map(one).collect()
 }
 
 fn tmpfs_json(tmpfs: &[Tmpfs]) -> Value {

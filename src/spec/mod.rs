@@ -35,6 +35,7 @@ mod load;
 mod logging;
 mod merge;
 mod name;
+mod named_volume;
 mod object;
 mod place;
 mod ports;
@@ -76,7 +77,9 @@ pub use privileges::{Privileges, SystemCalls};
 pub use problem::{Position, Problem, ProblemKind, Problems, Unsupported};
 pub use published::{Port, Protocol};
 pub use selection::Selection;
-pub use service::{Access, Bind, Desired, NetworkMode, RestartPolicy, Service, Tmpfs};
+pub use service::{
+    Access, Bind, CopyUp, Desired, NamedVolume, NetworkMode, RestartPolicy, Service, Tmpfs,
+};
 pub use signal::{Signal, SignalError};
 pub use supervisor::{
     Extensions, Lazy, LazyMode, Prefetch, Probe, ProbeTarget, RegistryLoss, UnhealthyAction,

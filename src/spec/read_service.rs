@@ -5,7 +5,7 @@ use super::keys::{self, HasImage};
 use super::object::Found;
 use super::raw::{Node, Value};
 use super::volume::Mounted;
-use super::{HealthTest, NetworkMode, Service, ServiceName, Tmpfs};
+use super::{HealthTest, NetworkMode, Service, ServiceName};
 use crate::image::ImageRef;
 
 /// `None` only after a problem was reported.
@@ -90,6 +90,7 @@ fn bare(name: ServiceName) -> Service {
         stop_grace_period: None,
         network_mode: None,
         logging: None,
+        named_volumes: Vec::new(),
         tmpfs: Vec::new(),
         hostname: None,
         extra_hosts: Vec::new(),
@@ -172,7 +173,8 @@ fn mount(
     for mounted in mounted {
         let target = mounted.target();
         let is_taken = service.volumes.iter().any(|bind| bind.target == target)
-            || service.tmpfs.iter().any(|tmpfs: &Tmpfs| tmpfs.target == target);
+            || service.named_volumes.iter().any(|named| named.target == target)
+            || service.tmpfs.iter().any(|tmpfs| tmpfs.target == target);
         if is_taken {
             let message = format!("something is mounted at `{target}` already");
             checker.problem(Some(found.value.at), &found.path, message);
@@ -181,6 +183,7 @@ fn mount(
         match mounted {
             Mounted::Bind(bind) => service.volumes.push(bind),
             Mounted::Tmpfs(tmpfs) => service.tmpfs.push(tmpfs),
+            Mounted::Named(named) => service.named_volumes.push(named),
         }
     }
 }

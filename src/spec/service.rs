@@ -57,6 +57,8 @@ pub struct Service {
     pub network_mode: Option<NetworkMode>,
     /// Where its output is kept.
     pub logging: Option<Logging>,
+    /// Named volumes; targets are unique among these and the others.
+    pub named_volumes: Vec<NamedVolume>,
     /// Folders in memory; targets are unique among these and the volumes.
     pub tmpfs: Vec<Tmpfs>,
     /// Its own host name. `None`: the host's, or the container's if it has a network of its own.
@@ -117,6 +119,29 @@ pub struct Bind {
     pub target: String,
     /// What the container may do with it.
     pub access: Access,
+}
+
+/// A volume of this host that outlives containers, mounted in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedVolume {
+    /// Its name on this host: that of the project, `_`, and the key of the file, unless the file gives another. It can
+    /// be the name of a folder.
+    pub volume: String,
+    /// Absolute, normalized path in the container.
+    pub target: String,
+    /// What the container may do with it.
+    pub access: Access,
+    /// Whether it gets the image's files.
+    pub copy_up: CopyUp,
+}
+
+/// Whether a volume gets what the image has where it is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyUp {
+    /// While it is empty.
+    IfEmpty,
+    /// Never (`nocopy`).
+    Never,
 }
 
 /// A folder of the container that is memory.

@@ -34,6 +34,7 @@ pub(super) const EVERY_KEY: &str = r#"
 version: "3.8"
 name: shop
 x-note: {anything: [goes]}
+volumes: {data: , named: {name: mine.x, driver: local, labels: {a: b}}}
 x-env: &env
   A: 1
 services:
@@ -57,6 +58,9 @@ services:
     volumes:
       - ./html:/srv:ro
       - /etc/ssl:/etc/ssl
+      - data:/var/lib/data
+      - named:/other:ro,nocopy
+      - {type: volume, source: data, target: /again, read_only: true, volume: {nocopy: true}}
     read_only: true
     restart: on-failure:3
     stop_signal: SIGINT
@@ -132,6 +136,12 @@ fn every_key_in_every_form_is_read() {
     assert_eq!(web.volumes[0].source, Path::new("/srv/demo/html"));
     assert_eq!(web.volumes[0].access, Access::ReadOnly);
     assert_eq!(web.volumes[1].access, Access::ReadWrite);
+    let named: Vec<_> =
+        web.named_volumes.iter().map(|named| (named.volume.as_str(), named.copy_up)).collect();
+    assert_eq!(
+        named,
+        [("shop_data", CopyUp::IfEmpty), ("mine.x", CopyUp::Never), ("shop_data", CopyUp::Never)]
+    );
     assert!(web.is_read_only());
     assert_eq!(web.restart_policy(), RestartPolicy::OnFailure { max: Some(3) });
     assert_eq!(web.stop_signal.map(Signal::number), Some(2));
@@ -282,9 +292,10 @@ services:
     depends_on: {b: {condition: service_ready}, c: {condition: service_healthy}, d: {required: false}}
     healthcheck: {test: [RUN], interval: soon, times: 3}
     networks: [back]
+    volumes: ['none:/a', /anonymous, 'data:/b:rshared', {type: volume, source: data, target: /c, bind: {}}]
     x-supervisor: {probe: {http: 8080/x}, on_unhealthy: explode, on_registry_loss: wait 10m, lazzy: 1}
   b: {image: b, depends_on: [a], deploy: {resources: {limits: {memory: 2g}}}, mem_limit: 1g}
-volumes: {data: }
+volumes: {data: , nfs: {driver_opts: {type: nfs}}, out: {external: true}, ../up: , u: {nmae: x}}
 networks: {}
 configs: {x: {content: y}}
 ";
@@ -293,8 +304,8 @@ configs: {x: {content: y}}
 
 #[test]
 fn what_is_not_supported_is_left_out_when_that_is_allowed() {
-    let text = "services:\n  web: {image: a, depends_on: [db], volumes: ['data:/data', './a:/b'], tty: true}\n  \
-        db: {image: b, healthcheck: {test: x}, build: .}\nvolumes: {data: }\nsecrets: {s: {file: ./s}}\n";
+    let text = "services:\n  web: {image: a, depends_on: [db], volumes: ['nfs:/data', './a:/b'], tty: true}\n  \
+        db: {image: b, healthcheck: {test: x}, build: .}\nvolumes: {nfs: {driver: nfs}}\nsecrets: {s: {file: ./s}}\n";
     let input = ParseInput {
         file: "f",
         project: "p".parse().unwrap(),
@@ -307,11 +318,10 @@ fn what_is_not_supported_is_left_out_when_that_is_allowed() {
     let left_out: Vec<&str> = checked.left_out.iter().map(|p| p.path.as_str()).collect();
     let expected = [
         "web.depends_on",
-        "web.volumes[0]",
         "web.tty",
         "db.healthcheck",
         "db.build",
-        "volumes",
+        "volumes.nfs.driver",
         "secrets",
     ];
     assert_eq!(left_out, expected);

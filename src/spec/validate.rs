@@ -81,21 +81,26 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
         return None;
     };
     let mut project = checker.input.project.clone();
+    if let Some(value) = root.get("name").filter(|name| name.value != Value::Null) {
+        let named = checker.text("name", value).and_then(|text| {
+            let name = text.parse::<ProjectName>();
+            name.map_err(|error| checker.problem(Some(value.at), "name", error)).ok()
+        });
+        if checker.input.project_choice == super::ProjectChoice::Default {
+            project = named.unwrap_or(project);
+        }
+    }
+    if let Some(volumes) = root.get("volumes") {
+        checker.named_volumes = checker.declared_volumes(volumes, &project);
+    }
     let mut parsed = None;
     let words = root.get("x-supervisor").map(|node| checker.extensions("x-supervisor", node));
     let words = words.unwrap_or_default();
     for Entry { key, at, value } in entries {
         match key.as_str() {
             "services" => parsed = Some(services(checker, value, &words)),
-            "name" => {
-                let named = checker.text("name", value).and_then(|text| {
-                    let name = text.parse::<ProjectName>();
-                    name.map_err(|error| checker.problem(Some(value.at), "name", error)).ok()
-                });
-                if checker.input.project_choice == super::ProjectChoice::Default {
-                    project = named.unwrap_or(project);
-                }
-            }
+            // Read before.
+            "name" | "volumes" => {}
             // Obsolete in compose too; any scalar is found in files.
             "version" => {}
             _ if key.starts_with("x-") => {}

@@ -1,4 +1,4 @@
-//! Volumes, folders and files of the host and memory: in the short form `SOURCE:TARGET[:OPTION[,OPTION…]]`, and in the
+//! Volumes, which are folders and files of the host, named ones, and memory: in the short form `SOURCE:TARGET[:OPTION[,OPTION…]]`, and in the
 //! long one, a mapping with `type`.
 
 use std::path::Path;
@@ -6,12 +6,15 @@ use std::path::Path;
 use super::field::{Checker, Refusal, normalize};
 use super::keys;
 use super::raw::{Entry, Node, Value};
-use super::{Access, Bind, Tmpfs};
+use super::{Access, Bind, CopyUp, NamedVolume, Tmpfs};
 
 /// What one item of `volumes` is.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Mounted {
     Bind(Bind),
     Tmpfs(Tmpfs),
+    /// With the key of the file as its name, until it is looked up.
+    Named(NamedVolume),
 }
 
 impl Mounted {
@@ -19,6 +22,7 @@ impl Mounted {
         match self {
             Self::Bind(bind) => &bind.target,
             Self::Tmpfs(tmpfs) => &tmpfs.target,
+            Self::Named(named) => &named.target,
         }
     }
 }
@@ -41,8 +45,14 @@ impl Checker<'_> {
             } else {
                 self.text(path, item).and_then(|text| {
                     let parsed = parse(&text, self.input.base_dir);
-                    self.refused(path, item, parsed).map(Mounted::Bind)
+                    self.refused(path, item, parsed)
                 })
+            };
+            let bind = match bind {
+                Some(Mounted::Named(named)) => {
+                    self.declared(path, item.at, named).map(Mounted::Named)
+                }
+                other => other,
             };
             let Some(bind) = bind else { continue };
             if volumes.iter().any(|other| other.target() == bind.target()) {
@@ -69,6 +79,8 @@ impl Checker<'_> {
             return self.refused(path, at, Err(refusal));
         }
         let is_tmpfs = kind.as_deref() == Some("tmpfs");
+        let is_named = kind.as_deref() == Some("volume");
+        let mut copy_up = CopyUp::IfEmpty;
         let before = self.problems.len();
         for Entry { key, at, value } in entries {
             let path = &format!("{path}.{key}");
@@ -84,7 +96,8 @@ impl Checker<'_> {
                 }
                 // For Docker Desktop only; it changes nothing here.
                 "consistency" => {}
-                "bind" if !is_tmpfs => self.bind_options(path, value),
+                "bind" if !is_tmpfs && !is_named => self.bind_options(path, value),
+                "volume" if is_named => copy_up = self.volume_options(path, value),
                 "tmpfs" if is_tmpfs => (size, mode) = self.tmpfs_options(path, value),
                 "bind" | "volume" | "tmpfs" | "image" | "source" => {
                     let kind = kind.as_deref().unwrap_or_default();
@@ -113,6 +126,10 @@ impl Checker<'_> {
             return Some(Mounted::Tmpfs(Tmpfs { target, size, mode, access }));
         }
         let source = source?;
+        if is_named {
+            let volume = source;
+            return Some(Mounted::Named(NamedVolume { volume, target, access, copy_up }));
+        }
         if source.starts_with('~') {
             let message = format!("`{source}`: `~` is not supported; write the absolute path");
             self.problem(Some(node.at), path, message);
@@ -168,13 +185,11 @@ fn check_type(kind: Option<&str>, node: &Node) -> Result<(), Refusal> {
     let target = field("target").unwrap_or_else(|| "/data".to_owned());
     Err(match kind {
         Some("bind" | "tmpfs") => return Ok(()),
+        Some("volume") if field("source").is_some_and(|source| !source.is_empty()) => return Ok(()),
         None => {
             "the volume has no `type:`; it is `bind` for a folder of the host".to_owned().into()
         }
-        Some("volume") => match field("source") {
-            Some(source) => named(&source, &target),
-            None => anonymous(&target),
-        },
+        Some("volume") => anonymous(&target),
         Some(kind @ ("image" | "npipe" | "cluster")) => Refusal::unsupported(format!(
             "a volume of type `{kind}` is not supported in this version; use `bind`"
         )),
@@ -182,17 +197,10 @@ fn check_type(kind: Option<&str>, node: &Node) -> Result<(), Refusal> {
     })
 }
 
-fn named(source: &str, target: &str) -> Refusal {
-    Refusal::unsupported(format!(
-        "`{source}` is a named volume, which is not supported in this version; mount a folder of the host: \
-         `./{source}:{target}`"
-    ))
-}
-
 fn anonymous(target: &str) -> Refusal {
     Refusal::unsupported(format!(
-        "`{target}` is an anonymous volume, which is not supported in this version; mount a folder of the host: \
-         `./data:{target}`"
+        "`{target}` is an anonymous volume, which is not supported in this version; give it a name, \
+         `data:{target}`, and declare `data` under `volumes:`"
     ))
 }
 
@@ -200,7 +208,7 @@ fn anonymous(target: &str) -> Refusal {
 ///
 /// The options `z` and `Z` (SELinux labels) and `cached`, `delegated`, `consistent` (Docker Desktop) are accepted and
 /// change nothing here. `~` is refused: whose home it would be differs between the user and a daemon.
-pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Bind, Refusal> {
+pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Mounted, Refusal> {
     let mut parts = text.split(':');
     let (source, target, options) = match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(source), Some(target), options, None) => (source, target, options),
@@ -215,22 +223,20 @@ pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Bind, Refusal> {
     if source.starts_with('~') {
         return Err(format!("`{source}`: `~` is not supported; write the absolute path").into());
     }
-    if !source.starts_with(['/', '.']) {
-        return Err(if source.contains('/') {
-            format!(
-                "`{source}` is neither a path nor the name of a volume; did you mean `./{source}`?"
-            )
-            .into()
-        } else {
-            named(source, target)
-        });
+    let is_named = !source.starts_with(['/', '.']);
+    if is_named && source.contains('/') {
+        return Err(format!(
+            "`{source}` is neither a path nor the name of a volume; did you mean `./{source}`?"
+        )
+        .into());
     }
     let target = mount_point(target)?;
-    let mut access = Access::ReadWrite;
+    let (mut access, mut copy_up) = (Access::ReadWrite, CopyUp::IfEmpty);
     for option in options.into_iter().flat_map(|options| options.split(',')) {
         match option {
             "ro" => access = Access::ReadOnly,
             "rw" => access = Access::ReadWrite,
+            "nocopy" if is_named => copy_up = CopyUp::Never,
             "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" | "nocopy" => {
                 return Err(Refusal::unsupported(format!(
@@ -240,8 +246,12 @@ pub(super) fn parse(text: &str, base_dir: &Path) -> Result<Bind, Refusal> {
             _ => return Err(format!("unknown option `{option}`; use `ro` or `rw`").into()),
         }
     }
+    if is_named {
+        let volume = source.to_owned();
+        return Ok(Mounted::Named(NamedVolume { volume, target, access, copy_up }));
+    }
     let source = normalize(&base_dir.join(source));
-    Ok(Bind { source, target, access })
+    Ok(Mounted::Bind(Bind { source, target, access }))
 }
 
 #[cfg(test)]
@@ -259,14 +269,13 @@ mod tests {
             (".hidden:/b", "/base/.hidden", "/b", Access::ReadWrite),
         ] {
             let bind = Bind { source: source.into(), target: target.into(), access };
-            assert_eq!(parse(text, Path::new("/base")), Ok(bind), "{text}");
+            assert_eq!(parse(text, Path::new("/base")), Ok(Mounted::Bind(bind)), "{text}");
         }
     }
 
     #[test]
     fn what_is_no_bind_says_what_to_write_instead() {
         for (text, expected) in [
-            ("data:/data", "`./data:/data`"),
             ("/data", "anonymous"),
             ("~/x:/y", "`~`"),
             ("a/b:/y", "`./a/b`"),

@@ -209,6 +209,7 @@ impl Host {
                 .container_dir(id.as_str())
                 .map_err(|error| Chain(&error).to_string())?,
             log: self.log_path(record.project.as_str(), record.service.as_str()),
+            volumes: self.store.root().join("volumes"),
         };
         let launch = launch::launch(service, &image.config, mounted.layers, place, &self.features);
         match MonitorHandle::launch(&self.exe, &launch).await {

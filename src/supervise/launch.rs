@@ -10,7 +10,7 @@ use crate::container::{
 use crate::host::Features;
 use crate::image::ImageConfig;
 use crate::spec::{
-    self, Access, HostAddress, LogDriver, LogMode, NetworkMode, Service, Swap, SystemCalls,
+    self, Access, CopyUp, HostAddress, LogDriver, LogMode, NetworkMode, Service, Swap, SystemCalls,
 };
 
 /// Where the pieces of one container are.
@@ -21,6 +21,8 @@ pub(super) struct Place {
     pub(super) run_dir: PathBuf,
     pub(super) state_dir: PathBuf,
     pub(super) log: PathBuf,
+    /// Folder of all named volumes.
+    pub(super) volumes: PathBuf,
 }
 
 /// The command line: the service's words over the image's, as Docker combines them.
@@ -75,6 +77,7 @@ pub(super) fn launch(
         no_new_privileges: service.privileges.no_new_privileges.unwrap_or(false),
     };
     let name = place.id.to_string();
+    let volumes = place.volumes;
     let mut launch =
         Launch::new(place.id, &place.instance, place.run_dir, place.state_dir, rootfs, process);
     launch.log = log(service, &launch.process, &name, place.log);
@@ -97,6 +100,14 @@ pub(super) fn launch(
             kind: MountKind::Bind { source: bind.source.clone(), create: true },
             read_only: bind.access == Access::ReadOnly,
         })
+        .chain(service.named_volumes.iter().map(|named| Mount {
+            target: PathBuf::from(&named.target),
+            kind: MountKind::Volume {
+                source: volumes.join(&named.volume).join("data"),
+                copy: named.copy_up == CopyUp::IfEmpty,
+            },
+            read_only: named.access == Access::ReadOnly,
+        }))
         .chain(service.tmpfs.iter().map(|tmpfs| Mount {
             target: PathBuf::from(&tmpfs.target),
             kind: MountKind::Tmpfs { size: tmpfs.size, mode: tmpfs.mode },
@@ -239,6 +250,7 @@ mod tests {
             run_dir: PathBuf::from("/run/supervisor"),
             state_dir: PathBuf::from("/state/containers/site-web-1"),
             log: PathBuf::from("/state/logs/site/web/log.json"),
+            volumes: PathBuf::from("/state/volumes"),
         }
     }
 

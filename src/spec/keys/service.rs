@@ -175,7 +175,11 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done("user", Text, "name or id, optionally with `:group`; names are looked up in the image"),
     rejected("userns_mode", "user namespaces are not used"),
     rejected("uts", "each container has its own"),
-    done("volumes", Items, "`HOST:CONTAINER[:ro]`, or mappings of type `bind` or `tmpfs`"),
+    done(
+        "volumes",
+        Items,
+        "`HOST:CONTAINER[:ro]`, `NAME:CONTAINER[:ro,nocopy]`, or mappings of type `bind`, `volume` or `tmpfs`",
+    ),
     rejected("volumes_from", "name the volumes in `volumes`"),
     done("working_dir", Text, "where the process starts"),
     done(

@@ -1,6 +1,6 @@
 //! The keys at the top of the file, and ours.
 
-use super::Shape::{Any, Bool, Choice, List, Named, Number, Object, Text};
+use super::Shape::{Any, Bool, Choice, List, Named, Number, Object, Pairs, Text};
 use super::service::SERVICE;
 use super::{Key, accepted, done, rejected};
 
@@ -18,7 +18,11 @@ pub(in super::super) const TOP: &[Key] = &[
     rejected("secrets", "files can be mounted with `volumes` of a service"),
     done("services", Named(SERVICE), "what runs; required"),
     accepted("version", Any, "every version is read alike"),
-    rejected("volumes", "a service can mount folders of the host (`./data:/data`)"),
+    done(
+        "volumes",
+        Named(NAMED_VOLUME),
+        "named volumes, kept below `$STATE/volumes`; `down` leaves them",
+    ),
     done("x-supervisor", Object(SUPERVISOR), "our own words, for all services; see below"),
 ];
 
@@ -28,11 +32,30 @@ pub(in super::super) const VOLUME: &[Key] = &[
     accepted("consistency", Text, "it is for Docker Desktop"),
     rejected("image", "images are not mounted as volumes in this version"),
     done("read_only", Bool, "`true`: the container cannot write there"),
-    done("source", Text, "folder or file of this host"),
+    done("source", Text, "folder or file of this host, or the key of a named volume"),
     done("target", Text, "absolute path in the container"),
     done("tmpfs", Any, "`size`, `mode`"),
-    done("type", Choice(&["bind", "tmpfs"]), "`bind` or `tmpfs`"),
-    rejected("volume", "named volumes are not supported in this version"),
+    done("type", Choice(&["bind", "volume", "tmpfs"]), "`bind`, `volume` or `tmpfs`"),
+    done("volume", Object(VOLUME_OPTIONS), "options of a named volume"),
+];
+
+/// The keys of a volume at the top of the file.
+pub(in super::super) const NAMED_VOLUME: &[Key] = &[
+    done("driver", Choice(&["local"]), "only `local`"),
+    rejected(
+        "driver_opts",
+        "a volume is a folder; mount other file systems on the host, and use them by path",
+    ),
+    done("external", Bool, "only `false`: volumes of other tools are not used"),
+    accepted("labels", Pairs, "nothing reads them"),
+    done("name", Text, "its name on this host; that of the project, `_` and the key where absent"),
+];
+
+/// The keys of `volume` of a volume of a service.
+pub(in super::super) const VOLUME_OPTIONS: &[Key] = &[
+    accepted("labels", Pairs, "nothing reads them"),
+    done("nocopy", Bool, "`true`: an empty volume does not get what the image has at the target"),
+    rejected("subpath", "the whole volume is mounted"),
 ];
 
 /// The keys of `x-supervisor`, at the top of the file and of a service.

@@ -1,0 +1,35 @@
+//! Named volumes: filled from the image once, kept by `down`, shared by services.
+
+use super::{IDLE, file, service};
+use crate::support::program::Program;
+
+#[test]
+fn a_named_volume_begins_with_the_image_s_files_and_outlives_containers() {
+    let program = Program::new();
+    let writer =
+        service("web", IDLE).key("volumes: ['data:/app', 'tools:/bin:ro', 'data:/empty:nocopy']");
+    let reader = service("reader", IDLE).key("volumes: ['data:/app:ro']");
+    let services = file(&[writer, reader]);
+    program.services(&format!("{services}volumes:\n  data:\n  tools: {{name: shared-tools}}\n"));
+    let volumes = program.folder().join("state/volumes");
+    let shown =
+        |service: &str, script: &str| program.ok(["exec", service, "--", "sh", "-c", script]);
+    let up = program.up();
+    // With an empty `/bin` there would be no shell.
+    program.running("web");
+    program.running("reader");
+    assert!(volumes.join("shared-tools/data/busybox").exists());
+    let run = shown("web", "cat /app/run.sh");
+    assert!(!run.is_empty());
+    shown("web", "echo kept > /app/mine");
+    assert_eq!(shown("reader", "cat /app/mine"), "kept\n");
+    assert_eq!(shown("web", "cat /empty/run.sh"), run);
+    let refused = program.run(["exec", "reader", "--", "sh", "-c", "echo x > /app/mine"]);
+    assert!(!refused.status.success());
+    program.interrupt(up);
+    program.ok(["down", "-f", "services.yaml"]);
+    let up = program.up();
+    program.running("web");
+    assert_eq!(shown("web", "cat /app/mine"), "kept\n");
+    program.interrupt(up);
+}
