@@ -25,7 +25,7 @@ fn every_problem_of_a_file_is_told_at_once() {
     );
     let error = cli.run(["up"]).failed(1);
     for (place, word) in [
-        ("4:5", "privileged"),
+        ("4:17", "privileged"),
         ("6:5", "build"),
         ("7:", "image"),
         ("9:", "A B"),
