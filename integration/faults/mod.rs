@@ -8,3 +8,4 @@ mod features;
 mod input;
 mod outage;
 mod peers;
+mod round_trips;

@@ -123,6 +123,11 @@ impl Image {
         self
     }
 
+    /// Of its layers.
+    pub(crate) fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
     fn config(&self) -> Vec<u8> {
         let ids: Vec<_> = self.layers.iter().map(|layer| layer.diff_id.to_string()).collect();
         let platform = supervisor::image::Platform::host();

@@ -36,6 +36,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 pub(super) const RETRY: Duration = Duration::from_millis(20);
 /// Events that wait for a reader.
 const EVENT_ROOM: usize = 1024;
+/// Between two looks at whether a prefetch has ended, of a start that waits for it.
+const PREFETCH_POLL: Duration = Duration::from_millis(20);
 
 /// Where a layer is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +164,48 @@ impl Lazy {
     /// # Errors
     /// When the layer is not mounted or nobody answers.
     pub async fn prefetch(&self, digest: Digest) -> Result<(), LazyError> {
-        done(self.shared.worker(&Request::Prefetch { digest }, &[]).await?)
+        let request = Request::Prefetch { digest, paths: Vec::new() };
+        done(self.shared.worker(&request, &[]).await?)
+    }
+
+    /// Begins to fetch what the layer has of `paths`, which are paths of the image: files, and folders with all that is
+    /// below them. A worker of an older build fetches what the layer marks instead.
+    ///
+    /// # Errors
+    /// When the layer is not mounted or nobody answers.
+    pub async fn prefetch_paths(&self, digest: Digest, paths: &[String]) -> Result<(), LazyError> {
+        // Bounded by what fits into a message, with all that JSON escapes.
+        let mut rest = paths;
+        while !rest.is_empty() {
+            let mut room = 16 << 10;
+            let fits = rest.iter().take_while(|path| {
+                let has_room = room > 0;
+                room -= room.min(path.len() + 3);
+                has_room
+            });
+            let (now, later) = rest.split_at(fits.count());
+            let request = Request::Prefetch { digest, paths: now.to_vec() };
+            done(self.shared.worker(&request, &[]).await?)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Waits until no prefetch of `layers` runs any more.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn prefetched(&self, layers: &[Digest]) -> Result<(), LazyError> {
+        while self
+            .status()
+            .await?
+            .layers
+            .iter()
+            .any(|layer| layer.is_prefetching && layers.contains(&layer.digest))
+        {
+            tokio::time::sleep(PREFETCH_POLL).await;
+        }
+        Ok(())
     }
 
     /// Begins to fetch the whole layer, giving way to reads.

@@ -50,8 +50,12 @@ pub(super) enum Request {
     Mount { layer: LayerMount },
     /// Give up a layer's slot.
     Release { digest: Digest },
-    /// Fetch what the layer marks as needed first.
-    Prefetch { digest: Digest },
+    /// Fetch what the layer marks as needed first; or, when there are paths, what it has of these (since 2).
+    Prefetch {
+        digest: Digest,
+        #[serde(default)]
+        paths: Vec<String>,
+    },
     /// Fetch everything.
     Background { digest: Digest },
     /// End the connection and everybody who serves it.
@@ -242,6 +246,9 @@ pub struct LayerStatus {
     pub total_bytes: u64,
     /// Whether everything is in the cache.
     pub is_complete: bool,
+    /// Whether a prefetch runs.
+    #[serde(default)]
+    pub is_prefetching: bool,
     /// Why the layer cannot be served, if it cannot; reads of it fail.
     pub error: Option<String>,
 }

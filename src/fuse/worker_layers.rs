@@ -217,6 +217,7 @@ impl Layers {
                 local_bytes: local,
                 total_bytes: total,
                 is_complete,
+                is_prefetching: present.layer.as_ref().is_ok_and(|layer| layer.is_prefetching()),
                 error,
             }
         });

@@ -135,8 +135,11 @@ fn answer(shared: &Shared, request: Request, descriptors: Vec<OwnedFd>) -> Answe
             }
         }
         Request::Release { digest } => done(shared.layers.release(digest)),
-        Request::Prefetch { digest } => done(shared.layers.find(digest).map(|layer| {
-            let _ = layer.start_prefetch();
+        Request::Prefetch { digest, paths } => done(shared.layers.find(digest).map(|layer| {
+            let _ = match &*paths {
+                [] => layer.start_prefetch(),
+                paths => layer.prefetch_paths(paths),
+            };
         })),
         Request::Background { digest } => {
             done(shared.layers.find(digest).map(|layer| layer.start_background()))

@@ -32,7 +32,7 @@ impl Layers {
         wanted: &WantedLayer,
         progress: &Progress,
     ) -> Result<(), LayerError> {
-        let source = Self::source_of(wanted)?;
+        let source = Self::source_of(wanted).await?;
         let _permit = self.unpacking.acquire().await.ok();
         let digest = wanted.descriptor.digest;
         let blob = self.client.blob(&wanted.source, digest, wanted.descriptor.size);

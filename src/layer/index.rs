@@ -48,13 +48,14 @@ impl Layers {
             Some(_) => return Ok(Err(NotLazy::OtherToc)),
             None => {}
         }
-        let source = Self::source_of(wanted)?;
         let blob =
             self.client.blob(&wanted.source, wanted.descriptor.digest, wanted.descriptor.size);
         let index = match self.fetch_index(&blob, expected, progress).await? {
             Ok(index) => index,
             Err(reason) => return Ok(Err(reason)),
         };
+        // Only now: the configuration is on its way at the same time.
+        let source = Self::source_of(wanted).await?;
         layer.write_source(&source).map_err(store_failed(layer))?;
         layer.write_index(expected, &index).map_err(store_failed(layer))?;
         Ok(Ok(()))

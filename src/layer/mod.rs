@@ -3,6 +3,12 @@
 //! A layer is made ready once, however many services ask at the same time. It is lazy when everything that laziness
 //! needs is there; each thing that is missing is a reason, and the layer is fully pulled instead. Whoever starts a
 //! container therefore always gets directories.
+//!
+//! From a reference to a container that starts there are, one after the other, these exchanges with a registry: the
+//! manifest (two where the reference names an index of several platforms), then the configuration and the tails of all
+//! layers at the same time, then the first content, which is fetched while the container starts. One request brings the
+//! table of contents of most layers; a larger one costs another. On top come what the registry wants: connections, a
+//! token, a redirect to its storage, which is remembered. The number of layers adds nothing.
 
 mod full;
 mod index;
@@ -11,8 +17,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::watch;
+
 use crate::estargz::TocError;
-use crate::image::{Descriptor, Digest};
+use crate::image::{Descriptor, Digest, Manifest};
 use crate::registry::{BlobSource, Client, FetchError};
 use crate::store::{LayerDir, LayerSource, Store, StoreError};
 use crate::sys::process::SealedExe;
@@ -25,10 +33,56 @@ pub use index::NotLazy;
 pub struct WantedLayer {
     /// As the manifest has it.
     pub descriptor: Descriptor,
-    /// Digest of the inflated layer, as the configuration has it.
-    pub diff_id: Option<Digest>,
+    /// Digest of the inflated layer.
+    pub diff_id: DiffId,
     /// Where its bytes are.
     pub source: BlobSource,
+}
+
+impl WantedLayer {
+    /// The layers of an image, lowest first; `id` gives what the configuration tells of the one at a place.
+    #[must_use]
+    pub fn of_image(
+        manifest: &Manifest,
+        source: &BlobSource,
+        id: impl Fn(usize) -> DiffId,
+    ) -> Vec<Self> {
+        let layers = manifest.layers.iter().enumerate().map(|(place, descriptor)| Self {
+            descriptor: descriptor.clone(),
+            diff_id: id(place),
+            source: source.clone(),
+        });
+        layers.collect()
+    }
+}
+
+/// The digest of an inflated layer. The image's configuration tells it, which may come after the layer is asked for.
+#[derive(Debug, Clone)]
+pub enum DiffId {
+    /// It is here, or nobody knows it.
+    Known(Option<Digest>),
+    /// The one at this place, when they come.
+    Coming(watch::Receiver<Option<Vec<Digest>>>, usize),
+}
+
+impl DiffId {
+    /// Waits for it; for ever if those who fetch the configuration gave up, since they give up this layer too.
+    async fn get(&self) -> Option<Digest> {
+        match self {
+            Self::Known(digest) => *digest,
+            Self::Coming(ids, place) => {
+                let mut ids = ids.clone();
+                let digest = match ids.wait_for(Option::is_some).await {
+                    Ok(ids) => Some(ids.as_ref().and_then(|ids| ids.get(*place).copied())),
+                    Err(_) => None,
+                };
+                match digest {
+                    Some(digest) => digest,
+                    None => std::future::pending().await,
+                }
+            }
+        }
+    }
 }
 
 /// How a layer is here.
@@ -205,7 +259,7 @@ impl Layers {
         Ok(Kept::Full(layer.full_path(), why))
     }
 
-    fn source_of(wanted: &WantedLayer) -> Result<LayerSource, LayerError> {
+    async fn source_of(wanted: &WantedLayer) -> Result<LayerSource, LayerError> {
         let Some(compression) = wanted.descriptor.compression() else {
             return Err(LayerError::MediaType {
                 digest: wanted.descriptor.digest,
@@ -217,7 +271,7 @@ impl Layers {
             size: wanted.descriptor.size,
             compression,
             toc_digest: wanted.descriptor.toc_digest(),
-            diff_id: wanted.diff_id,
+            diff_id: wanted.diff_id.get().await,
         })
     }
 }

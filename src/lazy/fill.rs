@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -36,25 +37,22 @@ enum Background {
     Paused,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Prefetch {
-    Idle,
-    Running,
-    Ended,
-}
-
 /// The switches of a layer's fill.
 #[derive(Debug)]
 pub(super) struct Fill {
     background: watch::Sender<Background>,
-    prefetch: watch::Sender<Prefetch>,
+    /// Prefetches that run.
+    prefetches: watch::Sender<u32>,
+    /// Whether that of the landmark does.
+    is_marked_running: AtomicBool,
 }
 
 impl Default for Fill {
     fn default() -> Self {
         Self {
             background: watch::Sender::new(Background::Auto),
-            prefetch: watch::Sender::new(Prefetch::Idle),
+            prefetches: watch::Sender::new(0),
+            is_marked_running: AtomicBool::new(false),
         }
     }
 }
@@ -69,18 +67,27 @@ pub(super) enum Walk {
 }
 
 impl LazyLayer {
-    /// Begins to fetch what the maker of the layer marked as needed first; once, and again only after it was
-    /// hindered. False if there is nothing of the kind.
+    /// Begins to fetch what the maker of the layer marked as needed first; once, and again only after it has ended.
+    /// False if there is nothing of the kind, or it runs already.
     pub fn start_prefetch(&self) -> bool {
+        if self.is_complete() {
+            return false;
+        }
         let (Some(numbers), Ok(layer)) = (self.prefetch_numbers(), self.strong()) else {
             return false;
         };
-        self.prefetch_later(layer, vec![numbers])
+        let begins = !self.fill.is_marked_running.swap(true, Ordering::AcqRel);
+        if begins {
+            self.prefetch_later(layer, vec![numbers], |layer| {
+                layer.fill.is_marked_running.store(false, Ordering::Release);
+            });
+        }
+        begins
     }
 
-    /// Begins to fetch these files, whatever the maker of the layer marked. False if a prefetch runs already.
-    pub fn start_prefetch_of(&self, entries: &[EntryNo]) -> bool {
-        let Ok(layer) = self.strong() else { return false };
+    /// Begins to fetch these files, whatever the maker of the layer marked.
+    pub fn start_prefetch_of(&self, entries: &[EntryNo]) {
+        let Ok(layer) = self.strong() else { return };
         let mut numbers: Vec<u32> = entries
             .iter()
             .flat_map(|entry| {
@@ -90,15 +97,42 @@ impl LazyLayer {
             .collect();
         numbers.sort_unstable();
         numbers.dedup();
-        self.prefetch_later(layer, numbers.into_iter().map(|n| n..n + 1).collect())
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        for number in numbers {
+            match runs.last_mut() {
+                Some(run) if run.end == number => run.end += 1,
+                _ => runs.push(number..number + 1),
+            }
+        }
+        if !runs.is_empty() {
+            self.prefetch_later(layer, runs, |_| {});
+        }
     }
 
-    /// Waits until the prefetch that was started has ended, with or without success; returns at once when none was.
+    /// Begins to fetch the files at `paths`, and all below those that are directories; of an image's path, each layer
+    /// brings what it has. True if this one has any that is not here.
+    pub fn prefetch_paths<P: AsRef<[u8]>>(&self, paths: &[P]) -> bool {
+        if self.is_complete() {
+            return false;
+        }
+        let found: Vec<EntryNo> =
+            paths.iter().flat_map(|path| self.files_at(path.as_ref())).collect();
+        self.start_prefetch_of(&found);
+        !found.is_empty()
+    }
+
+    /// Whether a prefetch runs.
+    #[must_use]
+    pub fn is_prefetching(&self) -> bool {
+        *self.fill.prefetches.borrow() > 0
+    }
+
+    /// Waits until every prefetch that was started has ended, with or without success; returns at once when none was.
     pub async fn prefetched(&self) {
-        let mut state = self.fill.prefetch.subscribe();
+        let mut running = self.fill.prefetches.subscribe();
         tokio::select! {
             // Both only wait.
-            _ = state.wait_for(|state| *state != Prefetch::Running) => {}
+            _ = running.wait_for(|running| *running == 0) => {}
             () = self.closed.cancelled() => {}
         }
     }
@@ -113,26 +147,25 @@ impl LazyLayer {
         self.fill.background.send_replace(Background::Paused);
     }
 
-    fn prefetch_later(&self, layer: Arc<Self>, numbers: Vec<Range<u32>>) -> bool {
-        let is_first = self.fill.prefetch.send_if_modified(|state| {
-            let begins = *state != Prefetch::Running;
-            *state = Prefetch::Running;
-            begins
-        });
-        if is_first {
-            self.shared.runtime.spawn(async move {
-                for numbers in numbers {
-                    if layer.walk(numbers, Priority::Prefetch).await == Walk::Hindered {
-                        break;
-                    }
+    fn prefetch_later(
+        &self,
+        layer: Arc<Self>,
+        numbers: Vec<Range<u32>>,
+        ended: impl FnOnce(&Self) + Send + 'static,
+    ) {
+        self.fill.prefetches.send_modify(|running| *running += 1);
+        self.shared.runtime.spawn(async move {
+            for numbers in numbers {
+                if layer.walk(numbers, Priority::Prefetch).await == Walk::Hindered {
+                    break;
                 }
-                layer.fill.prefetch.send_replace(Prefetch::Ended);
-                let local_bytes = layer.local_bytes();
-                layer.tell(LazyEvent::PrefetchDone { layer: layer.digest, local_bytes });
-                drop(layer.blocking(Self::save_hint).await);
-            });
-        }
-        is_first
+            }
+            ended(&layer);
+            layer.fill.prefetches.send_modify(|running| *running -= 1);
+            let local_bytes = layer.local_bytes();
+            layer.tell(LazyEvent::PrefetchDone { layer: layer.digest, local_bytes });
+            drop(layer.blocking(Self::save_hint).await);
+        });
     }
 
     /// The chunks in front of the landmark.

@@ -39,6 +39,7 @@ mod join;
 mod layer;
 mod learned;
 mod limits;
+mod named;
 mod noted;
 mod pace;
 mod progress;

@@ -25,16 +25,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use blob::{Blob, BlobSource};
 pub use error::{FetchError, FetchErrorKind};
 pub use ping::Pong;
-pub use resolve::Resolved;
+pub use resolve::{Located, Resolved};
 pub use retry::RetryPolicy;
 pub use stream::BlobStream;
 
-use crate::image::{Digest, ImageRef, Platform};
+use crate::image::{Digest, ImageConfig, ImageRef, Platform};
 use exchange::Shared;
 
 /// Settings of a [`Client`]. Serializable, because the worker gets them from control.
@@ -137,6 +138,30 @@ impl Client {
         platform: &Platform,
     ) -> Result<Resolved, FetchError> {
         Box::pin(resolve::resolve(&self.0, image, platform)).await
+    }
+
+    /// The first half of [`Client::resolve`]: with the manifest, the layers can be asked for beside the configuration.
+    ///
+    /// # Errors
+    /// When the manifest cannot be fetched, is not what its digest says, or is no image for this platform.
+    pub async fn locate(
+        &self,
+        image: &ImageRef,
+        platform: &Platform,
+    ) -> Result<Located, FetchError> {
+        Box::pin(resolve::locate(&self.0, image, platform)).await
+    }
+
+    /// The second half of [`Client::resolve`]: the configuration as it was sent, and read.
+    ///
+    /// # Errors
+    /// When it cannot be fetched, is not what its digest says, or belongs to another platform or other layers.
+    pub async fn config(
+        &self,
+        located: &Located,
+        platform: &Platform,
+    ) -> Result<(Bytes, ImageConfig), FetchError> {
+        Box::pin(resolve::config(&self.0, located, platform)).await
     }
 
     /// Asks whether the registry at `host` (with its port) answers, without credentials.

@@ -45,6 +45,23 @@ pub struct Resolved {
     pub config: ImageConfig,
 }
 
+/// An image whose manifest was found; its configuration is still to be fetched.
+#[derive(Debug, Clone)]
+pub struct Located {
+    /// What was asked for.
+    pub reference: ImageRef,
+    /// Where its blobs are.
+    pub source: BlobSource,
+    /// The outermost index, if the reference named one.
+    pub index: Option<(Digest, Bytes)>,
+    /// Names the image from here on.
+    pub manifest_digest: Digest,
+    /// The manifest as it was sent.
+    pub manifest_bytes: Bytes,
+    /// The manifest, read.
+    pub manifest: Manifest,
+}
+
 /// A document with its digest.
 struct Fetched {
     digest: Digest,
@@ -58,6 +75,27 @@ pub(super) async fn resolve(
     image: &ImageRef,
     platform: &Platform,
 ) -> Result<Resolved, FetchError> {
+    let located = locate(shared, image, platform).await?;
+    let (config_bytes, config) = config(shared, &located, platform).await?;
+    let Located { reference, source, index, manifest_digest, manifest_bytes, manifest } = located;
+    Ok(Resolved {
+        reference,
+        source,
+        index,
+        manifest_digest,
+        manifest_bytes,
+        manifest,
+        config_bytes,
+        config,
+    })
+}
+
+/// The manifest of the image.
+pub(super) async fn locate(
+    shared: &Arc<Shared>,
+    image: &ImageRef,
+    platform: &Platform,
+) -> Result<Located, FetchError> {
     let source = BlobSource::of(image);
     let mut fetched = first(shared, image, &source, platform).await?;
     let mut index = None;
@@ -84,23 +122,31 @@ pub(super) async fn resolve(
         }
     };
     manifest.require_image().map_err(|error| FetchError::document(&fetched.subject, error))?;
-    let blob = Blob::new(shared, &source, manifest.config.digest, manifest.config.size);
-    let config_bytes = blob.bytes(MAX_DOCUMENT_SIZE).await?;
-    let what = format!("image configuration `{}`", manifest.config.digest);
-    let subject = source.subject(what, Some(manifest.config.digest));
-    let config =
-        ImageConfig::parse(&config_bytes).map_err(|error| FetchError::document(&subject, error))?;
-    check(&config, &manifest, platform, &subject)?;
-    Ok(Resolved {
+    Ok(Located {
         reference: image.clone(),
         source,
         index,
         manifest_digest: fetched.digest,
         manifest_bytes: fetched.bytes,
         manifest,
-        config_bytes,
-        config,
     })
+}
+
+/// The configuration of an image whose manifest is known.
+pub(super) async fn config(
+    shared: &Arc<Shared>,
+    located: &Located,
+    platform: &Platform,
+) -> Result<(Bytes, ImageConfig), FetchError> {
+    let Located { source, manifest, .. } = located;
+    let blob = Blob::new(shared, source, manifest.config.digest, manifest.config.size);
+    let bytes = blob.bytes(MAX_DOCUMENT_SIZE).await?;
+    let what = format!("image configuration `{}`", manifest.config.digest);
+    let subject = source.subject(what, Some(manifest.config.digest));
+    let config =
+        ImageConfig::parse(&bytes).map_err(|error| FetchError::document(&subject, error))?;
+    check(&config, manifest, platform, &subject)?;
+    Ok((bytes, config))
 }
 
 fn check(

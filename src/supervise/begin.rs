@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::driver::Driver;
 use super::events::Subject;
 use super::held::{ContainerRecord, Held};
+use super::images::Extent;
 use super::report::EventLevel;
 use crate::container::ContainerId;
 use crate::reconcile::{Action, ContainerKey, ImageState, Operation, ServiceKey, StartTarget};
+use crate::spec::Prefetch;
 
 impl Driver {
     pub(super) fn begin(&mut self, action: Action) {
@@ -22,7 +24,17 @@ impl Driver {
                 });
                 self.events.emit(subject, EventLevel::Info, "image-pulling", message, []);
                 self.images.insert(image.clone(), ImageState::Pulling { percent: None });
-                tokio::spawn(async move { host.pull(image, attempt, outcomes).await });
+                // What a service names, or does without, is known when it starts.
+                let wants_marked = services.iter().any(|key| {
+                    let project = self.projects.get(&key.project);
+                    let service = project.and_then(|p| p.desired.services.get(&key.service));
+                    service.is_none_or(|service| {
+                        let lazy = &service.extensions.lazy;
+                        lazy.prefetch() != Prefetch::Off && lazy.prefetch_paths().is_empty()
+                    })
+                });
+                let extent = if wants_marked { Extent::Lazy } else { Extent::Index };
+                tokio::spawn(async move { host.pull(image, extent, attempt, outcomes).await });
             }
             Action::Create { service, settings, fingerprint, manifest, request } => {
                 let record = ContainerRecord {

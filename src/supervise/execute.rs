@@ -20,7 +20,7 @@ use crate::container::{
 use crate::host::Features;
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::ContainerKey;
-use crate::spec::Service;
+use crate::spec::{Prefetch, Service};
 use crate::store::{CONTAINER_RECORD, Store, record};
 use crate::sys::process::SealedExe;
 use crate::telemetry::Chain;
@@ -99,10 +99,16 @@ impl Host {
         }
     }
 
-    pub(super) async fn pull(&self, image: ImageRef, attempt: u32, outcomes: Outcomes) {
+    pub(super) async fn pull(
+        &self,
+        image: ImageRef,
+        extent: Extent,
+        attempt: u32,
+        outcomes: Outcomes,
+    ) {
         Boundary::PULL_BEGINS.reach(&self.run_dir);
         let result =
-            self.images.pull(&image, Extent::Lazy, None).await.map(|local| local.manifest_digest);
+            self.images.pull(&image, extent, None).await.map(|local| local.manifest_digest);
         Boundary::PULLED.reach(&self.run_dir);
         let _ = outcomes.send(Outcome::Pulled { image, attempt, result }).await;
     }
@@ -212,7 +218,16 @@ impl Host {
             volumes: self.store.root().join("volumes"),
         };
         let launch = launch::launch(service, &image.config, mounted.layers, place, &self.features);
-        match MonitorHandle::launch(&self.exe, &launch).await {
+        let wish = &service.extensions.lazy;
+        let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish);
+        let launching = MonitorHandle::launch(&self.exe, &launch);
+        let launched = if wish.prefetch() == Prefetch::Before {
+            ahead.await;
+            launching.await
+        } else {
+            tokio::join!(ahead, launching).1
+        };
+        match launched {
             Ok(monitor) => Ok(monitor),
             // An earlier control may have launched it and died before it could know.
             Err(error) => MonitorHandle::connect(&self.run_dir, id)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::events::{EventLog, Subject};
 use super::lazy_mounts::LazyMounts;
@@ -13,13 +13,15 @@ use super::pull_error::PullError;
 use super::report::{EventLevel, PullProgress};
 use super::tally::{Tally, Teller, nobody};
 use crate::image::{Digest, ImageConfig, ImageRef, Manifest, Platform};
-use crate::layer::{Kept, Layers, Manner, WantedLayer};
+use crate::layer::{DiffId, Kept, Layers, Manner, WantedLayer};
 use crate::registry::{BlobSource, Client};
 use crate::store::{ImageRecord, Store, StoreError};
 
 /// How much of an image is brought here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
+    /// Index of lazy layers; the others whole.
+    Index,
     /// Index and prefetch of lazy layers; the others whole.
     Lazy,
     /// Every layer whole.
@@ -37,15 +39,8 @@ pub(super) struct LocalImage {
 
 impl LocalImage {
     fn wanted(&self) -> Vec<WantedLayer> {
-        let ids = self.config.diff_ids.iter().copied().map(Some).chain(std::iter::repeat(None));
-        let layers = self.manifest.layers.iter().zip(ids);
-        layers
-            .map(|(descriptor, diff_id)| WantedLayer {
-                descriptor: descriptor.clone(),
-                diff_id,
-                source: self.source.clone(),
-            })
-            .collect()
+        let id = |place: usize| DiffId::Known(self.config.diff_ids.get(place).copied());
+        WantedLayer::of_image(&self.manifest, &self.source, id)
     }
 }
 
@@ -71,9 +66,9 @@ pub(super) struct Images {
     /// Requests of people that are worked on; control does not end for want of work meanwhile.
     working: Arc<()>,
     tally: Arc<Tally>,
-    /// One lock per reference that is being pulled.
     /// Read while layers are mounted, written while slots are given up.
     pub(super) mounting: tokio::sync::RwLock<()>,
+    /// One lock per reference that is being pulled.
     flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -156,7 +151,7 @@ impl Images {
     ) -> Result<LocalImage, PullError> {
         let local = self.local(reference).map_err(store_failed(reference))?;
         match local {
-            Some(local) if extent == Extent::Lazy => Ok(local),
+            Some(local) if extent != Extent::Full => Ok(local),
             _ => self.pull(reference, extent, None).await,
         }
     }
@@ -189,31 +184,38 @@ impl Images {
         extent: Extent,
         teller: Teller<'_>,
     ) -> Result<LocalImage, PullError> {
-        let resolved = self
-            .client
-            .resolve(reference, &self.platform)
-            .await
-            .map_err(|source| PullError::Resolve { image: reference.to_string(), source })?;
+        let unresolved = |source| PullError::Resolve { image: reference.to_string(), source };
+        let located = self.client.locate(reference, &self.platform).await.map_err(unresolved)?;
         let failed = store_failed(reference);
         let store = self.store();
-        if let Some((_, bytes)) = &resolved.index {
+        if let Some((_, bytes)) = &located.index {
             store.write_blob(bytes).map_err(&failed)?;
         }
-        store.write_blob(&resolved.config_bytes).map_err(&failed)?;
-        store.write_blob(&resolved.manifest_bytes).map_err(&failed)?;
-        let local = LocalImage {
-            manifest_digest: resolved.manifest_digest,
-            manifest: resolved.manifest,
-            config: resolved.config,
-            source: resolved.source,
+        store.write_blob(&located.manifest_bytes).map_err(&failed)?;
+        teller.resolved(located.manifest_digest, &located.manifest).await;
+        // The configuration and the ends of all layers in one round trip.
+        let (ids, coming) = watch::channel(None);
+        let id = |place| DiffId::Coming(coming.clone(), place);
+        let wanted = WantedLayer::of_image(&located.manifest, &located.source, id);
+        let config = async {
+            let fetched = self.client.config(&located, &self.platform).await;
+            let (bytes, config) = fetched.map_err(unresolved)?;
+            store.write_blob(&bytes).map_err(&failed)?;
+            ids.send_replace(Some(config.diff_ids.clone()));
+            Ok::<_, PullError>(config)
         };
-        teller.resolved(local.manifest_digest, &local.manifest).await;
-        let wanted = local.wanted();
-        try_join_all(wanted.iter().map(|layer| self.prepare(layer, extent, teller))).await?;
+        let layers = try_join_all(wanted.iter().map(|layer| self.prepare(layer, extent, teller)));
+        let (config, _) = tokio::try_join!(config, layers)?;
+        let local = LocalImage {
+            manifest_digest: located.manifest_digest,
+            manifest: located.manifest,
+            config,
+            source: located.source,
+        };
         let record = ImageRecord {
             reference: reference.clone(),
             manifest: local.manifest_digest,
-            index: resolved.index.map(|(digest, _)| digest),
+            index: located.index.map(|(digest, _)| digest),
             platform: self.platform.clone(),
             pulled_at: jiff::Timestamp::now(),
         };
@@ -242,19 +244,22 @@ impl Images {
         let manner = match extent {
             Extent::Full => Manner::Full(None),
             // Asked before anything is fetched: a host that cannot be lazy needs no index.
-            Extent::Lazy if wanted.descriptor.toc_digest().is_some() => {
+            Extent::Index | Extent::Lazy if wanted.descriptor.toc_digest().is_some() => {
                 match self.lazy.ensure().await {
                     Ok(()) => Manner::Lazy,
                     Err(reason) => Manner::Full(Some(reason)),
                 }
             }
-            Extent::Lazy => Manner::Lazy,
+            Extent::Index | Extent::Lazy => Manner::Lazy,
         };
         let kept = self.layers.prepare(wanted, manner, &teller.layer(digest)).await?;
         let why_full = self.note(digest, &kept);
         // The prefetch runs from here on; nobody waits for it.
-        if kept == Kept::Indexed {
-            self.prefetch(wanted).await;
+        if kept == Kept::Indexed
+            && extent == Extent::Lazy
+            && let Err(reason) = self.lazy.prefetch(&self.store().layer(digest)).await
+        {
+            tracing::debug!(layer = %digest, reason, "could not prefetch");
         }
         teller.ready(digest, kept == Kept::Indexed, why_full).await;
         Ok(())
@@ -280,13 +285,6 @@ impl Images {
         let Kept::Full(_, Some(why)) = kept else { return None };
         self.why_full.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, why.clone());
         Some(why.clone())
-    }
-
-    async fn prefetch(&self, wanted: &WantedLayer) {
-        let layer = self.store().layer(wanted.descriptor.digest);
-        if let Err(reason) = self.lazy.prefetch(&layer).await {
-            tracing::debug!(layer = %wanted.descriptor.digest, reason, "could not prefetch");
-        }
     }
 
     /// Makes the layers usable by path: lazy ones are mounted, and one that cannot be is unpacked after all.

@@ -16,6 +16,7 @@ use super::report::EventLevel;
 use crate::fuse::{self, Feature, LayerMount, LayerStatus, Lazy, LazyOptions, Stop, WorkerState};
 use crate::host;
 use crate::image::Digest;
+use crate::spec::Prefetch;
 use crate::store::LayerDir;
 use crate::sys::process::SealedExe;
 use crate::telemetry::Chain;
@@ -166,6 +167,32 @@ impl LazyMounts {
         self.mount(layer).await?;
         let lazy = self.connected().await?;
         lazy.prefetch(layer.digest()).await.map_err(|error| Chain(&error).to_string())
+    }
+
+    /// Fetches what a service reads first from mounted layers, as its file says; returns when it may start.
+    pub(super) async fn prefetch_for(&self, layers: &[Digest], wish: &crate::spec::Lazy) {
+        if layers.is_empty() || wish.prefetch() == Prefetch::Off {
+            return;
+        }
+        let begun = async {
+            let lazy = self.connected().await?;
+            for digest in layers {
+                let begun = match wish.prefetch_paths() {
+                    [] => lazy.prefetch(*digest).await,
+                    paths => lazy.prefetch_paths(*digest, paths).await,
+                };
+                begun.map_err(|error| Chain(&error).to_string())?;
+            }
+            match wish.prefetch() {
+                Prefetch::Before => lazy.prefetched(layers).await,
+                Prefetch::Overlap | Prefetch::Off => Ok(()),
+            }
+            .map_err(|error| Chain(&error).to_string())
+        };
+        // What is not fetched ahead is fetched when it is read.
+        if let Err(reason) = begun.await {
+            tracing::debug!(reason, "could not prefetch");
+        }
     }
 
     /// Share of the layer's content that is here, 0 to 1; zero where nothing can be mounted to find out.

@@ -84,6 +84,14 @@ struct State {
     seen: Vec<Seen>,
     rate: Option<u64>,
     next_free: Option<Instant>,
+    gate: Option<Gate>,
+}
+
+/// Requests that are answered when all of them are here.
+struct Gate {
+    part: String,
+    count: usize,
+    arrived: usize,
 }
 
 /// The registry; stops when it is dropped.
@@ -211,6 +219,11 @@ impl FaultRegistry {
     /// No token that was issued so far is valid any more.
     pub(crate) fn revoke_tokens(&self) {
         self.state().tokens.clear();
+    }
+
+    /// The first `count` requests whose path contains `part` are answered when all of them are here.
+    pub(crate) fn gather(&self, part: &str, count: usize) {
+        self.state().gate = Some(Gate { part: part.to_owned(), count, arrived: 0 });
     }
 
     /// Blobs are redirected to signed addresses of `storage`, which has to hold them.

@@ -127,6 +127,7 @@ async fn answer(
     if matches!(fault, Some(Fault::Hangup)) {
         return Ok(false);
     }
+    gather(state, &head.path).await;
     let mut text = format!("HTTP/1.1 {} Scripted\r\n", answer.status);
     for (name, value) in &answer.headers {
         let _ = write!(text, "{name}: {value}\r\n");
@@ -161,6 +162,20 @@ async fn answer(
             Ok(false)
         }
         _ => Ok(true),
+    }
+}
+
+/// Waits for the others, if there is a gate for `path`.
+async fn gather(state: &Mutex<State>, path: &str) {
+    if let Some(gate) = &mut lock(state).gate
+        && path.contains(&gate.part)
+    {
+        gate.arrived += 1;
+    } else {
+        return;
+    }
+    while lock(state).gate.as_ref().is_some_and(|gate| gate.arrived < gate.count) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

@@ -242,7 +242,7 @@ async fn a_read_is_not_starved_by_the_bulk_of_another_layer() {
     bulky_source.hold();
     let all = running.open(&bulky, &bulky_source);
     let files: Vec<_> = (0..64).map(|n| entry(&all, &format!("f{n:02}"))).collect();
-    assert!(all.start_prefetch_of(&files));
+    all.start_prefetch_of(&files);
     bulky_source.wait_for_requests(1).await;
     let opened = running.open(&small, &small_source);
     let file = entry(&opened, "lib/package/m001.pyc");

@@ -40,10 +40,33 @@ async fn without_a_landmark_there_is_no_prefetch_but_of_named_files() {
     let opened = running.open(&layer, &source);
     assert!(!opened.start_prefetch());
     let small = entry(&opened, "etc/small");
-    assert!(opened.start_prefetch_of(&[small, EntryNo::ROOT]));
+    opened.start_prefetch_of(&[small, EntryNo::ROOT]);
     opened.prefetched().await;
     assert!(matches!(opened.open_local(small).unwrap(), Some(Opened::Complete(_))));
     assert_eq!(opened.local_bytes(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn named_files_and_folders_are_fetched_together() {
+    let bed = Bed::new();
+    let layer = LayerBuilder::new()
+        .file("usr/bin/web", &content(5000, 1), 4096)
+        .file("usr/share/doc", &content(90_000, 2), 1 << 20)
+        .file("usr/lib/app/a", b"a", 10)
+        .file("usr/lib/app/sub/b", b"b", 10)
+        .build();
+    let source = source(&layer);
+    let running = bed.engine();
+    let opened = running.open(&layer, &source);
+    assert!(!opened.prefetch_paths(&["/bin/none", "usr/lib/app/a/none", "../none"]));
+    assert!(!opened.is_prefetching());
+    assert!(opened.prefetch_paths(&["/usr/bin/../bin/web", "/usr/lib//app/", "/none"]));
+    opened.prefetched().await;
+    assert_eq!(opened.local_bytes(), 5002);
+    assert_eq!(source.requests().len(), 2);
+    assert!(opened.prefetch_paths(&["/"]));
+    opened.prefetched().await;
+    assert!(opened.is_complete());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
