@@ -33,3 +33,28 @@ fn a_named_volume_begins_with_the_image_s_files_and_outlives_containers() {
     assert_eq!(shown("web", "cat /app/mine"), "kept\n");
     program.interrupt(up);
 }
+
+#[test]
+fn configs_and_secrets_are_files_of_the_container_alone() {
+    let program = Program::new();
+    let web = service("web", IDLE)
+        .key("configs: [motd, {source: app, target: /etc/app.conf, uid: '33', gid: '34', mode: 0440}]")
+        .key("secrets: [key]");
+    let top = "configs: {motd: {content: 'hello $$you'}, app: {file: ./app.conf}}\nsecrets: {key: {environment: KEY}}\n";
+    program.services(&format!("{}{top}", file(&[web])));
+    std::fs::write(program.folder().join("app.conf"), "one\n").unwrap();
+    std::fs::write(program.folder().join(".env"), "KEY=very secret\n").unwrap();
+    let shown = |script: &str| program.ok(["exec", "web", "--", "sh", "-c", script]);
+    let up = program.up();
+    program.running("web");
+    assert_eq!(shown("cat /motd /run/secrets/key"), "hello $youvery secret");
+    assert_eq!(shown("cat /etc/app.conf; stat -c '%u %g %a' /etc/app.conf"), "one\n33 34 440\n");
+    let refused = program.run(["exec", "web", "--", "sh", "-c", "echo x > /motd"]);
+    assert!(!refused.status.success());
+    // Printed for people, a secret is the name of its variable.
+    assert!(!program.ok(["config"]).contains("very secret"));
+    std::fs::write(program.folder().join("app.conf"), "two\n").unwrap();
+    program.ok(["restart", "web"]);
+    assert_eq!(shown("cat /etc/app.conf"), "two\n");
+    program.interrupt(up);
+}

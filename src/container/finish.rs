@@ -58,7 +58,7 @@ pub(super) fn finish(launch: &Launch) -> Finished {
     Boundary::ROOT_UNMOUNTED.reach(&launch.run_dir);
     note("control group", remove_cgroup(&launch.cgroup));
     Boundary::GROUP_REMOVED.reach(&launch.run_dir);
-    for dir in [&paths.bundle, &paths.runtime] {
+    for dir in [&paths.bundle, &paths.runtime, &super::content::folder(&paths)] {
         note(&dir.display().to_string(), absent_is_fine(fs::remove_dir_all(dir)));
     }
     for stream in Stream::ALL {

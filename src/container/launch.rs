@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bounds, ContainerId, RunPaths, Signal};
+use super::{Bounds, ContainerId, Content, RunPaths, Signal};
 
 /// The version of [`Launch`] that this program writes. Fields are only added, with a default; a change of meaning
 /// raises it.
@@ -167,6 +167,8 @@ pub enum MountKind {
         /// While it is empty, fill it with what the image has at the target.
         copy: bool,
     },
+    /// A file that is written at the start.
+    Content(Content),
     /// An empty file system in memory.
     Tmpfs {
         /// Most bytes that it may hold; half of the memory where `None`.
@@ -338,6 +340,7 @@ impl Launch {
         let absolute = [&self.run_dir, &self.state_dir, &self.log.path];
         let sources = self.mounts.iter().filter_map(|mount| match &mount.kind {
             MountKind::Bind { source, .. } | MountKind::Volume { source, .. } => Some(source),
+            MountKind::Content(content) => content.file.as_ref(),
             MountKind::Tmpfs { .. } => None,
         });
         let targets = self.mounts.iter().map(|mount| &mount.target);

@@ -13,6 +13,7 @@
 mod bounds;
 mod capability;
 mod connection;
+mod content;
 pub mod exec;
 mod executor;
 mod finish;
@@ -36,6 +37,7 @@ mod writable;
 
 pub use crate::spec::{Signal, SignalError};
 pub use bounds::{Bounds, Filter, Rlimit};
+pub use content::Content;
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{
     Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list, running_process,

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use super::capability::CgroupLayout;
 use super::user::ResolvedUser;
-use super::{Bounds, ExecRequest, Filter, Lack, Launch, Mount, MountKind, Network};
+use super::{
+    Bounds, ExecRequest, Filter, Lack, Launch, Mount, MountKind, Network, RunPaths, content,
+};
 
 /// What Docker's images expect when they name no other.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -259,7 +261,8 @@ fn mounts(launch: &Launch, facts: &Facts) -> Value {
     // What is mounted below another mount comes after it, or would be hidden by it.
     let mut own: Vec<&Mount> = launch.mounts.iter().collect();
     own.sort_by_key(|mount| depth(&mount.target));
-    list.extend(own.into_iter().map(mount_json));
+    let paths = launch.paths();
+    list.extend(own.into_iter().map(|mount| mount_json(mount, &paths)));
     Value::Array(list)
 }
 
@@ -267,12 +270,16 @@ fn depth(path: &Path) -> usize {
     path.components().count()
 }
 
-fn mount_json(mount: &Mount) -> Value {
+fn mount_json(mount: &Mount, paths: &RunPaths) -> Value {
     let access = if mount.read_only { "ro" } else { "rw" };
     match &mount.kind {
         MountKind::Bind { source, .. } | MountKind::Volume { source, .. } => json!({
             "destination": mount.target, "type": "bind", "source": source,
             "options": ["rbind", "rprivate", access],
+        }),
+        MountKind::Content(_) => json!({
+            "destination": mount.target, "type": "bind", "source": content::path(paths, &mount.target),
+            "options": ["rbind", "rprivate", access, "nosuid", "nodev", "noexec"],
         }),
         MountKind::Tmpfs { size, mode } => {
             let mut options: Vec<String> =

@@ -24,7 +24,7 @@ use super::oci::{self, Facts};
 use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
 use super::user::{self, ResolvedUser, UserError};
 use super::writable::{self, WritableLayer};
-use super::{Lack, Launch, MountKind, Network, RunPaths, volume};
+use super::{Lack, Launch, MountKind, Network, RunPaths, content, volume};
 use crate::boundary::Boundary;
 use crate::logs::Stream;
 use crate::sys::process::ProcessIdentity;
@@ -61,6 +61,8 @@ pub(super) enum StartError {
     WorkingDir(String, #[source] io::Error),
     #[error("could not prepare `{0}`")]
     Prepare(PathBuf, #[source] io::Error),
+    #[error("could not write the file that is mounted at `{0}`")]
+    Content(PathBuf, #[source] io::Error),
     #[error("could not prepare the volume that is mounted at `{0}`")]
     Volume(PathBuf, #[source] io::Error),
     #[error("volume source `{0}` does not exist")]
@@ -250,6 +252,11 @@ fn make_sources(launch: &Launch, paths: &RunPaths) -> Result<(), StartError> {
                 ImageRoot::open(&paths.rootfs)
                     .and_then(|root| volume::prepare(&root, &mount.target, source, *copy))
                     .map_err(|error| StartError::Volume(mount.target.clone(), error))?;
+                continue;
+            }
+            MountKind::Content(content) => {
+                content::write(paths, &mount.target, content)
+                    .map_err(|error| StartError::Content(mount.target.clone(), error))?;
                 continue;
             }
             MountKind::Tmpfs { .. } => continue,

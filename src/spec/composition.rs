@@ -7,8 +7,8 @@ use super::interpolate::{Usage, Variables};
 use super::load::{self, FileSource, Loader, Scope, Sources};
 use super::raw::Node;
 use super::{
-    Checked, Desired, ParseInput, Problem, ProblemKind, Problems, ProjectChoice, ProjectName,
-    Selection, env_files, forms, validate,
+    Checked, Desired, GrantKind, ParseInput, Problem, ProblemKind, Problems, ProjectChoice,
+    ProjectName, Selection, env_files, forms, validate,
 };
 
 /// Variables that give a project its name, the first one winning.
@@ -107,6 +107,14 @@ fn put_together(
     let selection = Selection { profiles, named: input.named.to_vec(), unsupported };
     if let Some(variables) = scope.variables {
         env_files::resolve(&mut root, loader, variables, folder, &selection);
+    }
+    // What configs and secrets name is used too, though only the validation looks it up.
+    for kind in GrantKind::ALL {
+        for entry in root.get(kind.key()).and_then(Node::entries).unwrap_or_default() {
+            if let Some(name) = entry.value.get("environment").and_then(Node::scalar) {
+                variables.get(&name);
+            }
+        }
     }
     let dollars = match input.interpolation {
         Interpolation::Replace => Dollars::Escape,
@@ -275,6 +283,23 @@ impl Composition {
         profiles.collect::<BTreeSet<String>>().into_iter().collect()
     }
 
+    /// Puts the values of variables into configs and secrets: who reads the text has no `.env`. People are not shown
+    /// them.
+    fn fill_grants(&self, root: &mut Node) {
+        for kind in GrantKind::ALL {
+            let entries = root.get_mut(kind.key()).and_then(Node::entries_mut);
+            for entry in entries.into_iter().flatten() {
+                let name = entry.value.get("environment").and_then(Node::scalar);
+                let Some(value) = name.and_then(|name| self.environment.get(&name)) else {
+                    continue;
+                };
+                if let Some(known) = entry.value.remove("environment") {
+                    entry.value.set("content", known.at, Node::text(value.clone(), known.at));
+                }
+            }
+        }
+    }
+
     fn canonical(&self, keep: Keep) -> Node {
         let mut root = forms::canonical(&self.root);
         let at = root.at;
@@ -284,6 +309,9 @@ impl Composition {
             && let Some(services) = root.get_mut("services").and_then(Node::entries_mut)
         {
             services.retain(|entry| self.selection.is_active(&entry.key, &entry.value));
+        }
+        if keep == Keep::All {
+            self.fill_grants(&mut root);
         }
         root
     }

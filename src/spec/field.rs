@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use super::grants::Declared;
 use super::raw::{Entry, Node, Value};
 use super::{
     NetworkMode, ParseInput, Position, Problem, ProblemKind, RestartPolicy, Selection, Signal,
@@ -42,6 +43,8 @@ pub(super) struct Checker<'a> {
     pub(super) problems: Vec<Problem>,
     /// Volumes at the top of the file, see [`Checker::declared_volumes`].
     pub(super) named_volumes: BTreeMap<String, Option<String>>,
+    /// Configs and secrets at the top of the file.
+    pub(super) declared_grants: Declared,
 }
 
 impl<'a> Checker<'a> {
@@ -50,7 +53,14 @@ impl<'a> Checker<'a> {
         shown: &'a [String],
         selection: &'a Selection,
     ) -> Self {
-        Self { input, shown, selection, problems: Vec::new(), named_volumes: BTreeMap::new() }
+        Self {
+            input,
+            shown,
+            selection,
+            problems: Vec::new(),
+            named_volumes: BTreeMap::new(),
+            declared_grants: Declared::new(),
+        }
     }
 
     pub(super) fn problem(&mut self, at: Option<Position>, path: &str, message: impl ToString) {

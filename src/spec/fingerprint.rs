@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Access, CopyUp, Dns, ExtraHost, HostAddress, Limits, NamedVolume, Port, Privileges, Service,
-    Swap, SystemCalls, Tmpfs,
+    Access, CopyUp, Dns, ExtraHost, Grant, GrantContent, GrantKind, HostAddress, Limits,
+    NamedVolume, Port, Privileges, Service, Swap, SystemCalls, Tmpfs,
 };
 use crate::image::{Digest, Hasher};
 
@@ -86,6 +86,7 @@ impl Service {
             network_mode,
             logging,
             named_volumes,
+            grants,
             tmpfs,
             hostname,
             extra_hosts,
@@ -133,6 +134,10 @@ impl Service {
                 .map(super::Logging::written),
         );
         add("named_volumes", some(named_volumes).map(named_volumes_json));
+        for kind in GrantKind::ALL {
+            let of_kind: Vec<&Grant> = grants.iter().filter(|grant| grant.kind == kind).collect();
+            add(kind.key(), some(&of_kind).map(grants_json));
+        }
         add("tmpfs", some(tmpfs).map(tmpfs_json));
         add("hostname", hostname.as_ref().map(|name| json!(name)));
         add("extra_hosts", some(extra_hosts).map(hosts_json));
@@ -165,6 +170,17 @@ fn named_volumes_json(volumes: &[NamedVolume]) -> Value {
         json!([named.volume, named.target, read_only, named.copy_up == CopyUp::Never])
     };
     volumes.iter().map(one).collect()
+}
+
+fn grants_json(grants: &[&Grant]) -> Value {
+    let one = |grant: &&Grant| {
+        let content = match &grant.content {
+            GrantContent::File(path) => json!(["file", path.as_os_str().as_encoded_bytes()]),
+            GrantContent::Text(text) => json!(["text", text]),
+        };
+        json!([grant.target, content, grant.uid, grant.gid, grant.mode])
+    };
+    grants.iter().map(one).collect()
 }
 
 fn tmpfs_json(tmpfs: &[Tmpfs]) -> Value {

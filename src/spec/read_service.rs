@@ -5,7 +5,7 @@ use super::keys::{self, HasImage};
 use super::object::Found;
 use super::raw::{Node, Value};
 use super::volume::Mounted;
-use super::{HealthTest, NetworkMode, Service, ServiceName};
+use super::{GrantKind, HealthTest, NetworkMode, Service, ServiceName};
 use crate::image::ImageRef;
 
 /// `None` only after a problem was reported.
@@ -91,6 +91,7 @@ fn bare(name: ServiceName) -> Service {
         network_mode: None,
         logging: None,
         named_volumes: Vec::new(),
+        grants: Vec::new(),
         tmpfs: Vec::new(),
         hostname: None,
         extra_hosts: Vec::new(),
@@ -121,6 +122,8 @@ fn container(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Service
             let mounted = checker.tmpfs(path, value);
             mount(checker, found, mounted, service);
         }
+        "configs" => grant(checker, found, GrantKind::Config, service),
+        "secrets" => grant(checker, found, GrantKind::Secret, service),
         "read_only" => service.read_only = checker.boolean(path, value),
         "cap_add" => service.privileges.cap_add = checker.capabilities(path, value),
         "cap_drop" => service.privileges.cap_drop = checker.capabilities(path, value),
@@ -163,6 +166,26 @@ fn surroundings(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Serv
     true
 }
 
+/// Adds configs or secrets.
+fn grant(checker: &mut Checker<'_>, found: &Found<'_>, kind: GrantKind, service: &mut Service) {
+    for grant in checker.grants(kind, &found.path, found.value) {
+        if is_taken(service, &grant.target) {
+            let message = format!("something is mounted at `{}` already", grant.target);
+            checker.problem(Some(found.value.at), &found.path, message);
+        } else {
+            service.grants.push(grant);
+        }
+    }
+}
+
+/// Whether something is mounted there.
+fn is_taken(service: &Service, target: &str) -> bool {
+    service.volumes.iter().any(|bind| bind.target == target)
+        || service.named_volumes.iter().any(|named| named.target == target)
+        || service.tmpfs.iter().any(|tmpfs| tmpfs.target == target)
+        || service.grants.iter().any(|grant| grant.target == target)
+}
+
 /// Adds what is mounted; nothing is mounted twice in one place.
 fn mount(
     checker: &mut Checker<'_>,
@@ -172,10 +195,7 @@ fn mount(
 ) {
     for mounted in mounted {
         let target = mounted.target();
-        let is_taken = service.volumes.iter().any(|bind| bind.target == target)
-            || service.named_volumes.iter().any(|named| named.target == target)
-            || service.tmpfs.iter().any(|tmpfs| tmpfs.target == target);
-        if is_taken {
+        if is_taken(service, target) {
             let message = format!("something is mounted at `{target}` already");
             checker.problem(Some(found.value.at), &found.path, message);
             continue;

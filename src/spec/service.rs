@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Dependency, Dns, Extensions, ExtraHost, Healthcheck, Limits, Logging, Port, Privileges,
+    Dependency, Dns, Extensions, ExtraHost, Grant, Healthcheck, Limits, Logging, Port, Privileges,
     ProjectName, ServiceName, Signal,
 };
 use crate::image::ImageRef;
@@ -59,6 +59,8 @@ pub struct Service {
     pub logging: Option<Logging>,
     /// Named volumes; targets are unique among these and the others.
     pub named_volumes: Vec<NamedVolume>,
+    /// Configs and secrets; targets are unique among these and all that is mounted.
+    pub grants: Vec<Grant>,
     /// Folders in memory; targets are unique among these and the volumes.
     pub tmpfs: Vec<Tmpfs>,
     /// Its own host name. `None`: the host's, or the container's if it has a network of its own.

@@ -35,6 +35,8 @@ version: "3.8"
 name: shop
 x-note: {anything: [goes]}
 volumes: {data: , named: {name: mine.x, driver: local, labels: {a: b}}}
+configs: {motd: {content: "a$$b"}, app: {file: ./app.conf}}
+secrets: {key: {environment: TOKEN}}
 x-env: &env
   A: 1
 services:
@@ -79,6 +81,8 @@ services:
     security_opt: ["no-new-privileges:true", apparmor=unconfined]
     pull_policy: missing
     healthcheck: {disable: true}
+    configs: [motd, {source: app, target: /etc/app.conf, mode: 0440, uid: "5"}]
+    secrets: [key, {source: key, target: other}]
   job:
     image: oci:./images/job:v1
     environment: [A=1, B=, TOKEN, UNSET, A=2, "C=x y=z"]
@@ -142,6 +146,16 @@ fn every_key_in_every_form_is_read() {
         named,
         [("shop_data", CopyUp::IfEmpty), ("mine.x", CopyUp::Never), ("shop_data", CopyUp::Never)]
     );
+    let grants: Vec<_> =
+        web.grants.iter().map(|g| (g.target.as_str(), g.content.clone(), g.mode, g.uid)).collect();
+    let text = |text: &str| GrantContent::Text(text.to_owned());
+    let expected = [
+        ("/motd", text("a$b"), None, None),
+        ("/etc/app.conf", GrantContent::File("/srv/demo/app.conf".into()), Some(0o440), Some(5)),
+        ("/run/secrets/key", text("secret"), None, None),
+        ("/run/secrets/other", text("secret"), None, None),
+    ];
+    assert_eq!(grants, expected);
     assert!(web.is_read_only());
     assert_eq!(web.restart_policy(), RestartPolicy::OnFailure { max: Some(3) });
     assert_eq!(web.stop_signal.map(Signal::number), Some(2));
@@ -293,11 +307,12 @@ services:
     healthcheck: {test: [RUN], interval: soon, times: 3}
     networks: [back]
     volumes: ['none:/a', /anonymous, 'data:/b:rshared', {type: volume, source: data, target: /c, bind: {}}]
+    configs: [none, {target: /x}, {source: x, mode: 9}, two, unset]
     x-supervisor: {probe: {http: 8080/x}, on_unhealthy: explode, on_registry_loss: wait 10m, lazzy: 1}
   b: {image: b, depends_on: [a], deploy: {resources: {limits: {memory: 2g}}}, mem_limit: 1g}
 volumes: {data: , nfs: {driver_opts: {type: nfs}}, out: {external: true}, ../up: , u: {nmae: x}}
 networks: {}
-configs: {x: {content: y}}
+configs: {x: {content: y}, two: {content: a, file: b}, unset: {environment: NOT_SET}, out: {external: true}}
 ";
     insta::assert_snapshot!(parsed(text).unwrap_err());
 }
@@ -305,7 +320,7 @@ configs: {x: {content: y}}
 #[test]
 fn what_is_not_supported_is_left_out_when_that_is_allowed() {
     let text = "services:\n  web: {image: a, depends_on: [db], volumes: ['nfs:/data', './a:/b'], tty: true}\n  \
-        db: {image: b, healthcheck: {test: x}, build: .}\nvolumes: {nfs: {driver: nfs}}\nsecrets: {s: {file: ./s}}\n";
+        db: {image: b, healthcheck: {test: x}, build: .}\nvolumes: {nfs: {driver: nfs}}\nsecrets: {s: {external: true}}\n";
     let input = ParseInput {
         file: "f",
         project: "p".parse().unwrap(),
@@ -322,7 +337,7 @@ fn what_is_not_supported_is_left_out_when_that_is_allowed() {
         "db.healthcheck",
         "db.build",
         "volumes.nfs.driver",
-        "secrets",
+        "secrets.s.external",
     ];
     assert_eq!(left_out, expected);
     assert_eq!(checked.desired.services["web"].volumes.len(), 1);

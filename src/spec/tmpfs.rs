@@ -49,11 +49,11 @@ impl Checker<'_> {
     }
 }
 
-fn octal(text: &str) -> Result<u32, String> {
+pub(super) fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8)
         .ok()
         .filter(|mode| *mode <= MODE)
-        .ok_or_else(|| format!("`{text}` is no mode of a folder, such as `1777`"))
+        .ok_or_else(|| format!("`{text}` is no mode, such as `0700`"))
 }
 
 fn parse(text: &str) -> Result<Tmpfs, Refusal> {

@@ -7,8 +7,8 @@ use super::interpolate::{Report, Usage, Variables};
 use super::keys;
 use super::raw::{Entry, Node, Value};
 use super::{
-    Checked, Desired, Extensions, ParseInput, Problem, ProblemKind, Problems, ProjectName,
-    Selection, Service, ServiceName, Unsupported, raw, read_service,
+    Checked, Desired, Extensions, GrantKind, ParseInput, Problem, ProblemKind, Problems,
+    ProjectName, Selection, Service, ServiceName, Unsupported, raw, read_service,
 };
 
 /// Reads and checks `text`, and reports everything that is wrong with it.
@@ -93,6 +93,11 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
     if let Some(volumes) = root.get("volumes") {
         checker.named_volumes = checker.declared_volumes(volumes, &project);
     }
+    for kind in GrantKind::ALL {
+        if let Some(node) = root.get(kind.key()) {
+            checker.declare_grants(kind, node);
+        }
+    }
     let mut parsed = None;
     let words = root.get("x-supervisor").map(|node| checker.extensions("x-supervisor", node));
     let words = words.unwrap_or_default();
@@ -100,7 +105,7 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
         match key.as_str() {
             "services" => parsed = Some(services(checker, value, &words)),
             // Read before.
-            "name" | "volumes" => {}
+            "name" | "volumes" | "configs" | "secrets" => {}
             // Obsolete in compose too; any scalar is found in files.
             "version" => {}
             _ if key.starts_with("x-") => {}

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::container::{
-    Bounds, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget, Mount, MountKind,
-    Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
+    Bounds, Content, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget, Mount,
+    MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
 };
 use crate::host::Features;
 use crate::image::ImageConfig;
 use crate::spec::{
-    self, Access, CopyUp, HostAddress, LogDriver, LogMode, NetworkMode, Service, Swap, SystemCalls,
+    self, Access, CopyUp, GrantContent, HostAddress, LogDriver, LogMode, NetworkMode, Service,
+    Swap, SystemCalls,
 };
 
 /// Where the pieces of one container are.
@@ -108,6 +109,7 @@ pub(super) fn launch(
             },
             read_only: named.access == Access::ReadOnly,
         }))
+        .chain(service.grants.iter().map(granted))
         .chain(service.tmpfs.iter().map(|tmpfs| Mount {
             target: PathBuf::from(&tmpfs.target),
             kind: MountKind::Tmpfs { size: tmpfs.size, mode: tmpfs.mode },
@@ -133,6 +135,20 @@ fn extra_hosts(service: &Service) -> Vec<HostEntry> {
         names: vec![host.name.clone()],
     };
     service.extra_hosts.iter().map(entry).collect()
+}
+
+fn granted(grant: &spec::Grant) -> Mount {
+    let (text, file) = match &grant.content {
+        GrantContent::Text(text) => (Some(text.clone()), None),
+        GrantContent::File(file) => (None, Some(file.clone())),
+    };
+    let (uid, gid) = (grant.uid.unwrap_or(0), grant.gid.unwrap_or(0));
+    let content = Content { text, file, uid, gid, mode: grant.mode.unwrap_or(0o444) };
+    Mount {
+        target: PathBuf::from(&grant.target),
+        kind: MountKind::Content(content),
+        read_only: true,
+    }
 }
 
 /// `None`: the host's.

@@ -11,7 +11,9 @@ pub(super) use schema::schema;
 pub(super) use service::{
     DEPLOY, HEALTHCHECK, LIMITS, RESERVATIONS, RESOURCES, RESTART_POLICY, SERVICE,
 };
-pub(super) use top::{LAZY, NAMED_VOLUME, PROBE, SUPERVISOR, TOP, VOLUME, VOLUME_OPTIONS};
+pub(super) use top::{
+    GRANT, GRANTED, LAZY, NAMED_VOLUME, PROBE, SUPERVISOR, TOP, VOLUME, VOLUME_OPTIONS,
+};
 
 use super::raw::Value;
 

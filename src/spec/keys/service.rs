@@ -26,7 +26,11 @@ pub(in super::super) const SERVICE: &[Key] = &[
         Texts,
         "list, or a text that is split into words; replaces the image's command",
     ),
-    rejected("configs", "files can be mounted with `volumes`"),
+    done(
+        "configs",
+        Items,
+        "list of names, or of `source`, `target`, `uid`, `gid`, `mode`; files in memory, at `/NAME` where no `target` is given",
+    ),
     accepted(
         "container_name",
         Text,
@@ -148,7 +152,7 @@ pub(in super::super) const SERVICE: &[Key] = &[
         "containers are run by the supervisor itself; names of others are an error",
     ),
     done("scale", Number, "only `1`"),
-    rejected("secrets", "files can be mounted with `volumes`"),
+    done("secrets", Items, "as `configs`, at `/run/secrets/NAME`"),
     done(
         "security_opt",
         List,

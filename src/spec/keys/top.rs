@@ -6,7 +6,7 @@ use super::{Key, accepted, done, rejected};
 
 /// The keys at the top of the file.
 pub(in super::super) const TOP: &[Key] = &[
-    rejected("configs", "files can be mounted with `volumes` of a service"),
+    done("configs", Named(GRANT), "files for services; see below"),
     done(
         "include",
         Any,
@@ -15,7 +15,7 @@ pub(in super::super) const TOP: &[Key] = &[
     rejected("models", "models are not run"),
     done("name", Text, "name of the project"),
     rejected("networks", "services use the host's network in this version"),
-    rejected("secrets", "files can be mounted with `volumes` of a service"),
+    done("secrets", Named(GRANT), "files for services; see below"),
     done("services", Named(SERVICE), "what runs; required"),
     accepted("version", Any, "every version is read alike"),
     done(
@@ -56,6 +56,27 @@ pub(in super::super) const VOLUME_OPTIONS: &[Key] = &[
     accepted("labels", Pairs, "nothing reads them"),
     done("nocopy", Bool, "`true`: an empty volume does not get what the image has at the target"),
     rejected("subpath", "the whole volume is mounted"),
+];
+
+/// The keys of a config or secret at the top of the file.
+pub(in super::super) const GRANT: &[Key] = &[
+    done("content", Text, "the text itself"),
+    rejected("driver", "only this host keeps them"),
+    done("environment", Text, "variable whose value it is"),
+    done("external", Bool, "only `false`"),
+    done("file", Text, "file of this host; read at each start of a container"),
+    accepted("labels", Pairs, "nothing reads them"),
+    accepted("name", Text, "it belongs to its project"),
+    rejected("template_driver", "texts are not templates"),
+];
+
+/// The keys of a config or secret of a service.
+pub(in super::super) const GRANTED: &[Key] = &[
+    done("gid", Number, "group of the file, `0` where absent"),
+    done("mode", Text, "permission bits, `0444` where absent"),
+    done("source", Text, "its key at the top of the file"),
+    done("target", Text, "path in the container"),
+    done("uid", Number, "owner of the file, `0` where absent"),
 ];
 
 /// The keys of `x-supervisor`, at the top of the file and of a service.
