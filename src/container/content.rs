@@ -15,7 +15,7 @@ use crate::image::Digest;
 const MAX_SIZE: u64 = 16 << 20;
 
 /// A file that is written at the start, anew each time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
     /// What is in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,6 +29,18 @@ pub struct Content {
     pub gid: u32,
     /// Its permission bits.
     pub mode: u32,
+}
+
+impl std::fmt::Debug for Content {
+    /// Without the text, which may be a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Content")
+            .field("text", &self.text.as_ref().map(String::len))
+            .field("file", &self.file)
+            .field("owner", &(self.uid, self.gid))
+            .field("mode", &self.mode)
+            .finish()
+    }
 }
 
 /// Folder of them all.
