@@ -8,7 +8,7 @@ use std::path::Path;
 use supervisor::image::Compression;
 use supervisor::store::{LayerDir, Store};
 use supervisor::sys::process::SealedExe;
-use supervisor::unpack::{ChildError, FailureKind, UnpackInput, blob_pipe, run_child};
+use supervisor::unpack::{ChildError, DigestCheck, FailureKind, UnpackInput, blob_pipe, run_child};
 
 use super::snapshot::snapshot;
 use super::{input, unpack};
@@ -24,7 +24,7 @@ fn store() -> (tempfile::TempDir, Store) {
 fn unpack_in_child(layer: &LayerDir, blob: &[u8], input: &UnpackInput) -> Result<(), ChildError> {
     let exe = SealedExe::of_file(Path::new(env!("CARGO_BIN_EXE_supervisor"))).unwrap();
     let (reader, writer) = blob_pipe().unwrap();
-    let child = run_child(&exe, input, layer.staging().unwrap(), reader)?;
+    let child = run_child(&exe, input, DigestCheck::Child, layer.staging().unwrap(), reader)?;
     let outcome = std::thread::scope(|scope| {
         // A child that gives up closes its end; its report says why.
         scope.spawn(move || File::from(writer).write_all(blob));
@@ -94,8 +94,9 @@ fn a_killed_child_is_an_error_and_leaves_no_trace() {
     let tar = TarBuilder::default().file("file", b"x").finish();
     let input = input(&tar, Compression::None);
     let layer = store.layer(input.digest);
-    let start =
-        |reader: OwnedFd| run_child(&exe, &input, layer.staging().unwrap(), reader).unwrap();
+    let start = |reader: OwnedFd| {
+        run_child(&exe, &input, DigestCheck::Child, layer.staging().unwrap(), reader).unwrap()
+    };
     let (reader, writer) = blob_pipe().unwrap();
     let child = start(reader);
     child.kill().unwrap();
@@ -115,7 +116,8 @@ fn the_child_is_confined() {
     let input = input(&tar, Compression::None);
     let layer = store.layer(input.digest);
     let (reader, writer) = blob_pipe().unwrap();
-    let child = run_child(&exe, &input, layer.staging().unwrap(), reader).unwrap();
+    let child =
+        run_child(&exe, &input, DigestCheck::Child, layer.staging().unwrap(), reader).unwrap();
     let mut writer = File::from(writer);
     writer.write_all(&tar[..1 << 20]).unwrap();
     // It creates its first file only after it was confined.

@@ -13,7 +13,7 @@ use super::index::fetch_failed;
 use super::{LayerError, Layers, Progress, WantedLayer, store_failed};
 use crate::registry::{Blob, FetchError};
 use crate::store::LayerDir;
-use crate::unpack::{self, ChildError, UnpackInput};
+use crate::unpack::{self, ChildError, DigestCheck, UnpackInput};
 
 /// Pieces of the network that wait for the unpacking child; each is at most a few hundred KiB.
 const PIECES: usize = 32;
@@ -46,14 +46,19 @@ impl Layers {
         let staging = layer.staging().map_err(store_failed(layer))?;
         let (reader, writer) =
             unpack::blob_pipe().map_err(|source| failed(ChildError::Start(source)))?;
-        let child = unpack::run_child(&self.exe, &input, staging, reader).map_err(failed)?;
+        let child = unpack::run_child(&self.exe, &input, DigestCheck::Caller, staging, reader)
+            .map_err(failed)?;
         let unpacking = tokio::task::spawn_blocking(move || child.wait());
         let fed = feed(&blob, writer, progress).await;
         let unpacked =
             unpacking.await.map_err(|error| failed(ChildError::Report(error.to_string())))?;
         // The child sees only a stream that ended early when the fetch fails, so the fetch's error comes first.
-        fed.map_err(|source| fetch_failed(&blob, source))?;
+        let fed = fed.map_err(|source| fetch_failed(&blob, source))?;
         let finished = unpacked.map_err(failed)?;
+        if fed == Fed::InPart {
+            let detail = "it reports success and did not read the whole layer".to_owned();
+            return Err(failed(ChildError::Report(detail)));
+        }
         for gap in &finished.unconfined {
             tracing::debug!(gap, "layers are unpacked with less confinement than wanted");
         }
@@ -68,16 +73,26 @@ impl Layers {
     }
 }
 
-/// Writes the blob into the pipe. A child that has gone away ends it without an error: its report says why.
-async fn feed(blob: &Blob, writer: OwnedFd, progress: &Progress) -> Result<(), FetchError> {
+/// How much of a blob the child took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fed {
+    /// All of it, and it is what its digest says.
+    Whole,
+    /// Not all; its report says why.
+    InPart,
+}
+
+/// Writes the blob into the pipe, and verifies it. A child that has gone away ends it without an error.
+async fn feed(blob: &Blob, writer: OwnedFd, progress: &Progress) -> Result<Fed, FetchError> {
     let (pieces, mut waiting) = mpsc::channel::<Bytes>(PIECES);
     let mut pipe = File::from(writer);
     let writing = tokio::task::spawn_blocking(move || {
         while let Some(piece) = waiting.blocking_recv() {
             if pipe.write_all(&piece).is_err() {
-                break;
+                return Fed::InPart;
             }
         }
+        Fed::Whole
     });
     let mut done = 0;
     let result = async {
@@ -87,13 +102,13 @@ async fn feed(blob: &Blob, writer: OwnedFd, progress: &Progress) -> Result<(), F
             done += piece.len() as u64;
             progress(done, blob.size());
             if pieces.send(piece).await.is_err() {
-                break;
+                return Ok(Fed::InPart);
             }
         }
-        Ok(())
+        Ok(Fed::Whole)
     }
     .await;
     drop(pieces);
-    let _ = writing.await;
-    result
+    let written = writing.await.unwrap_or(Fed::InPart);
+    result.map(|streamed| if streamed == written { streamed } else { Fed::InPart })
 }

@@ -76,6 +76,24 @@ impl ChildError {
     }
 }
 
+/// Who compares the blob with its digest. Hashing takes a good part of the time, so one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DigestCheck {
+    /// The child, of what comes to it.
+    Child,
+    /// The caller, of what it feeds the child with. A child that reports success is believed only when the caller could
+    /// write all of the blob and found it right, and its own finding counts before any other.
+    Caller,
+}
+
+/// What is asked of the child.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    input: UnpackInput,
+    check: DigestCheck,
+}
+
 /// What the child says on standard output.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,12 +121,14 @@ pub fn blob_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 pub fn run_child(
     exe: &SealedExe,
     input: &UnpackInput,
+    check: DigestCheck,
     staging: Staging,
     blob: OwnedFd,
 ) -> Result<UnpackChild, ChildError> {
     let start = || -> io::Result<(RoleChild, OwnedFd)> {
         let (report, report_writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let request = serde_json::to_string(input)?;
+        let request = Request { input: input.clone(), check };
+        let request = serde_json::to_string(&request)?;
         // A copy of the descriptor, and with it of the staging directory's lock.
         let directory = staging.directory().try_clone_to_owned()?;
         let mut command = RoleCommand::new([crate::ROLE_ARGUMENT, ROLE, &request])
@@ -258,9 +278,8 @@ pub fn child_main(args: Vec<OsString>) -> ExitCode {
 fn run(args: &[OsString]) -> Report {
     let refused = |message: String| Report::Failed { kind: FailureKind::Host, message };
     let request = args.first().and_then(|request| request.to_str());
-    let request: Option<UnpackInput> =
-        request.and_then(|request| serde_json::from_str(request).ok());
-    let Some(request) = request else {
+    let request: Option<Request> = request.and_then(|request| serde_json::from_str(request).ok());
+    let Some(Request { input, check }) = request else {
         return refused("the request of the unpacking process is damaged".to_owned());
     };
     let staging = match inherited(STAGING_NUMBER) {
@@ -269,7 +288,8 @@ fn run(args: &[OsString]) -> Report {
     };
     rustix::process::umask(Mode::empty());
     let (directory, unconfined) = confine::confine(staging);
-    match super::unpack(io::stdin(), &request, directory.as_fd(), Denied::Defer) {
+    let digest = (check == DigestCheck::Child).then_some(input.digest);
+    match super::unpack(io::stdin(), &input, digest, directory.as_fd(), Denied::Defer) {
         Ok((layer, deferred)) => Report::Unpacked { layer, deferred, unconfined },
         Err(error) => Report::Failed { kind: error.kind(), message: Chain(&error).to_string() },
     }

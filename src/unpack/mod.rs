@@ -32,7 +32,7 @@ use std::os::unix::fs::FileExt as _;
 use serde::{Deserialize, Serialize};
 
 pub use archive::ArchiveError;
-pub use child::{ChildError, Finished, UnpackChild, blob_pipe, child_main, run_child};
+pub use child::{ChildError, DigestCheck, Finished, UnpackChild, blob_pipe, child_main, run_child};
 pub use measured::StreamError;
 pub use path::PathError;
 pub use pax::PaxError;
@@ -174,18 +174,18 @@ pub fn unpack_layer(
     input: &UnpackInput,
     into: BorrowedFd<'_>,
 ) -> Result<Unpacked, UnpackError> {
-    unpack(blob, input, into, Denied::Fail).map(|(unpacked, _)| unpacked)
+    unpack(blob, input, Some(input.digest), into, Denied::Fail).map(|(unpacked, _)| unpacked)
 }
 
-/// As [`unpack_layer`]; with [`Denied::Defer`], returns the attributes that a more privileged process must set.
+/// As [`unpack_layer`], with the digest to compare the blob with, if it is to be; with [`Denied::Defer`], returns the attributes that a more privileged process must set.
 fn unpack(
     blob: impl Read + Send,
     input: &UnpackInput,
+    digest: Option<Digest>,
     into: BorrowedFd<'_>,
     denied: Denied,
 ) -> Result<(Unpacked, Vec<DeferredXattr>), UnpackError> {
-    let expected =
-        Expected { compression: input.compression, digest: input.digest, size: input.size };
+    let expected = Expected { compression: input.compression, digest, size: input.size };
     let steps = stream::Steps::default();
     let (streamed, written) = std::thread::scope(|scope| {
         let (running, inflated) = steps.start(scope, blob, expected);

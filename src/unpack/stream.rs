@@ -85,7 +85,7 @@ impl Steps {
         pieces: &SyncSender<Piece>,
         work: &SyncSender<Work>,
     ) -> Result<Vec<u8>, StreamError> {
-        let mut blob = Measured::new(blob, expected.size);
+        let mut blob = Measured::new(blob, &expected);
         let mut splitter = Splitter::default();
         // What fails here is noted in `blob`.
         while let Ok(Some(part)) = splitter.next_part(&mut blob, || self.spares.bytes()) {
