@@ -31,10 +31,13 @@ impl LazyLayer {
         for n in wanted {
             let Some(chunk) = self.index.chunk(entry, n) else { return };
             let number = chunk.number.0;
-            if self.ahead.clear(number) {
+            let was_ahead = self.ahead.clear(number);
+            if was_ahead {
                 self.note_used(number);
             }
             if self.touched.set(number) {
+                let length = chunk.member.end.saturating_sub(chunk.member.start);
+                self.shared.ledger.needed(length, if was_ahead { length } else { 0 });
                 let ahead = self.follow(entry, n, number, chunk.member);
                 for numbers in ahead.into_iter().flatten() {
                     self.run_ahead(numbers);

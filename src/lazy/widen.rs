@@ -84,7 +84,6 @@ impl LazyLayer {
             learned.fetched(kind, directory, true);
         }
         let ledger = &self.shared.ledger;
-        ledger.needed(extent.length(), 0);
         let request = REQUEST * ledger.thrift(limits.widen_base, limits.widen_share);
         let (low, high) = {
             let mut search = Search {
@@ -128,14 +127,12 @@ impl LazyLayer {
 
     /// Counts a chunk that was fetched along and is read now.
     pub(super) fn note_used(&self, number: u32) {
-        let Some((chunk, entry, _)) = self.chunk_of(number) else { return };
+        let Some((_, entry, _)) = self.chunk_of(number) else { return };
         let directory = self.index.parent(entry);
         let names = (0..self.index.child_count(directory).min(NAMES))
             .filter_map(|n| self.index.child(directory, n));
         let mut names = names.filter(|(_, child)| *child == entry);
         let kind = names.next().map_or(0, |(name, _)| kind_of_name(name));
-        let length = chunk.member.end.saturating_sub(chunk.member.start);
-        self.shared.ledger.needed(length, length);
         self.learned.lock().used(kind, directory);
     }
 }
