@@ -54,6 +54,18 @@ impl Bed {
     }
 }
 
+impl Drop for Bed {
+    /// What an engine still writes on its threads makes a removal fail that has looked before.
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            match std::fs::remove_dir_all(self.dir.path()) {
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+                _ => break,
+            }
+        }
+    }
+}
+
 impl Running {
     fn open(&self, layer: &BuiltLayer, source: &Arc<ScriptedSource>) -> Arc<LazyLayer> {
         let spec = LayerSpec { digest: layer.digest, index: layer.mapped_index() };
