@@ -363,8 +363,8 @@ fn the_words_of_a_service_win_over_those_for_all() {
 
 #[test]
 fn the_document_of_the_keys_is_the_one_that_the_tables_make() {
-    let committed = include_str!("../../docs/keys.md");
-    assert_eq!(committed, keys_document(), "run: supervisor config --keys > docs/keys.md");
+    let committed = include_str!("keys.md");
+    assert_eq!(committed, keys_document(), "run: supervisor config --keys > src/spec/keys.md");
 }
 
 /// As much of a validator as the schema uses.

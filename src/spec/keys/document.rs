@@ -8,7 +8,7 @@ use super::{
 const INTRODUCTION: &str = "\
 # Keys of services.yaml
 
-<!-- Generated: supervisor config --keys > docs/keys.md -->
+<!-- Generated: supervisor config --keys > src/spec/keys.md -->
 
 What becomes of each key of the compose specification. *yes*: it is implemented. *no effect*: it is accepted and changes
 nothing. *rejected*: an error with file, line and column; with `--allow-unsupported` a warning, and the key is left out.
