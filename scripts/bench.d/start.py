@@ -1,0 +1,124 @@
+"""From nothing to ready, and ready once more: how long a workload takes to its own ready line."""
+
+import json
+import os
+import time
+
+import host
+import systems
+
+
+def cold(bench, system, image, link_name):
+    """Pull and run with nothing here. The clock starts with the pull command."""
+    log = f'{host.RUN}/requests.jsonl'
+    link = host.Link(bench.link_program, bench.registry.address, link_name, log)
+    reference = f'{link.address}/{image}:{system.form}'
+    keep = {bench.registry.process.pid, link.process.pid}
+    record = {'what': 'cold', 'image': image, 'link': link_name, 'system': system.name, 'load': os.getloadavg()[0]}
+    ready = None
+    try:
+        system.cold(bench.disk, keep)
+        environment = system.environment()
+        used = host.processor_seconds(keep)
+        start = time.time()
+        pulled = host.run(system.pull(reference), check=False, env=environment)
+        record['pull_s'] = time.time() - start
+        record['pull_cpu_s'] = host.processor_seconds(keep) - used
+        at_pull = link.stats()
+        record.update(pull_requests=at_pull['requests'], pull_bytes=at_pull['body_bytes'])
+        if pulled.returncode:
+            record['error'] = pulled.stdout[-600:]
+            return record
+        ready = host.Ready(system.run(reference), environment)
+        at_ready = link.stats()
+        if ready.at is None:
+            record['error'] = ready.error
+            return record
+        record.update(ready_s=ready.at - start, run_s=ready.at - ready.start, requests=at_ready['requests'],
+                      bytes=at_ready['body_bytes'], connections=at_ready['connections'],
+                      cpu_s=host.processor_seconds(keep) - used, memory=host.memory(keep))
+        return record
+    finally:
+        if ready:
+            system.stop()
+            ready.finish()
+        system.end(keep)
+        link.close()
+        bench.keep_log(log, record, start if 'pull_s' in record else 0)
+
+
+def warm(bench, image, count):
+    """Once more, with all that is needed here: this project, containerd and podman, and runtimes on a bare bundle.
+    All of them on one disk, in turn; the command only says READY."""
+    command = ['/bin/sh', '-c', 'echo READY']
+    keep = {bench.registry.process.pid}
+    ours = systems.Supervisor('supervisor start')
+    stargz, native, podman = systems.Stargz('stargz'), systems.Containerd('containerd'), systems.Podman('podman')
+    registry = bench.registry.address
+    try:
+        ours.cold(bench.disk, keep)
+        stargz.start_daemons()
+        for system in (ours, stargz, native, podman):
+            host.run(system.pull(f'{registry}/{image}:{system.form}'), env=system.environment())
+        bundle = make_bundle(native.mount(f'{registry}/{image}:plain'), command)
+        file = ours.services(f'{registry}/{image}:esgz', command, idle=True)
+        host.run([systems.SUPERVISOR, 'up', '-d', '-f', file], env=ours.environment())
+        name = f'{systems.NAME}-bundle'
+        # crun refuses a host with both versions of cgroups: the second is hidden from it.
+        hide = f'umount /sys/fs/cgroup/unified 2>/dev/null; exec crun --root {host.RUN}/crun run -b {bundle} {name}'
+        others = {
+            'crun, a bundle': lambda: ['unshare', '-m', 'sh', '-c', hide],
+            'runc, a bundle': lambda: ['runc', '--root', host.RUN + '/runc', 'run', '-b', bundle, name],
+            'ctr run, stargz': lambda: stargz.run(f'{registry}/{image}:esgz', command),
+            'ctr run, overlayfs': lambda: native.run(f'{registry}/{image}:plain', command),
+            'podman run, runc': lambda: podman.run(f'{registry}/{image}:plain', command),
+        }
+        environment = podman.environment() | native.environment()
+        for number in range(count + 1):
+            record = {'what': 'warm', 'image': image, 'load': os.getloadavg()[0], 'system': 'supervisor start'}
+            taken = start_stopped(ours, file)
+            if number:
+                bench.record(record | taken)
+            for other, make in others.items():
+                ready = host.Ready(make(), environment, 30)
+                ready.process.wait(30)
+                ready.finish()
+                if number:
+                    bench.record(record | {'system': other, 'error': ready.error,
+                                           'ready_ms': ready.at and 1000 * (ready.at - ready.start)})
+    finally:
+        ours.file = file
+        ours.stop()
+        podman.end(keep)
+        stargz.end(keep)
+        ours.end(keep)
+
+
+def start_stopped(system, file):
+    """Milliseconds from the exec of `supervisor start` to the line in the service's log, and to the command's end."""
+    log = f'{host.DISK}/supervisor/logs/{systems.NAME}/app/log.json'
+    # It has ended by itself.
+    host.until('the service ended', lambda: '"exited"' in host.run(
+        [systems.SUPERVISOR, 'ps', '-f', file, '--format', 'json'], env=system.environment()).stdout)
+    before = os.stat(log).st_size
+    began = time.time()
+    command = host.daemon('start', [systems.SUPERVISOR, 'start', '-f', file, 'app'], system.environment())
+    host.until('the service is ready', lambda: os.stat(log).st_size > before, pause=0.0002)
+    ready = time.time()
+    command.wait(30)
+    return {'ready_ms': 1000 * (ready - began), 'command_ms': 1000 * (time.time() - began)}
+
+
+def make_bundle(mounted, command):
+    """An OCI bundle with a copy of a root file system, and the runtime's own default configuration."""
+    bundle = host.DISK + '/bundle'
+    os.makedirs(bundle + '/rootfs')
+    host.run(['cp', '-a', mounted + '/.', bundle + '/rootfs/'])
+    host.run(['umount', mounted])
+    host.run(['runc', 'spec', '-b', bundle])
+    with open(bundle + '/config.json') as file:
+        config = json.load(file)
+    config['process'] |= {'terminal': False, 'args': command, 'rlimits': []}
+    with open(bundle + '/config.json', 'w') as file:
+        json.dump(config, file)
+    return bundle
