@@ -159,9 +159,10 @@ def end(process, number=signal.SIGTERM, seconds=10):
 
 
 class Ready:
-    """Starts a command and waits until READY is in its output. `at` is when, or None; `error` is what it said then."""
+    """Starts a command and waits until READY is in its output, so often. `at` is when, or None; `error` is what it said
+    then."""
 
-    def __init__(self, command, environment=None, seconds=200):
+    def __init__(self, command, environment=None, seconds=200, count=1):
         self.start = time.time()
         self.at = self.error = None
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -172,7 +173,7 @@ class Ready:
                 continue
             some = os.read(self.process.stdout.fileno(), 65536)
             said += some
-            if b'READY' in said:
+            if said.count(b'READY') >= count:
                 self.at = time.time()
                 break
             if not some:

@@ -76,7 +76,7 @@ def parse():
     parser.add_argument('--links', default='100m20,1g5,loop', help='of ' + ', '.join(host.LINKS))
     parser.add_argument('--systems', default='lazy,lazy-opt,full,stargz,stargz-opt,containerd,podman')
     parser.add_argument('--runs', type=int, default=5)
-    parser.add_argument('--parts', default='cold,warm,files', help='what to measure')
+    parser.add_argument('--parts', default='cold,everything,room,files,warm', help='what to measure')
     parser.add_argument('--quick', action='store_true', help='small and python, two links, one run: some minutes')
     parser.add_argument('--output', default=host.REPOSITORY + '/target/bench/results')
     parser.add_argument('--registry', help='storage of a docker-registry that has the images already')
@@ -109,11 +109,19 @@ def main():
 
 def measure(bench, options):
     parts, names = options.parts.split(','), options.images.split(',')
+    for image in names if 'cold' in parts else ():
+        needed = systems.needed_bytes(f'{bench.registry.address}/{image}:opt')
+        bench.record({'what': 'needed', 'image': image, 'bytes': needed})
     chosen = [systems.ALL[name]() for name in options.systems.split(',')]
     for run in range(options.runs):
         if 'cold' in parts:
             for image, link, system in itertools.product(names, options.links.split(','), chosen):
                 bench.record(attempt(start.cold, bench, system, image, link) | {'run': run})
+        if 'everything' in parts:
+            for image, name in itertools.product(names, ('lazy', 'full', 'containerd')):
+                bench.record(attempt(start.everything, bench, systems.ALL[name](), image, 'loop') | {'run': run})
+        if 'room' in parts:
+            bench.record(attempt(start.room, bench, '100m20', names) | {'run': run})
         if 'files' in parts:
             for image, system in itertools.product(names, ('lazy', 'stargz', 'containerd')):
                 for record in attempt(files.measure, bench, systems.ALL[system](), image):
@@ -128,7 +136,7 @@ def attempt(measure, bench, *what):
         return measure(bench, *what)
     except Exception as error:  # noqa: BLE001
         host.note(f'failed: {measure.__name__} {[getattr(w, "name", w) for w in what]}: {error!r}')
-        return {} if measure is start.cold else []
+        return [] if measure is files.measure else {}
 
 
 def init():

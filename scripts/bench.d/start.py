@@ -8,7 +8,16 @@ import host
 import systems
 
 
-def cold(bench, system, image, link_name):
+# All content of an image, as a backup or a scanner reads it.
+READ_ALL = ['/bin/sh', '-c', 'find / -xdev -type f -exec cat {} + >/dev/null 2>&1; echo READY; sleep 3600']
+
+
+def everything(bench, system, image, link_name):
+    """The same with a workload that reads every file before it is ready: what a lazy image is worst at."""
+    return cold(bench, system, image, link_name, READ_ALL) | {'what': 'everything'}
+
+
+def cold(bench, system, image, link_name, command=()):
     """Pull and run with nothing here. The clock starts with the pull command."""
     log = f'{host.RUN}/requests.jsonl'
     link = host.Link(bench.link_program, bench.registry.address, link_name, log)
@@ -29,7 +38,7 @@ def cold(bench, system, image, link_name):
         if pulled.returncode:
             record['error'] = pulled.stdout[-600:]
             return record
-        ready = host.Ready(system.run(reference), environment)
+        ready = host.Ready(system.run(reference, command), environment)
         at_ready = link.stats()
         if ready.at is None:
             record['error'] = ready.error
@@ -47,6 +56,35 @@ def cold(bench, system, image, link_name):
         bench.keep_log(log, record, start if 'pull_s' in record else 0)
 
 
+def room(bench, link_name, names):
+    """Ten services of several images at once; ready when the last one is."""
+    log = f'{host.RUN}/requests.jsonl'
+    link = host.Link(bench.link_program, bench.registry.address, link_name, log)
+    system = systems.Supervisor('lazy')
+    keep = {bench.registry.process.pid, link.process.pid}
+    record = {'what': 'room', 'image': '+'.join(names), 'link': link_name, 'system': system.name,
+              'load': os.getloadavg()[0]}
+    ready = None
+    try:
+        system.cold(bench.disk, keep)
+        images = [names[number % len(names)] for number in range(10)]
+        file = system.write_services({f'{image}{number}': system.service(f'{link.address}/{image}:{system.form}')
+                                      for number, image in enumerate(images)})
+        ready = host.Ready([systems.SUPERVISOR, 'up', '-f', file], system.environment(), count=len(images))
+        at_ready = link.stats()
+        record.update(error=ready.error, requests=at_ready['requests'], bytes=at_ready['body_bytes'],
+                      memory=host.memory(keep))
+        if ready.at:
+            record['ready_s'] = ready.at - ready.start
+        return record
+    finally:
+        if ready:
+            system.stop()
+            ready.finish()
+        system.end(keep)
+        link.close()
+
+
 def warm(bench, image, count):
     """Once more, with all that is needed here: this project, containerd and podman, and runtimes on a bare bundle.
     All of them on one disk, in turn; the command only says READY."""
@@ -61,7 +99,9 @@ def warm(bench, image, count):
         for system in (ours, stargz, native, podman):
             host.run(system.pull(f'{registry}/{image}:{system.form}'), env=system.environment())
         bundle = make_bundle(native.mount(f'{registry}/{image}:plain'), command)
-        file = ours.services(f'{registry}/{image}:esgz', command, idle=True)
+        # Another service, so that control, keeper and worker have something to do all the time.
+        file = ours.write_services({'app': ours.service(f'{registry}/{image}:esgz', command),
+                                    'idle': ours.service(f'{registry}/{image}:esgz', ['sleep', '1000000'])})
         host.run([systems.SUPERVISOR, 'up', '-d', '-f', file], env=ours.environment())
         name = f'{systems.NAME}-bundle'
         # crun refuses a host with both versions of cgroups: the second is hidden from it.

@@ -4,10 +4,13 @@ This project, lazy and full; containerd with stargz-snapshotter; containerd alon
 state on the disk under test. The daemons that a user would have running, run when the clock starts.
 """
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import resource
+import tarfile
 import urllib.request
 
 from host import (DISK, REPOSITORY, RUN, Ready, connects, daemon, drop_caches, end, kill_all, run, unmount_below, until)
@@ -92,20 +95,21 @@ class Supervisor(System):
     def pull(self, reference):
         return [SUPERVISOR, 'pull', '--quiet', *(['--full'] if self.full else []), reference]
 
-    def services(self, reference, command=(), idle=False):
-        """Writes the services file. `idle`: with a second service, so that something runs all the time."""
-        self.file = RUN + '/services.yaml'
-        # As the others are run: without a network, and without a grace when it is all over.
+    def service(self, reference, command=()):
+        """As the others are run: without a network, and without a grace when it is all over."""
         service = {'image': reference, 'network_mode': 'none', 'stop_grace_period': '0s'}
-        services = {'app': service | ({'command': list(command)} if command else {})}
-        if idle:
-            services['idle'] = service | {'command': ['sleep', '1000000']}
+        return service | ({'command': list(command)} if command else {})
+
+    def write_services(self, services):
+        """Returns the file's path."""
+        self.file = RUN + '/services.yaml'
         with open(self.file, 'w') as file:
             json.dump({'name': NAME, 'services': services}, file)
         return self.file
 
     def run(self, reference, command=()):
-        return [SUPERVISOR, 'up', '-f', self.services(reference, command)]
+        file = self.write_services({'app': self.service(reference, command)})
+        return [SUPERVISOR, 'up', '-f', file]
 
     def stop(self):
         run([SUPERVISOR, 'down', '-f', self.file], check=False, timeout=60, env=self.environment())
@@ -225,9 +229,11 @@ class Podman(System):
         run([*self.base(), 'rm', '-f', '-t', '0', self.container], check=False, timeout=60, env=self.environment())
 
 
-def fetch(registry, repository, path):
-    request = urllib.request.Request(f'http://{registry}/v2/{repository}/{path}', headers={
-        'Accept': 'application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json'})
+def fetch(registry, repository, path, part=None):
+    headers = {'Accept': 'application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json'}
+    if part:
+        headers['Range'] = 'bytes=' + part
+    request = urllib.request.Request(f'http://{registry}/v2/{repository}/{path}', headers=headers)
     return urllib.request.urlopen(request).read()
 
 
@@ -241,6 +247,22 @@ def manifest(reference):
         raw = fetch(registry, repository, 'manifests/' + parsed['manifests'][0]['digest'])
         parsed = json.loads(raw)
     return registry, repository, raw, parsed
+
+
+def needed_bytes(reference):
+    """Manifest, config, tables of contents, and what the workload was recorded to read: what no lazy start can spare."""
+    registry, repository, raw, parsed = manifest(reference)
+    total = len(raw) + parsed['config']['size']
+    for layer in parsed['layers']:
+        blob, size = 'blobs/' + layer['digest'], layer['size']
+        footer = fetch(registry, repository, blob, f'{size - 51}-{size - 1}')
+        start = int(footer[16:32], 16)
+        packed = gzip.decompress(fetch(registry, repository, blob, f'{start}-{size - 52}'))
+        contents = tarfile.open(fileobj=io.BytesIO(packed)).extractfile('stargz.index.json').read()
+        landmarks = [entry['offset'] for entry in json.loads(contents)['entries']
+                     if entry['name'] == '.prefetch.landmark']
+        total += size - start + sum(landmarks)
+    return total
 
 
 def chain_id(reference):
