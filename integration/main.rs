@@ -12,6 +12,7 @@ mod faults;
 mod golden;
 mod holders;
 mod large_image;
+mod lazy_budget;
 mod lazy_connection;
 mod lazy_edges;
 mod lazy_engine;

@@ -34,6 +34,7 @@ pub(super) fn start(
         state_dir: settings.state_dir.clone(),
         run_dir: settings.run_dir.clone(),
         registry: registry(settings),
+        lazy_cache_bytes: None,
         log_level: settings.log.level.clone(),
         features: host::probe(&settings.forced()?, &settings.state_dir),
         idle_limit,

@@ -129,6 +129,11 @@ impl Handles {
         self.lock().inodes.get(&ino).map(|inode| inode.mode)
     }
 
+    /// The inodes that are open.
+    pub(super) fn open_inodes(&self) -> Vec<u64> {
+        self.lock().inodes.keys().copied().collect()
+    }
+
     /// How many files are open.
     pub(super) fn count(&self) -> usize {
         self.lock().by_request.len()
@@ -269,6 +274,7 @@ mod tests {
         let one = handles.open(9, 1, Wanted::Cached).unwrap().0;
         let two = handles.open(9, 2, Wanted::Passthrough(file.as_fd())).unwrap().0;
         assert_eq!((one.mode, two.mode), (Mode::Cached, Mode::Cached));
+        assert_eq!(handles.open_inodes(), [9]);
         handles.release(9, one.number);
         handles.release(9, two.number);
         let three = handles.open(9, 3, Wanted::Passthrough(file.as_fd())).unwrap().0;

@@ -54,6 +54,9 @@ pub struct LazyOptions {
     /// How long a read waits for a source that does not answer, before it is an I/O error. A process that waits for
     /// a read cannot be killed, so this also bounds how long a container may take to stop.
     pub read_deadline: Duration,
+    /// What the content of lazy layers may occupy on disk; as much as there is without it. A worker that runs keeps to
+    /// what it was started with.
+    pub cache_bytes: Option<u64>,
     /// Log directives of keeper and worker.
     pub log_level: String,
     /// How long a keeper may take to serve.
@@ -82,6 +85,7 @@ impl LazyOptions {
             opaque: OpaqueXattr::Trusted,
             registry: ClientOptions::default(),
             read_deadline: Duration::from_secs(120),
+            cache_bytes: None,
             log_level: "info".to_owned(),
             start_timeout: Duration::from_secs(30),
             worker_patience: Duration::from_secs(20),
@@ -116,6 +120,8 @@ pub(super) struct RoleConfig {
     #[serde(default)]
     pub(super) registry: ClientOptions,
     pub(super) read_deadline: Duration,
+    #[serde(default)]
+    pub(super) cache_bytes: Option<u64>,
     pub(super) log_level: String,
     #[serde(default = "default_patience")]
     pub(super) worker_patience: Duration,
@@ -161,6 +167,7 @@ impl RoleConfig {
             opaque: options.opaque,
             registry: options.registry.clone(),
             read_deadline: options.read_deadline,
+            cache_bytes: options.cache_bytes,
             log_level: options.log_level.clone(),
             worker_patience: options.worker_patience,
             build: options.build.clone(),

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::errno::Refusal;
-use crate::estargz::{Entry, EntryKind};
+use crate::estargz::{Entry, EntryKind, EntryNo};
 use crate::image::Digest;
 use crate::lazy::Opened;
 
@@ -150,6 +150,15 @@ impl Tree {
             // The directory itself must stay visible, or it would be looked for in vain.
             Some(Place::Broken { .. }) => Err(Refusal::Broken),
             None => Err(Refusal::Released),
+        }
+    }
+
+    /// The layer and the entry that an inode stands for, if the layer is served.
+    pub(super) fn origin(&self, ino: u64) -> Option<(Digest, EntryNo)> {
+        let (slot, entry) = split(ino);
+        match self.read_places().get(&slot)? {
+            Place::Ready { digest, .. } => Some((*digest, EntryNo(entry))),
+            Place::Broken { .. } => None,
         }
     }
 

@@ -119,6 +119,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
         .map_err(failed("start the runtime"))?;
     let (sink, engine_events) = EventSink::channel(EVENT_ROOM);
     let mut limits = Limits { wait_limit: Some(config.read_deadline), ..Limits::default() };
+    limits.cache_bytes = config.cache_bytes;
     limits.open_files = limits.open_files.min(open_files);
     let options = EngineOptions { files_dir: store.files_dir(), boot_id, limits, events: sink };
     let engine = Engine::open(options, runtime.handle().clone())?;

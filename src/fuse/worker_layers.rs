@@ -95,6 +95,12 @@ impl Layers {
         client: Client,
         served: Arc<Served>,
     ) -> Self {
+        let open = Arc::downgrade(&served);
+        engine.protect(move |found| {
+            if let Some(served) = open.upgrade() {
+                served.open_files(found);
+            }
+        });
         Self { session, engine, client, served, mounted: Mutex::default() }
     }
 

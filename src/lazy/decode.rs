@@ -71,7 +71,7 @@ impl LazyLayer {
             let result = result.map(Bytes::from);
             if let Ok(bytes) = &result
                 && let Ok(place) = self.place(entry)
-                && self.shared.cache.keep(&place, &piece(&chunk, n), bytes)
+                && let Some(_landing) = self.shared.cache.keep(&place, &piece(&chunk, n), bytes)
             {
                 self.progress.set(number, chunk.size);
             }
@@ -135,8 +135,8 @@ impl LazyLayer {
             // There may be room for it now.
             let bytes = cache.remembered(&chunk.digest)?;
             match cache.keep(&place, &piece, &bytes) {
-                true => self.progress.set(number, chunk.size),
-                false => self.forget(number, chunk.size),
+                Some(_landing) => self.progress.set(number, chunk.size),
+                None => self.forget(number, chunk.size),
             }
             Some(bytes)
         });
@@ -184,7 +184,7 @@ impl LazyLayer {
     }
 
     /// A chunk was not in the cache, whatever was believed.
-    fn forget(&self, number: u32, size: u32) {
+    pub(super) fn forget(&self, number: u32, size: u32) {
         if self.progress.is_set(number) {
             self.progress.unset(number, size);
             self.is_announced.store(false, Ordering::Release);

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::cache::FileCache;
 use super::error::OpenError;
 use super::event::EventSink;
+use super::evict::Eviction;
 use super::layer::LazyLayer;
 use super::learned::Ledger;
 use super::limits::Limits;
@@ -60,6 +61,7 @@ pub(super) struct Shared {
     pub(super) table: OpenTable,
     pub(super) counters: Traffic,
     pub(super) ledger: Ledger,
+    pub(super) eviction: Eviction,
     layers: Mutex<HashMap<Digest, Weak<LazyLayer>>>,
     next_lane: AtomicU64,
 }
@@ -79,19 +81,27 @@ impl Engine {
                     source,
                 })?;
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Ok(Self(Arc::new(Shared {
+        let table = OpenTable::new(limits.open_files, cache.clock());
+        let shared = Arc::new(Shared {
             cache,
             scheduler: Scheduler::new(&limits),
             events,
             runtime,
             decoders: Semaphore::new(processors.max(2)),
-            table: OpenTable::new(limits.open_files),
+            table,
             counters: Traffic::default(),
             ledger: Ledger::default(),
+            eviction: Eviction::default(),
             layers: Mutex::default(),
             next_lane: AtomicU64::new(1),
             limits,
-        })))
+        });
+        shared.begin_budget();
+        Ok(Self(shared))
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0
     }
 
     /// Opens a layer, or gives the open one with the same digest (its source stays). Blocks on the disk, briefly.
@@ -152,5 +162,13 @@ impl Engine {
     #[cfg(any(test, feature = "testing"))]
     pub fn pretend_full_disk(&self, full: bool) {
         self.0.cache.is_full_for_tests.store(full, Ordering::Release);
+    }
+}
+
+impl Shared {
+    /// The layers that are open.
+    pub(super) fn open_layers(&self) -> Vec<Arc<LazyLayer>> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.values().filter_map(Weak::upgrade).collect()
     }
 }

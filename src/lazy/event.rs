@@ -75,6 +75,11 @@ pub enum LazyEvent {
     },
     /// The cache can be written again.
     CacheRestored,
+    /// The cache holds as much as it may: the background fill has ended, and only what is read is fetched.
+    CacheFull {
+        /// What it may occupy, in bytes.
+        budget: u64,
+    },
     /// Content in the cache was not what its name says, after an unclean boot; it was thrown away.
     CacheRepaired {
         /// The content.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::cache::{Content, Verify};
+use super::cache::{Content, Room, Verify};
 use super::event::LazyEvent;
 use super::extent::Extent;
 use super::flight::FlightEnd;
@@ -64,6 +64,8 @@ pub(super) enum Walk {
     Done,
     /// Something is in the way: the source, or the disk.
     Hindered,
+    /// The cache may not hold more.
+    Full,
 }
 
 impl LazyLayer {
@@ -142,6 +144,11 @@ impl LazyLayer {
         self.fill.background.send_replace(Background::Started);
     }
 
+    /// Looks once more whether there is room for the background fill, if it has ended for want of it.
+    pub(super) fn look_again(&self) {
+        self.fill.background.send_modify(|_| {});
+    }
+
     /// Begins no further fetch in the background until told to start.
     pub fn pause_background(&self) {
         self.fill.background.send_replace(Background::Paused);
@@ -156,7 +163,7 @@ impl LazyLayer {
         self.fill.prefetches.send_modify(|running| *running += 1);
         self.shared.runtime.spawn(async move {
             for numbers in numbers {
-                if layer.walk(numbers, Priority::Prefetch).await == Walk::Hindered {
+                if layer.walk(numbers, Priority::Prefetch).await != Walk::Done {
                     break;
                 }
             }
@@ -176,9 +183,6 @@ impl LazyLayer {
 
     /// Starts the task that runs the background fill when its time has come. It holds the layer only while it works.
     pub(super) fn start_pilot(self: &Arc<Self>) {
-        if self.is_complete() {
-            return;
-        }
         let (this, closed) = (Arc::downgrade(self), self.closed.clone());
         let mut switch = self.fill.background.subscribe();
         let (limits, shared) = (self.shared.limits.clone(), Arc::clone(&self.shared));
@@ -186,6 +190,13 @@ impl LazyLayer {
         let pilot = async move {
             loop {
                 let state = *switch.borrow_and_update();
+                // Until content is evicted and somebody wants it back.
+                if this.upgrade().is_none_or(|layer| layer.is_complete()) {
+                    if switch.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
                 match (state, limits.background_after) {
                     (Background::Started, _) => {}
                     (Background::Auto, Some(after)) => {
@@ -213,14 +224,22 @@ impl LazyLayer {
                 let walked = layer.walk(0..layer.index.chunks(), Priority::Background).await;
                 if layer.is_complete() {
                     drop(layer.blocking(|layer| layer.settle(&[])).await);
-                    return;
+                    continue;
                 }
                 let pause = match walked {
                     // What is left was refused.
-                    Walk::Done => limits.refusal_memory,
-                    Walk::Hindered => limits.background_pause,
+                    Walk::Done => Some(limits.refusal_memory),
+                    Walk::Hindered => Some(limits.background_pause),
+                    // What reads evict is not for the fill to bring back.
+                    Walk::Full => None,
                 };
                 drop(layer);
+                let Some(pause) = pause else {
+                    if switch.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                };
                 tokio::select! {
                     // Both only wait.
                     () = tokio::time::sleep(pause) => {}
@@ -236,6 +255,7 @@ impl LazyLayer {
         let mut flights = JoinSet::new();
         let (mut at, mut walked) = (numbers.start, Walk::Done);
         let mut noted = self.local_bytes();
+        let (mut brought, mut is_full) = (0, false);
         loop {
             let is_paused = || {
                 priority == Priority::Background
@@ -248,14 +268,26 @@ impl LazyLayer {
                 break;
             }
             let end = numbers.end;
-            let looked = self.blocking(move |layer| layer.next_extent(at..end)).await;
-            let Ok((extent, next)) = looked else { return Walk::Hindered };
+            let looked = self.blocking(move |layer| {
+                let (extent, next) = layer.next_extent(at..end);
+                // Without room it goes on looking, so that what is here is counted.
+                let room = (extent.as_ref())
+                    .and_then(|extent| layer.room_for(priority, brought, extent.content));
+                (extent, next, room)
+            });
+            let Ok((extent, next, room)) = looked.await else { return Walk::Hindered };
             at = next;
             if self.local_bytes().saturating_sub(noted) >= HINT_INTERVAL {
                 noted = self.local_bytes();
                 drop(self.blocking(Self::save_hint).await);
             }
             let Some(extent) = extent else { continue };
+            let Some(room) = room else {
+                is_full = true;
+                continue;
+            };
+            brought += extent.content;
+            let room = Arc::new(room);
             if flights.len() >= FLIGHTS {
                 walked = worse(walked, flights.join_next().await);
             }
@@ -271,8 +303,9 @@ impl LazyLayer {
                 break;
             }
             for flight in self.begin(&extent, priority, permit) {
-                let layer = Arc::clone(self);
+                let (layer, room) = (Arc::clone(self), Arc::clone(&room));
                 flights.spawn(async move {
+                    let _room = room;
                     match flight.end().await {
                         FlightEnd::Arrived if !layer.shared.cache.is_degraded() => Walk::Done,
                         // Content that cannot be kept is not worth fetching ahead.
@@ -286,9 +319,23 @@ impl LazyLayer {
         while let Some(joined) = flights.join_next().await {
             walked = worse(walked, Some(joined));
         }
+        if is_full && walked == Walk::Done {
+            return Walk::Full;
+        }
         // What was in someone else's flight may not have landed, or not have been kept.
         let mut left = numbers.filter(|number| !self.progress.is_set(*number));
         if left.any(|number| self.refusal(number).is_none()) { Walk::Hindered } else { walked }
+    }
+
+    /// Room in the cache for `content`, after a walk has brought so much. Blocks.
+    fn room_for(&self, priority: Priority, brought: u64, content: u64) -> Option<Room> {
+        let cache = &self.shared.cache;
+        match (priority, cache.budget()) {
+            (Priority::Background, _) => cache.reserve(content),
+            // It may cost what has not been used for long, but not what it brought itself.
+            (_, Some(budget)) if brought + content > budget / 2 => None,
+            _ => Some(Room::unbounded()),
+        }
     }
 
     /// The next extent to fetch of the chunks `numbers`, and where to go on. Blocks.
@@ -339,6 +386,6 @@ impl LazyLayer {
 fn worse(walked: Walk, joined: Option<Result<Walk, tokio::task::JoinError>>) -> Walk {
     match joined {
         None | Some(Ok(Walk::Done)) => walked,
-        Some(Ok(Walk::Hindered) | Err(_)) => Walk::Hindered,
+        Some(Ok(Walk::Hindered | Walk::Full) | Err(_)) => Walk::Hindered,
     }
 }

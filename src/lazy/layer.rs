@@ -257,15 +257,23 @@ impl LazyLayer {
             return Ok(Place { whole: Some(digest), id: digest, size, chunks });
         }
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = places.entry(entry.0).or_insert_with(|| {
-            let mut hasher = Hasher::new();
-            for chunk in (0..chunks).filter_map(|n| self.index.chunk(entry, n)) {
-                hasher.update(&chunk.size.to_le_bytes());
-                hasher.update(chunk.digest.as_bytes());
-            }
-            Place { whole: self.index.file_digest(entry), id: hasher.finish(), size, chunks }
+        let place = places.entry(entry.0).or_insert_with(|| Place {
+            whole: self.index.file_digest(entry),
+            id: self.partial_id(entry, chunks),
+            size,
+            chunks,
         });
         Ok(place.clone())
+    }
+
+    /// What a file of several chunks is called until it is complete.
+    pub(super) fn partial_id(&self, entry: EntryNo, chunks: u32) -> Digest {
+        let mut hasher = Hasher::new();
+        for chunk in (0..chunks).filter_map(|n| self.index.chunk(entry, n)) {
+            hasher.update(&chunk.size.to_le_bytes());
+            hasher.update(chunk.digest.as_bytes());
+        }
+        hasher.finish()
     }
 
     /// Runs `work` where it may block.
@@ -294,7 +302,7 @@ impl LazyLayer {
     fn keep_empty(&self, place: &Place) {
         if self.shared.cache.find(place, Verify::Now).is_none() {
             let piece = Piece { n: 0, offset: 0, size: 0, digest: place.id };
-            self.shared.cache.keep(place, &piece, &Bytes::new());
+            drop(self.shared.cache.keep(place, &piece, &Bytes::new()));
         }
     }
 

@@ -17,6 +17,8 @@ pub struct Limits {
     pub in_flight_bytes: u64,
     /// Content kept in memory because it could not be written to the cache.
     pub memory_cache_bytes: u64,
+    /// What the cache may occupy on disk; what was used longest ago makes room. `None`: as much as there is.
+    pub cache_bytes: Option<u64>,
     /// Files of the cache that are kept open between reads, over all layers.
     pub open_files: usize,
     /// Compressed bytes that prefetch and background fill ask for in one range.
@@ -60,6 +62,7 @@ impl Default for Limits {
             connections_per_layer: 8,
             in_flight_bytes: 96 * MIB,
             memory_cache_bytes: 32 * MIB,
+            cache_bytes: None,
             open_files: 512,
             extent_bytes: 4 * MIB,
             extent_gap: 16 << 10,

@@ -29,6 +29,7 @@ mod decode;
 mod engine;
 mod error;
 mod event;
+mod evict;
 mod extent;
 mod fetch;
 mod fill;

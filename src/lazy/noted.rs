@@ -32,6 +32,6 @@ impl LazyLayer {
 
     pub(super) fn save_hint(&self) {
         self.noted_bytes.store(self.local_bytes(), Ordering::Relaxed);
-        self.shared.cache.save_hint(&self.digest, &self.progress.to_hint());
+        self.shared.cache.save_hint(&self.digest, || self.progress.to_hint());
     }
 }

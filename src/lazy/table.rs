@@ -1,9 +1,9 @@
 //! Files of the cache that stay open between reads: the most recently used, over all layers.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::cache::Content;
+use super::cache::{Content, UseClock};
 
 /// Which file: the lane of its layer and the number of its entry.
 pub(super) type Key = (u64, u32);
@@ -11,24 +11,23 @@ pub(super) type Key = (u64, u32);
 #[derive(Debug)]
 pub(super) struct OpenTable {
     capacity: usize,
+    clock: Arc<UseClock>,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     files: HashMap<Key, (Content, u64)>,
-    clock: u64,
 }
 
 impl OpenTable {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(4), state: Mutex::default() }
+    pub(super) fn new(capacity: usize, clock: Arc<UseClock>) -> Self {
+        Self { capacity: capacity.max(4), clock, state: Mutex::default() }
     }
 
     pub(super) fn get(&self, key: Key) -> Option<Content> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.clock += 1;
-        let clock = state.clock;
+        let clock = self.clock.tick();
         let (content, used) = state.files.get_mut(&key)?;
         *used = clock;
         Some(content.clone())
@@ -36,8 +35,7 @@ impl OpenTable {
 
     pub(super) fn insert(&self, key: Key, content: Content) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.clock += 1;
-        let clock = state.clock;
+        let clock = self.clock.tick();
         state.files.insert(key, (content, clock));
         if state.files.len() > self.capacity {
             // A quarter at a time, so that the search for the oldest is rare.
@@ -46,6 +44,15 @@ impl OpenTable {
             let (_, &mut oldest, _) = uses.select_nth_unstable(quarter);
             state.files.retain(|_, (_, used)| *used > oldest);
         }
+    }
+
+    /// Closes all files and says when each was last used.
+    pub(super) fn close_all(&self) -> Vec<(Key, u64)> {
+        let files = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut state.files)
+        };
+        files.into_iter().map(|(key, (_, used))| (key, used)).collect()
     }
 
     /// Closes the files of a layer.
@@ -57,13 +64,11 @@ impl OpenTable {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]
     fn the_least_recently_used_files_are_closed_first() {
-        let table = OpenTable::new(8);
+        let table = OpenTable::new(8, Arc::default());
         let content = Content::Complete(Arc::new(tempfile::tempfile().unwrap()));
         for entry in 0..20 {
             table.insert((1, entry), content.clone());

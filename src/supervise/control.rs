@@ -38,6 +38,8 @@ pub struct ControlOptions {
     pub run_dir: PathBuf,
     /// How registries are reached.
     pub registry: ClientOptions,
+    /// What the content of lazy layers may occupy on disk; as much as there is without it.
+    pub lazy_cache_bytes: Option<u64>,
     /// Log directives of the other roles.
     pub log_level: String,
     /// What this host offers, and what of it is not to be used: [`crate::host::probe`].
@@ -61,6 +63,7 @@ impl ControlOptions {
             state_dir,
             run_dir,
             registry: ClientOptions::default(),
+            lazy_cache_bytes: None,
             log_level: "warn".to_owned(),
             features,
             idle_limit: None,

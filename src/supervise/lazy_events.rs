@@ -109,6 +109,14 @@ fn describe_content(event: &LazyEvent) -> (EventLevel, &'static str, String) {
             format!("content cannot be kept and is fetched again when it is needed: {reason}"),
         ),
         LazyEvent::CacheRestored => (Info, "cache-restored", "content is kept again".to_owned()),
+        LazyEvent::CacheFull { budget } => (
+            Info,
+            "cache-full",
+            format!(
+                "kept content has reached its budget of {} MiB; no more is fetched ahead in the background",
+                budget >> 20
+            ),
+        ),
         LazyEvent::CacheRepaired { content } => (
             Warning,
             "cache-repaired",

@@ -63,6 +63,7 @@ impl LazyMounts {
         let features = &options.features;
         lazy.cgroup = features.cgroup.is_present().then(|| format!("/supervisor-{instance}/lazy"));
         lazy.registry = options.registry.clone();
+        lazy.cache_bytes = options.lazy_cache_bytes;
         lazy.log_level.clone_from(&options.log_level);
         lazy.fuse = wanted(&features.fuse);
         lazy.passthrough = wanted(&features.passthrough);

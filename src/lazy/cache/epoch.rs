@@ -123,6 +123,17 @@ impl Epoch {
         self.lock.is_some()
     }
 
+    /// Leave to remove content, until it is dropped: of the owner, and of a guest whose host has gone.
+    pub(super) fn may_evict(&self, dir: &OwnedFd) -> Option<Option<OwnedFd>> {
+        if self.is_owner() {
+            return Some(None);
+        }
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let lock = rustix::fs::openat(dir, LOCK, flags, Mode::empty()).ok()?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(Some(lock))
+    }
+
     /// Marks this boot: differs between any two.
     pub(super) fn nonce(&self) -> u64 {
         self.nonce

@@ -14,9 +14,11 @@
 //! about a file's digest cannot put wrong content before other layers. Everything here blocks on the disk, never
 //! on the network. Errors of the disk make content absent and are reported; they never reach a reader.
 //!
-//! Eviction belongs beside `find`: readers hold open descriptors and lose nothing.
+//! With a budget (`budget`), what was used longest ago is evicted (`evict`).
 
+mod budget;
 mod epoch;
+mod evict;
 mod memory;
 mod partial;
 mod write;
@@ -27,13 +29,16 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use self::budget::Budget;
+pub(super) use self::budget::{Pressure, Room, UseClock};
 use self::epoch::{Epoch, stamp_of};
+pub(super) use self::evict::{Landing, keys_of};
 use self::memory::MemoryCache;
 use self::partial::Missing;
 pub(super) use self::partial::Partial;
@@ -103,6 +108,18 @@ pub(super) struct FileCache {
     verifying: [Mutex<()>; LOCKS],
     is_degraded: AtomicBool,
     events: EventSink,
+    budget: Arc<Budget>,
+    /// Held by the one who evicts.
+    evicting: Mutex<()>,
+    /// Shared by whoever opens or writes content, alone for each that is evicted.
+    gate: RwLock<()>,
+    /// Files that were handed out, by content.
+    open: Mutex<HashMap<Digest, Vec<Weak<File>>>>,
+    /// Whether notes about layers are not to be written, since content goes.
+    hints: Mutex<bool>,
+    /// After so many removals an eviction ends as if the process had died.
+    #[cfg(test)]
+    pub(super) dies_after_for_tests: std::sync::atomic::AtomicI64,
     /// Every write fails as on a full disk.
     #[cfg(any(test, feature = "testing"))]
     pub(super) is_full_for_tests: AtomicBool,
@@ -139,6 +156,13 @@ impl FileCache {
             verifying: Default::default(),
             is_degraded: AtomicBool::new(false),
             events,
+            budget: Arc::default(),
+            evicting: Mutex::default(),
+            gate: RwLock::default(),
+            open: Mutex::default(),
+            hints: Mutex::default(),
+            #[cfg(test)]
+            dies_after_for_tests: i64::MAX.into(),
             #[cfg(any(test, feature = "testing"))]
             is_full_for_tests: AtomicBool::new(false),
         })
@@ -148,13 +172,17 @@ impl FileCache {
     pub(super) fn find(&self, place: &Place, verify: Verify) -> Option<Content> {
         if let Some(file) = place.whole.and_then(|whole| self.find_whole(whole, place.size, verify))
         {
-            return Some(Content::Complete(Arc::new(file)));
+            return Some(Content::Complete(file));
         }
+        let _landing = self.landing();
         let partial = (place.chunks > 1).then(|| self.partial(place, Missing::Leave))??;
-        Some(match partial.is_complete() {
-            true => Content::Complete(partial.readable()),
-            false => Content::Partial(partial),
-        })
+        if partial.is_complete() {
+            let file = partial.readable();
+            self.note_open(place.id, &file);
+            return Some(Content::Complete(file));
+        }
+        self.budget.touch(&place.id);
+        Some(Content::Partial(partial))
     }
 
     /// Whether complete content is here that another boot left and nobody has verified since.
@@ -165,9 +193,16 @@ impl FileCache {
     }
 
     /// The content with digest `whole`, if all of it is here and has `size` bytes.
-    fn find_whole(&self, whole: Digest, size: u64, verify: Verify) -> Option<File> {
+    fn find_whole(&self, whole: Digest, size: u64, verify: Verify) -> Option<Arc<File>> {
         let name = whole_name(&whole);
-        let (file, is_trusted) = self.open_whole(&name, size)?;
+        let open = || {
+            let _landing = self.landing();
+            let (file, is_trusted) = self.open_whole(&name, size)?;
+            let file = Arc::new(file);
+            self.note_open(whole, &file);
+            Some((file, is_trusted))
+        };
+        let (file, is_trusted) = open()?;
         if is_trusted {
             return Some(file);
         }
@@ -177,13 +212,13 @@ impl FileCache {
         let _alone = self.verifying[usize::from(whole.as_bytes()[0]) % LOCKS]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let (file, is_trusted) = self.open_whole(&name, size)?;
+        let (file, is_trusted) = open()?;
         if is_trusted {
             return Some(file);
         }
         match hash(&file) {
             Ok(found) if found == whole => {
-                if let Err(error) = self.epoch.begin().mark(&file) {
+                if let Err(error) = self.epoch.begin().mark(&*file) {
                     tracing::debug!(error = %Chain(&error), "could not stamp verified content");
                 }
                 Some(file)
@@ -339,5 +374,7 @@ fn hash(file: &File) -> io::Result<Digest> {
     }
 }
 
+#[cfg(test)]
+mod evict_tests;
 #[cfg(test)]
 mod tests;

@@ -143,13 +143,14 @@ impl Partial {
         Ok(bytes.into())
     }
 
-    /// Keeps the verified content of `piece`.
-    pub(super) fn write_piece(&self, piece: &Piece, bytes: &[u8]) -> io::Result<()> {
+    /// Keeps the verified content of `piece`. False if it was there.
+    pub(super) fn write_piece(&self, piece: &Piece, bytes: &[u8]) -> io::Result<bool> {
         if self.has(piece.n) {
-            return Ok(());
+            return Ok(false);
         }
         self.data.write_all_at(bytes, piece.offset)?;
-        self.mark(piece.n)
+        self.mark(piece.n)?;
+        Ok(true)
     }
 
     /// Whether every chunk is here and verified.

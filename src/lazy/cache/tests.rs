@@ -41,7 +41,7 @@ fn chunked(content: &[u8]) -> (Place, Vec<Piece>) {
 fn keep(cache: &FileCache, place: &Place, piece: &Piece, content: &[u8]) -> bool {
     let from = usize::try_from(piece.offset).unwrap();
     let to = from + usize::try_from(piece.size).unwrap();
-    cache.keep(place, piece, &Bytes::copy_from_slice(&content[from..to]))
+    cache.keep(place, piece, &Bytes::copy_from_slice(&content[from..to])).is_some()
 }
 
 fn path(dir: &Path, place: &Place) -> std::path::PathBuf {

@@ -1,10 +1,10 @@
 //! Writing to the cache: chunks, publication of what became complete, notes about layers.
 //!
-//! Every write goes to a temporary or partial file and is renamed when it is whole. A byte budget belongs into
-//! `writable`.
+//! Every write goes to a temporary or partial file and is renamed when it is whole.
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::partial::{self, Missing};
-use super::{FileCache, Finished, Piece, Place, hash, make_dir, whole_name};
+use super::{FileCache, Finished, Landing, Piece, Place, hash, make_dir, whole_name};
 use crate::image::Digest;
 use crate::lazy::event::LazyEvent;
 use crate::telemetry::Chain;
@@ -21,28 +21,41 @@ use crate::telemetry::Chain;
 static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 impl FileCache {
-    /// Keeps one verified chunk of `place`: on disk, or in memory if that fails. False then.
-    pub(in crate::lazy) fn keep(&self, place: &Place, piece: &Piece, bytes: &Bytes) -> bool {
+    /// Keeps one verified chunk of `place`: on disk, or in memory if that fails, and gives `None` then. What is on disk
+    /// stays there until the answer is dropped. Beyond a budget this may wait for an eviction.
+    pub(in crate::lazy) fn keep(
+        &self,
+        place: &Place,
+        piece: &Piece,
+        bytes: &Bytes,
+    ) -> Option<Landing<'_>> {
+        self.budget.relieve();
+        let landing = self.landing();
         let kept = if place.chunks <= 1 {
-            self.write(&piece.digest, bytes)
+            self.budget.touch(&piece.digest);
+            self.write(&piece.digest, bytes).map(|()| true)
         } else {
+            self.budget.touch(&place.id);
             self.writable().and_then(|()| {
                 let partial = self.open_partial(place, Missing::Create)?;
-                partial.map_or(Ok(()), |partial| partial.write_piece(piece, bytes))
+                partial.map_or(Ok(false), |partial| partial.write_piece(piece, bytes))
             })
         };
         match kept {
-            Ok(()) => {
+            Ok(is_new) => {
+                if is_new {
+                    self.budget.wrote(bytes.len() as u64);
+                }
                 if self.is_degraded.swap(false, Ordering::AcqRel) {
                     self.memory.clear();
                     self.events.send(LazyEvent::CacheRestored);
                 }
-                true
+                Some(landing)
             }
             Err(error) => {
                 self.memory.insert(piece.digest, bytes.clone());
                 self.degrade(&error);
-                false
+                None
             }
         }
     }
@@ -65,20 +78,30 @@ impl FileCache {
             let publishing = self.epoch.begin();
             publishing.mark(partial.data())?;
             self.rename_to_whole(&data, &expected)?;
+            self.budget.touch(&expected);
             let _ = rustix::fs::unlinkat(&self.root, &*map, AtFlags::empty());
             Ok(Finished::Published)
         });
-        finished.unwrap_or_else(|error| {
+        let finished = finished.unwrap_or_else(|error| {
             partial.retry_finishing();
             // Gone: published by another process.
             if error.kind() != io::ErrorKind::NotFound {
                 self.degrade(&error);
             }
             Finished::Unchanged
-        })
+        });
+        drop(partial);
+        self.budget.released();
+        finished
     }
 
-    pub(in crate::lazy) fn save_hint(&self, layer: &Digest, hint: &[u8]) {
+    /// Notes `hint` about `layer`, except while content is being evicted that it may count.
+    pub(in crate::lazy) fn save_hint(&self, layer: &Digest, hint: impl FnOnce() -> Vec<u8>) {
+        let is_evicting = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_evicting {
+            return;
+        }
+        let hint = &hint();
         if let Err(error) = self.write_to(&format!("layers/{}", layer.hex()), hint) {
             tracing::debug!(error = %Chain(&error), "could not note what is local of a layer");
         }
@@ -125,11 +148,7 @@ impl FileCache {
 
     #[cfg_attr(
         not(any(test, feature = "testing")),
-        expect(
-            clippy::unnecessary_wraps,
-            clippy::unused_self,
-            reason = "the seam of a byte budget"
-        )
+        expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "the seam of a full disk")
     )]
     fn writable(&self) -> io::Result<()> {
         #[cfg(any(test, feature = "testing"))]

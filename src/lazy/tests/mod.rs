@@ -13,6 +13,7 @@ use crate::image::Digest;
 use crate::testing::{Answer, BuiltLayer, LayerBuilder, ScriptedSource};
 
 mod ahead;
+mod evict;
 mod fault;
 mod fill;
 mod model;

@@ -17,6 +17,8 @@ enum Step {
     Prefetch,
     Pause,
     DiskFull(bool),
+    /// In blocks.
+    Budget(Option<u64>),
     /// Another engine; with the flag, after an unclean boot.
     Restart(bool),
 }
@@ -42,6 +44,7 @@ fn case() -> impl Strategy<Value = Case> {
         1 => Just(Step::Prefetch),
         1 => Just(Step::Pause),
         1 => any::<bool>().prop_map(Step::DiskFull),
+        2 => prop::option::weighted(0.8, 0_u64..8).prop_map(Step::Budget),
         2 => any::<bool>().prop_map(Step::Restart),
     ];
     // Never two wrong answers in a row: that is a corrupt layer, which has tests of its own.
@@ -100,7 +103,7 @@ async fn run(case: Case) {
     let (bed, model) = (Bed::new(), model(&case));
     let source = source(&model.layer);
     source.script(case.faults.iter().copied());
-    let mut boot = 0;
+    let (mut boot, mut budget) = (0, None);
     let limits = || Limits {
         extent_bytes: 3000,
         open_files: 4,
@@ -135,16 +138,26 @@ async fn run(case: Case) {
             Step::Prefetch => drop(opened.start_prefetch()),
             Step::Pause => opened.pause_background(),
             Step::DiskFull(full) => running.engine.pretend_full_disk(full),
+            Step::Budget(blocks) => {
+                budget = blocks.map(|blocks| blocks * 4096);
+                running.engine.set_cache_budget(budget);
+            }
             Step::Restart(rebooted) => {
                 boot += u32::from(rebooted);
+                // Of one that was really killed nothing goes on.
+                running.engine.set_cache_budget(None);
+                running.engine.wait_for_eviction();
                 // The old one is not closed: it was killed, as far as a test in one process can do that.
                 opened.pause_background();
                 running = bed.engine_with(&boot.to_string(), limits());
+                running.engine.set_cache_budget(budget);
                 opened = running.open(&model.layer, &source);
             }
         }
     }
     running.engine.pretend_full_disk(false);
+    running.engine.set_cache_budget(None);
+    running.engine.wait_for_eviction();
     opened.start_background();
     eventually("the layer gets complete", || opened.is_complete()).await;
     let fetched = source.requests().len();

@@ -1,0 +1,356 @@
+//! Eviction: what was used longest ago goes, until there is some room below the budget.
+//!
+//! Files go whole, complete and incomplete ones alike. Punching holes would give back the cold chunks of one large
+//! file, but a reader between its look at the map and its `pread` would take the hole's zeros for content; keeping
+//! it out costs a lock on every read. A file that is removed stays what it is for whoever has it open.
+//!
+//! Not removed is what is open: by somebody in this process, or through the mount (the engine is told by whoever knows;
+//! see `Engine::protect`), what is being written, and what was used after it had been chosen.
+//!
+//! A process may die between any two steps. Before the first removal the notes about layers go, so none is left
+//! that counts what is gone; each removal is one `unlink` (a map without its data vouches for nothing, see
+//! `partial`); the count of bytes is made anew by the next process.
+
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, PoisonError, RwLockReadGuard, Weak};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::budget::{Budget, Pressure, Room, UseClock};
+use super::{FileCache, Place, partial, whole_name};
+use crate::image::Digest;
+use crate::lazy::event::LazyEvent;
+use crate::telemetry::Chain;
+
+/// Content that was kept, and is not evicted before this is dropped: time to count it as local.
+#[derive(Debug)]
+pub(in crate::lazy) struct Landing<'a> {
+    _gate: RwLockReadGuard<'a, ()>,
+}
+
+/// When something was last used, the oldest first: in an earlier process (written then), or in this one (a count).
+type LastUse = (Option<u64>, i128);
+
+/// A file that may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    last_use: LastUse,
+    bytes: u64,
+    is_partial: bool,
+    key: [u8; 32],
+}
+
+/// The coldest files that together have the bytes that are wanted, found in one pass over all of them.
+#[derive(Debug)]
+struct Coldest {
+    wanted: u64,
+    bytes: u64,
+    files: BinaryHeap<Candidate>,
+}
+
+impl Coldest {
+    fn offer(&mut self, candidate: Candidate) {
+        self.bytes += candidate.bytes;
+        self.files.push(candidate);
+        while let Some(warmest) = self.files.peek()
+            && self.bytes - warmest.bytes >= self.wanted
+        {
+            self.bytes -= warmest.bytes;
+            self.files.pop();
+        }
+    }
+}
+
+impl FileCache {
+    /// Bounds what the files occupy. Who evicts: see [`FileCache::on_pressure`].
+    pub(in crate::lazy) fn set_budget(&self, bytes: Option<u64>) {
+        self.budget.set_limit(bytes);
+    }
+
+    /// The bound.
+    pub(in crate::lazy) fn budget(&self) -> Option<u64> {
+        self.budget.limit()
+    }
+
+    /// Whether there is too much, as far as is known.
+    pub(in crate::lazy) fn is_over_budget(&self) -> bool {
+        self.budget.limit().is_some_and(|limit| self.budget.used().is_none_or(|used| used > limit))
+    }
+
+    /// What the files occupy; `None` before it was counted.
+    pub(in crate::lazy) fn used(&self) -> Option<u64> {
+        self.budget.used()
+    }
+
+    /// `relief` is called when there is too much: from within a write for [`Pressure::Over`], and must not evict then;
+    /// before one for [`Pressure::Far`].
+    pub(in crate::lazy) fn on_pressure(&self, relief: impl Fn(Pressure) + Send + Sync + 'static) {
+        self.budget.on_pressure(Box::new(relief));
+    }
+
+    /// By which uses are counted.
+    pub(in crate::lazy) fn clock(&self) -> Arc<UseClock> {
+        self.budget.clock()
+    }
+
+    /// `place` was used then.
+    pub(in crate::lazy) fn touch_at(&self, place: &Place, when: u64) {
+        for key in keys_of(place) {
+            self.budget.touch_at(&key, when);
+        }
+    }
+
+    /// Room for `size` bytes of the background fill, which tells once when there is none. Blocks.
+    pub(in crate::lazy) fn reserve(&self, size: u64) -> Option<Room> {
+        if let (Some(_), None) = (self.budget.limit(), self.budget.used())
+            && let Err(error) = self.count()
+        {
+            self.degrade(&error);
+            return None;
+        }
+        let room = self.budget.reserve(size);
+        if room.is_none()
+            && let Some(budget) = self.budget.limit()
+            && self.budget.tells_that_fill_ends()
+        {
+            self.events.send(LazyEvent::CacheFull { budget });
+        }
+        room
+    }
+
+    /// Evicts what is over the budget, except what is `protected`; `forget` is told what is gone. Blocks. One at a
+    /// time: a second caller waits for the first one.
+    pub(in crate::lazy) fn evict(
+        &self,
+        protected: &HashSet<Digest>,
+        forget: impl FnOnce(&HashSet<Digest>),
+    ) {
+        let _alone = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(limit) = self.budget.limit() else { return };
+        if !self.is_over_budget() {
+            return;
+        }
+        // What another process has open is not known here.
+        let Some(_leave) = self.epoch.may_evict(&self.root) else {
+            self.budget.put_off(limit);
+            return;
+        };
+        let chosen = self.count().and_then(|total| match total > limit {
+            true => self.choose(total - Budget::low_mark(limit), protected),
+            false => Ok(Vec::new()),
+        });
+        match chosen {
+            Ok(chosen) if chosen.is_empty() => {}
+            Ok(chosen) => self.remove_all(&chosen, forget),
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "could not look for content to evict")
+            }
+        }
+        self.budget.evicted();
+    }
+
+    #[cfg(test)]
+    pub(in crate::lazy) fn wait_for_eviction(&self) {
+        drop(self.evicting.lock());
+    }
+
+    fn remove_all(&self, chosen: &[Candidate], forget: impl FnOnce(&HashSet<Digest>)) {
+        self.begin_without_hints();
+        let mut gone = HashSet::new();
+        let mut bytes = 0;
+        for candidate in chosen {
+            #[cfg(test)]
+            if self.dies_after_for_tests.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) <= 0 {
+                return;
+            }
+            if self.remove(candidate) {
+                gone.insert(Digest::from_bytes(candidate.key));
+                bytes += candidate.bytes;
+            }
+        }
+        self.budget.removed(bytes);
+        self.budget.forget(&gone);
+        forget(&gone);
+        *self.hints.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        tracing::debug!(files = gone.len(), bytes, "evicted content");
+    }
+
+    /// Removes the notes about layers, and writes none until told. Counting may be late; it must not be wrong.
+    fn begin_without_hints(&self) {
+        let mut is_evicting = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
+        *is_evicting = true;
+        let removed = self.directory("layers").and_then(|layers| {
+            for entry in Dir::read_from(&layers)? {
+                let entry = entry?;
+                if !is_dots(entry.file_name().to_bytes()) {
+                    rustix::fs::unlinkat(&layers, entry.file_name(), AtFlags::empty())?;
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            tracing::debug!(error = %Chain(&error), "notes about layers may count too much");
+        }
+    }
+
+    /// True if it is gone.
+    fn remove(&self, candidate: &Candidate) -> bool {
+        let key = Digest::from_bytes(candidate.key);
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        if self.is_open(&key) || self.budget.last_use(&key) != candidate.last_use.0 {
+            return false;
+        }
+        let unlink = |name: &str| match rustix::fs::unlinkat(&self.root, name, AtFlags::empty()) {
+            Ok(()) => true,
+            // Published meanwhile.
+            Err(Errno::NOENT) => false,
+            Err(error) => {
+                tracing::debug!(%error, name, "could not evict");
+                false
+            }
+        };
+        if !candidate.is_partial {
+            return unlink(&whole_name(&key));
+        }
+        // Held throughout: whoever opens it afterwards begins a new one.
+        let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
+        if partials.get(&key).is_some_and(|partial| partial.strong_count() > 0) {
+            return false;
+        }
+        let (data, map) = partial::names(&key);
+        let is_gone = unlink(&data);
+        unlink(&map);
+        is_gone
+    }
+
+    /// Looks at every file and gives what they occupy.
+    fn count(&self) -> io::Result<u64> {
+        let then = self.budget.running_count();
+        let mut total = 0;
+        self.each_file(|candidate| total += candidate.bytes)?;
+        self.budget.counted(total, then);
+        Ok(total)
+    }
+
+    fn choose(&self, wanted: u64, protected: &HashSet<Digest>) -> io::Result<Vec<Candidate>> {
+        let mut coldest = Coldest { wanted, bytes: 0, files: BinaryHeap::new() };
+        self.each_file(|candidate| {
+            let key = Digest::from_bytes(candidate.key);
+            let is_free = !protected.contains(&key) && !self.is_open(&key);
+            if candidate.bytes > 0 && is_free && !(candidate.is_partial && self.is_written(&key)) {
+                coldest.offer(candidate);
+            }
+        })?;
+        Ok(coldest.files.into_sorted_vec())
+    }
+
+    fn each_file(&self, mut found: impl FnMut(Candidate)) -> io::Result<()> {
+        let whole = self.directory("sha256")?;
+        for entry in Dir::read_from(&whole)? {
+            let entry = entry?;
+            if is_dots(entry.file_name().to_bytes()) {
+                continue;
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let opened = rustix::fs::openat(&whole, entry.file_name(), flags, Mode::empty());
+            let Ok(directory) = opened else { continue };
+            self.each_in(&directory, &mut |candidate, _| found(candidate))?;
+        }
+        // Of an incomplete file, data and map together.
+        let mut partials: HashMap<[u8; 32], Candidate> = HashMap::new();
+        self.each_in(&self.directory("partial")?, &mut |candidate, is_map| {
+            let both = Candidate { is_partial: true, ..candidate };
+            let pair = partials.entry(candidate.key).or_insert(Candidate { bytes: 0, ..both });
+            pair.bytes += candidate.bytes;
+            if !is_map {
+                pair.last_use = candidate.last_use;
+            }
+        })?;
+        partials.into_values().for_each(found);
+        Ok(())
+    }
+
+    fn each_in(
+        &self,
+        directory: &OwnedFd,
+        found: &mut impl FnMut(Candidate, bool),
+    ) -> io::Result<()> {
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Ok(text) = name.to_str() else { continue };
+            let (hex, is_map) = text.strip_suffix(".map").map_or((text, false), |hex| (hex, true));
+            let Ok(key) = Digest::from_hex(hex) else { continue };
+            // Gone since: renamed, or thrown away as damaged.
+            let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            // The modification time is a stamp; this one is when it was written, or verified, last.
+            let written =
+                i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec);
+            found(
+                Candidate {
+                    last_use: (self.budget.last_use(&key), written),
+                    bytes: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
+                    is_partial: false,
+                    key: *key.as_bytes(),
+                },
+                is_map,
+            );
+        }
+        Ok(())
+    }
+
+    fn directory(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(rustix::fs::openat(self.root.as_fd(), name, flags, Mode::empty())?)
+    }
+
+    /// Notes that somebody has `file`, which is the content `key`, for as long as anybody has it. Called behind the
+    /// gate through which evicting goes too.
+    pub(super) fn note_open(&self, key: Digest, file: &Arc<File>) {
+        self.budget.touch(&key);
+        if self.budget.limit().is_none() {
+            return;
+        }
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = open.len();
+        let files = open.entry(key).or_default();
+        files.retain(|file: &Weak<File>| file.strong_count() > 0);
+        if !files.iter().any(|known| known.as_ptr() == Arc::as_ptr(file)) {
+            files.push(Arc::downgrade(file));
+        }
+        if open.len() > before && open.len() >= 1024 && open.len().is_power_of_two() {
+            open.retain(|_, files| files.iter().any(|file| file.strong_count() > 0));
+        }
+    }
+
+    fn is_open(&self, key: &Digest) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(key).is_some_and(|files| files.iter().any(|file| file.strong_count() > 0))
+    }
+
+    /// Whether somebody has the incomplete file `key`: reads, writes or publishes it.
+    fn is_written(&self, key: &Digest) -> bool {
+        let partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
+        partials.get(key).is_some_and(|partial| partial.strong_count() > 0)
+    }
+
+    /// Keeps evictions away.
+    pub(super) fn landing(&self) -> Landing<'_> {
+        Landing { _gate: self.gate.read().unwrap_or_else(PoisonError::into_inner) }
+    }
+}
+
+/// What of `place` may be in the cache: complete content, and incomplete.
+pub(in crate::lazy) fn keys_of(place: &Place) -> impl Iterator<Item = Digest> {
+    place.whole.into_iter().chain(std::iter::once(place.id))
+}
+
+fn is_dots(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..")
+}

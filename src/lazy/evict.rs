@@ -1,0 +1,156 @@
+//! Eviction as the engine sees it: when it happens, what is protected, and that every layer forgets what is gone.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::cache::{Pressure, keys_of};
+use super::engine::{Engine, Shared};
+use super::layer::LazyLayer;
+use crate::estargz::{ChunkNo, EntryNo};
+use crate::image::Digest;
+
+/// Names, of every file that is open, its layer and its entry.
+type OpenFiles = Box<dyn Fn(&mut dyn FnMut(Digest, EntryNo)) + Send + Sync>;
+
+/// What the engine knows about eviction.
+#[derive(Default)]
+pub(super) struct Eviction {
+    open_files: Mutex<Option<OpenFiles>>,
+    is_begun: AtomicBool,
+}
+
+impl std::fmt::Debug for Eviction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Eviction").field("is_begun", &self.is_begun).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// What the cache may occupy on disk from now on; `None`: as much as there is. Evicts in the background what is
+    /// over it. Layers whose background fill had ended for want of room go on with it.
+    pub fn set_cache_budget(&self, bytes: Option<u64>) {
+        let shared = self.shared();
+        shared.cache.set_budget(bytes);
+        shared.evict_later();
+        for layer in shared.open_layers() {
+            layer.look_again();
+        }
+    }
+
+    /// What the cache occupies on disk; `None` before there was a budget.
+    #[must_use]
+    pub fn cache_bytes(&self) -> Option<u64> {
+        self.shared().cache.used()
+    }
+
+    /// Has `open_files` asked before each eviction which files somebody has open whom the engine does not know, as the
+    /// kernel that reads a file itself: none of them is evicted. It must not call the engine.
+    pub fn protect(
+        &self,
+        open_files: impl Fn(&mut dyn FnMut(Digest, EntryNo)) + Send + Sync + 'static,
+    ) {
+        let mut kept =
+            self.shared().eviction.open_files.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(Box::new(open_files));
+    }
+
+    /// Waits for the end of an eviction that is under way.
+    #[cfg(test)]
+    pub(super) fn wait_for_eviction(&self) {
+        self.shared().cache.wait_for_eviction();
+    }
+}
+
+impl Shared {
+    /// Begins to keep the budget of the limits.
+    pub(super) fn begin_budget(self: &Arc<Self>) {
+        let shared: Weak<Self> = Arc::downgrade(self);
+        self.cache.on_pressure(move |pressure| {
+            let Some(shared) = shared.upgrade() else { return };
+            match pressure {
+                Pressure::Over => shared.evict_later(),
+                Pressure::Far => shared.evict(),
+            }
+        });
+        self.cache.set_budget(self.limits.cache_bytes);
+    }
+
+    /// Evicts in the background; one at a time.
+    fn evict_later(self: &Arc<Self>) {
+        if !self.eviction.is_begun.swap(true, Ordering::AcqRel) {
+            let shared = Arc::clone(self);
+            self.runtime.spawn_blocking(move || {
+                shared.eviction.is_begun.store(false, Ordering::Release);
+                shared.evict();
+            });
+        }
+    }
+
+    /// Evicts what is over the budget. Blocks.
+    pub(super) fn evict(&self) {
+        if !self.cache.is_over_budget() {
+            return;
+        }
+        let layers = self.open_layers();
+        // Nothing stays open only because it may be read again; when it was, counts.
+        for ((lane, entry), used) in self.table.close_all() {
+            let layer = layers.iter().find(|layer| layer.lane == lane);
+            if let Some(Ok(place)) = layer.map(|layer| layer.place(EntryNo(entry))) {
+                self.cache.touch_at(&place, used);
+            }
+        }
+        let now = self.cache.clock().tick();
+        let mut protected = HashSet::new();
+        let open_files = self.eviction.open_files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open_files) = &*open_files {
+            open_files(&mut |digest, entry| {
+                let layer = layers.iter().find(|layer| layer.digest == digest);
+                if let Some(Ok(place)) = layer.map(|layer| layer.place(entry)) {
+                    self.cache.touch_at(&place, now);
+                    protected.extend(keys_of(&place));
+                }
+            });
+        }
+        drop(open_files);
+        let mut is_less = false;
+        self.cache.evict(&protected, |gone| {
+            is_less = true;
+            layers.iter().for_each(|layer| layer.forget_content(gone));
+        });
+        if is_less {
+            layers.iter().for_each(|layer| layer.save_hint());
+        }
+    }
+}
+
+impl LazyLayer {
+    /// Counts what was in the content `gone` as not local. One pass over the index, since the cache knows no layers.
+    fn forget_content(&self, gone: &HashSet<Digest>) {
+        if gone.is_empty() {
+            return;
+        }
+        let mut file = None;
+        for number in 0..self.index.chunks() {
+            if !self.progress.is_set(number) {
+                continue;
+            }
+            let Some((entry, n)) = self.index.chunk_by_number(ChunkNo(number)) else { continue };
+            let Some(chunk) = self.index.chunk(entry, n) else { continue };
+            let count = self.index.chunk_count(entry);
+            let is_gone = match file {
+                Some((known, is_gone)) if known == entry => is_gone,
+                _ if count <= 1 => gone.contains(&chunk.digest),
+                _ => {
+                    let whole = self.index.file_digest(entry);
+                    whole.is_some_and(|whole| gone.contains(&whole))
+                        || gone.contains(&self.partial_id(entry, count))
+                }
+            };
+            file = Some((entry, is_gone));
+            if is_gone {
+                self.forget(number, chunk.size);
+            }
+        }
+    }
+}
