@@ -25,8 +25,7 @@ use super::connect::Negotiation;
 use super::errno::Refusal;
 use super::handles::{Handle, Handles, Mode, Wanted};
 use super::tree::{ROOT, Tree};
-use crate::estargz::{Entry, EntryKind, EntryNo};
-use crate::image::Digest;
+use crate::estargz::{Entry, EntryKind};
 use crate::lazy::Opened;
 
 /// Below a layer's directory nothing ever changes. The kernel counts in jiffies, so no larger number is longer.
@@ -142,15 +141,6 @@ impl Served {
         match layer.open_local(entry)? {
             Some(opened) => self.record_open(ino, unique, &opened).map(Some),
             None => Ok(None),
-        }
-    }
-
-    /// Names the files that are open: the kernel may read their content without asking anybody.
-    pub(super) fn open_files(&self, found: &mut dyn FnMut(Digest, EntryNo)) {
-        for (layer, entry) in
-            self.handles.open_inodes().iter().filter_map(|ino| self.tree.origin(*ino))
-        {
-            found(layer, entry);
         }
     }
 

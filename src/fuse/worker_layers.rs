@@ -97,8 +97,11 @@ impl Layers {
     ) -> Self {
         let open = Arc::downgrade(&served);
         engine.protect(move |found| {
-            if let Some(served) = open.upgrade() {
-                served.open_files(found);
+            let Some(served) = open.upgrade() else { return };
+            // The kernel may read their content without asking anybody.
+            let inodes = served.handles.open_inodes();
+            for (layer, entry) in inodes.iter().filter_map(|ino| served.tree.origin(*ino)) {
+                found(layer, entry);
             }
         });
         Self { session, engine, client, served, mounted: Mutex::default() }
