@@ -241,18 +241,19 @@ impl Images {
         teller: Teller<'_>,
     ) -> Result<(), PullError> {
         let digest = wanted.descriptor.digest;
-        let manner = match extent {
-            Extent::Full => Manner::Full(None),
-            // Asked before anything is fetched: a host that cannot be lazy needs no index.
+        let told = teller.layer(digest);
+        let prepare = |manner| self.layers.prepare(wanted, manner, &told);
+        let kept = match extent {
+            Extent::Full => prepare(Manner::Full(None)).await?,
             Extent::Index | Extent::Lazy if wanted.descriptor.toc_digest().is_some() => {
-                match self.lazy.ensure().await {
-                    Ok(()) => Manner::Lazy,
-                    Err(reason) => Manner::Full(Some(reason)),
+                let indexed = self.lazy.ensure_during(prepare(Manner::Lazy)).await;
+                match indexed {
+                    Ok(kept) => kept?,
+                    Err(reason) => prepare(Manner::Full(Some(reason))).await?,
                 }
             }
-            Extent::Index | Extent::Lazy => Manner::Lazy,
+            Extent::Index | Extent::Lazy => prepare(Manner::Lazy).await?,
         };
-        let kept = self.layers.prepare(wanted, manner, &teller.layer(digest)).await?;
         let why_full = self.note(digest, &kept);
         // The prefetch runs from here on; nobody waits for it.
         if kept == Kept::Indexed

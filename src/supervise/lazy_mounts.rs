@@ -100,9 +100,27 @@ impl LazyMounts {
         self.link.generation.subscribe()
     }
 
-    /// Makes sure that layers can be mounted; the error is the reason why not.
-    pub(super) async fn ensure(&self) -> Result<(), String> {
-        self.connected().await.map(drop)
+    /// Makes sure that layers can be mounted, and does `work` meanwhile: where nothing is mounted yet, whoever serves
+    /// the mounts takes longer to start than a registry to answer. The error is the reason why they cannot; `work` was
+    /// dropped then, and was not even begun on a host that is known to be unable.
+    pub(super) async fn ensure_during<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, String> {
+        let ready = self.connected();
+        tokio::pin!(ready, work);
+        tokio::select! {
+            // Cancel-safe: whichever ends later is waited for.
+            biased;
+            ready = &mut ready => {
+                ready?;
+                Ok(work.await)
+            }
+            done = &mut work => {
+                ready.await?;
+                Ok(done)
+            }
+        }
     }
 
     async fn connected(&self) -> Result<Arc<Lazy>, String> {
