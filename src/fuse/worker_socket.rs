@@ -45,9 +45,11 @@ pub(super) async fn serve(
             // Cancel-safe: nothing is accepted unless this arm is taken.
             accepted = listener.accept() => match accepted {
                 Ok(channel) => drop(tokio::spawn(converse(Arc::clone(&shared), channel))),
-                // Out of descriptors, mostly: not a reason to stop serving files.
+                // Out of descriptors, mostly: not a reason to stop serving files. But whoever asks in vain whether this
+                // worker lives replaces it in the end.
                 Err(error) => {
                     tracing::warn!(%error, "could not accept a connection");
+                    shared.layers.close_idle_files();
                     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                 }
             },

@@ -144,6 +144,12 @@ impl Engine {
         self.0.counters.counters()
     }
 
+    /// Closes the files of the cache that nobody reads right now. They stay open because they may be read again, up
+    /// to [`Limits::open_files`]; for when this process has run out of descriptors all the same.
+    pub fn close_idle_files(&self) {
+        self.0.close_idle_files(&self.0.open_layers());
+    }
+
     /// Closes every layer and makes what is in the cache durable. Blocks on the disk; for an orderly end only, since
     /// an engine that is killed loses nothing either, except that a power cut later has more to verify.
     ///

@@ -87,19 +87,23 @@ impl Shared {
         }
     }
 
-    /// Evicts what is over the budget. Blocks.
-    pub(super) fn evict(&self) {
-        if !self.cache.is_over_budget() {
-            return;
-        }
-        let layers = self.open_layers();
-        // Nothing stays open only because it may be read again; when it was, counts.
+    /// Nothing stays open only because it may be read again; when it was, counts.
+    pub(super) fn close_idle_files(&self, layers: &[Arc<LazyLayer>]) {
         for ((lane, entry), used) in self.table.close_all() {
             let layer = layers.iter().find(|layer| layer.lane == lane);
             if let Some(Ok(place)) = layer.map(|layer| layer.place(EntryNo(entry))) {
                 self.cache.touch_at(&place, used);
             }
         }
+    }
+
+    /// Evicts what is over the budget. Blocks.
+    pub(super) fn evict(&self) {
+        if !self.cache.is_over_budget() {
+            return;
+        }
+        let layers = self.open_layers();
+        self.close_idle_files(&layers);
         let now = self.cache.clock().tick();
         let mut protected = HashSet::new();
         let open_files = self.eviction.open_files.lock().unwrap_or_else(PoisonError::into_inner);
