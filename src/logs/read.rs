@@ -356,10 +356,11 @@ mod tests {
             write(&mut LogWriter::open(&file, 200, 100).unwrap(), 0..150);
         });
         let mut seen = Vec::new();
-        while seen.len() < 150 {
+        while !writer.is_finished() {
             seen.extend(read(&mut reader));
         }
         writer.join().unwrap();
+        seen.extend(read(&mut reader));
         assert_eq!(seen, (0..150).collect::<Vec<_>>());
     }
 }

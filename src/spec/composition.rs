@@ -68,7 +68,8 @@ pub fn compose(input: &LoadInput<'_>, source: &dyn FileSource) -> Result<Composi
         match (Problems::new(std::mem::take(&mut loader.problems)), composed) {
             (Some(problems), _) => return Err(problems),
             (None, Some(composed)) => composed,
-            (None, None) => unreachable!("what keeps files from being read was reported"),
+            // What keeps a file from being read was reported.
+            (None, None) => return Err(Problems::no_file(&input.sources.project_dir)),
         }
     };
     Ok(Composition { used: load::names(usage), ..composed })

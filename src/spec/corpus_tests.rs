@@ -303,6 +303,12 @@ fn a_variable_without_a_value_is_a_warning_once() {
 }
 
 #[test]
+fn a_project_without_files_is_a_problem() {
+    let problems = composed(&folder(""), &Case { files: &[], ..PLAIN }).unwrap_err();
+    assert_eq!(problems.to_string(), "/srv/demo: no services file is named");
+}
+
+#[test]
 fn includes_and_extends_that_multiply_are_refused() {
     let mut bomb =
         "=== services.yaml\ninclude: [l1.yaml, l1.yaml]\nservices: {a: {image: a}}\n".to_owned();

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use super::field::{Checker, normalize};
 use super::keys;
 use super::raw::{Entry, Node, Value};
-use super::tmpfs::octal;
 use super::volume::mount_point;
 
 /// A config or secret as a service sees it.
@@ -157,12 +156,7 @@ impl Checker<'_> {
                         "target" => target = self.text(path, value),
                         "uid" => uid = self.id(path, value),
                         "gid" => gid = self.id(path, value),
-                        "mode" => {
-                            mode = self.text(path, value).and_then(|text| {
-                                let read = octal(&text);
-                                self.checked(path, value, read)
-                            });
-                        }
+                        "mode" => mode = self.mode(path, value),
                         _ => self.leave(&found),
                     }
                 }

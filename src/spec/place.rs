@@ -8,7 +8,7 @@ use super::raw::{Node, Value};
 use super::tree;
 
 /// Keys that hold a path, or a list of them.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 8] = [
     "services.*.env_file",
     "services.*.env_file.path",
     "services.*.label_file",
@@ -17,7 +17,6 @@ const PATHS: [&str; 9] = [
     "services.*.develop.watch.path",
     "configs.*.file",
     "secrets.*.file",
-    "include.env_file",
 ];
 
 /// Makes the paths below `node` absolute; they are relative to `base`. Items of a list have no part in a path.

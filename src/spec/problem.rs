@@ -1,6 +1,7 @@
 //! What is wrong with a services file, and where. Rendering is here; finding problems is in the validation.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +102,18 @@ impl Problems {
         // An alias can lead to the same text from several places.
         problems.dedup();
         (!problems.is_empty()).then_some(Self(problems))
+    }
+
+    /// That a project in `folder` has no file at all.
+    #[must_use]
+    pub(crate) fn no_file(folder: &Path) -> Self {
+        Self(vec![Problem {
+            file: folder.display().to_string(),
+            at: None,
+            path: String::new(),
+            message: "no services file is named".to_owned(),
+            kind: ProblemKind::Invalid,
+        }])
     }
 
     /// These and `more`.

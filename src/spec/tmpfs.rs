@@ -36,20 +36,21 @@ impl Checker<'_> {
             match key.as_str() {
                 _ if value.value == Value::Null || key.starts_with("x-") => {}
                 "size" => size = self.size(path, value),
-                "mode" => {
-                    mode = self.text(path, value).and_then(|text| {
-                        let read = octal(&text);
-                        self.checked(path, value, read)
-                    });
-                }
+                "mode" => mode = self.mode(path, value),
                 _ => self.problem(Some(*at), path, format!("unknown key `{key}` of `tmpfs`")),
             }
         }
         (size, mode)
     }
+
+    /// Permission bits, written in octal.
+    pub(super) fn mode(&mut self, path: &str, node: &Node) -> Option<u32> {
+        let text = self.text(path, node)?;
+        self.checked(path, node, octal(&text))
+    }
 }
 
-pub(super) fn octal(text: &str) -> Result<u32, String> {
+fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text.strip_prefix("0o").unwrap_or(text), 8)
         .ok()
         .filter(|mode| *mode <= MODE)

@@ -189,6 +189,8 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -214,10 +216,13 @@ mod tests {
 
     #[test]
     fn tables_are_in_order_and_say_something_of_each_key() {
-        for keys in [SERVICE, TOP, DEPLOY, HEALTHCHECK, SUPERVISOR, LAZY, PROBE, LIMITS] {
-            let mut names: Vec<&str> = keys.iter().map(|key| key.name).collect();
-            names.dedup();
-            assert_eq!(names.len(), keys.len());
+        let of_services =
+            [SERVICE, HEALTHCHECK, DEPLOY, RESOURCES, LIMITS, RESERVATIONS, RESTART_POLICY];
+        let of_the_rest =
+            [TOP, VOLUME, NAMED_VOLUME, VOLUME_OPTIONS, GRANT, GRANTED, SUPERVISOR, LAZY, PROBE];
+        for keys in of_services.into_iter().chain(of_the_rest) {
+            let names: BTreeSet<&str> = keys.iter().map(|key| key.name).collect();
+            assert_eq!(names.len(), keys.len(), "{names:?}");
             assert!(keys.iter().all(|key| !key.text.is_empty() && !key.text.contains('\n')));
         }
         assert!(SERVICE.is_sorted_by_key(|key| key.name));
