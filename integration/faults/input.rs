@@ -94,6 +94,14 @@ fn wrong_use_has_its_own_exit_code() {
     cli.run(["frobnicate"]).failed(2);
     cli.run(["up", "--no-such-flag"]).failed(2);
     cli.run(["pull"]).failed(2);
+    // A name that is none would be another query to control.
+    for command in ["logs", "events", "inspect", "wait", "ps", "stop"] {
+        for name in ["a&follow=true", "a b"] {
+            let error = cli.run([command, name]).failed(2);
+            assert!(error.contains(&format!("`{name}` is not a service name")), "{error}");
+        }
+    }
+    cli.run(["ps", "-p", "a&b"]).failed(2);
     let error = cli.run(["pull", "repo/UPPER"]).failed(1);
     assert!(error.contains("repo/UPPER"), "{error}");
     cli.services("services:\n  a:\n    image: oci:/x\n");

@@ -87,7 +87,7 @@ fn logs_are_chosen_by_time_and_shown_as_asked() {
     let past = shown(&["-f", "--until", third, "--no-log-prefix", "web"]);
     assert_eq!(past, "one\ntwo\n", "following until a moment ends");
     let wrong = program.run(["logs", "--since", "yesterday"]);
-    assert_eq!(wrong.status.code(), Some(1));
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("is no moment"), "{wrong:?}");
     program.interrupt(up);
 }

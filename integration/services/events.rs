@@ -43,7 +43,7 @@ fn events_are_kept_over_restarts_of_control_and_asked_for_by_time_and_service() 
     assert!(text.lines().all(|line| line.contains("  info     ")), "{text}");
     assert!(text.contains("/web  ") && text.contains(" started\n"), "{text}");
     let wrong = program.run(["events", "--since", "yesterday"]);
-    assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
 }
 
 #[test]

@@ -4,6 +4,28 @@ use super::{IDLE, file, service};
 use crate::support::program::Program;
 
 #[test]
+fn of_a_project_that_is_right_as_a_whole_a_part_is_printed() {
+    let program = Program::new();
+    let services = [service("web", IDLE), service("db", IDLE), service("other", IDLE)];
+    program.services(&file(&services));
+    let text = program.ok(["config", "web"]);
+    assert!(text.contains("web:") && !text.contains("other:"), "{text}");
+    let names = |arguments: &[&str]| -> Vec<String> {
+        let text = program.ok(arguments);
+        text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&["config", "--hash", "*", "web", "other"]), ["other", "web"]);
+    assert_eq!(names(&["config", "--hash", "db,web"]), ["db", "web"]);
+    assert_eq!(program.run(["config", "--hash", "db", "web"]).status.code(), Some(1));
+
+    let [web, db, other] = services;
+    program.services(&file(&[web, db, other.key("restart: sometimes")]));
+    let refused = program.run(["config", "-q", "web"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("other.restart"), "{refused:?}");
+}
+
+#[test]
 fn a_change_of_any_file_of_the_project_is_applied() {
     let program = Program::new();
     let write = |name: &str, text: &str| std::fs::write(program.folder().join(name), text).unwrap();

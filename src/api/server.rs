@@ -192,8 +192,7 @@ async fn logs(
     Query(query): Query<LogsQuery>,
 ) -> Result<Response, RequestError> {
     caller.require(Permission::Read(Some(&query.project)))?;
-    let services: Vec<String> =
-        query.services.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let services = super::wire::names(&query.services);
     let tail =
         LogTail { last: query.tail, since: query.since, until: query.until, follow: query.follow };
     let (sender, receiver) = mpsc::channel(STREAM_QUEUE);

@@ -10,7 +10,7 @@ use axum::{Json, Router};
 
 use super::caller::{Caller, Permission};
 use super::server::{Context, lines, received};
-use super::wire::{InspectQuery, ServicesQuery, StartRequest, StopRequest};
+use super::wire::{InspectQuery, ServicesQuery, StartRequest, StopRequest, names};
 use crate::supervise::{RequestError, StopOptions};
 
 pub(super) fn routes() -> Router<Context> {
@@ -30,10 +30,6 @@ fn options(request: StopRequest) -> StopOptions {
         services: request.services,
         grace: if request.kill || request.force { Some(Duration::ZERO) } else { timeout },
     }
-}
-
-fn names(list: &str) -> Vec<String> {
-    list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 async fn stop(

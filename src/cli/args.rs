@@ -14,6 +14,7 @@ use super::inspect::InspectArguments;
 use super::install::InstallArguments;
 use super::logs::LogsArguments;
 use super::man::ManArguments;
+use super::project;
 use super::start::{RestartArguments, StartArguments};
 use super::stop::StopArguments;
 use super::uninstall::UninstallArguments;
@@ -89,6 +90,7 @@ pub(super) struct GlobalArguments {
         long = "project-name",
         id = "leading_project_name",
         value_name = "NAME",
+        value_parser = project::project_name,
         hide = true
     )]
     pub(super) project_name: Option<String>,
@@ -207,7 +209,13 @@ pub(super) struct ProjectArguments {
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Vec<PathBuf>,
     /// Project name (default: the name in the file, else its directory's)
-    #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "SUPERVISOR_PROJECT_NAME",
+        value_parser = project::project_name
+    )]
     pub(super) project_name: Option<String>,
 }
 
@@ -215,7 +223,7 @@ pub(super) struct ProjectArguments {
 #[derive(Debug, Args)]
 pub(super) struct PsArguments {
     /// Services to list (default: all)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     pub(super) services: Vec<String>,
     /// Which project; all projects when neither is given and no services file is here.
     #[command(flatten)]
@@ -229,6 +237,7 @@ pub(super) struct PsArguments {
 #[derive(Debug, Args)]
 pub(super) struct ExecArguments {
     /// The service
+    #[arg(value_parser = project::service_name)]
     pub(super) service: String,
     /// Which project.
     #[command(flatten)]

@@ -6,7 +6,7 @@ use hyper::Method;
 use jiff::Timestamp;
 
 use super::log_printer::Printer;
-use super::{logs, output};
+use super::{logs, output, project};
 use crate::api::{ApiClient, Lines, LogLine, LogsQuery};
 use crate::supervise::report::{Event, EventLevel, UpRequest};
 
@@ -57,8 +57,7 @@ impl Attached {
         client: &ApiClient,
         request: &UpRequest,
     ) -> anyhow::Result<()> {
-        let path = format!("/v1/services?project={}", request.project);
-        let known: Result<serde_json::Value, _> = client.call(Method::GET, &path, &()).await;
+        let known = project::reports(client, Some(&request.project)).await;
         let claim = if known.is_ok() { Claim::Earlier } else { Claim::Up };
         let printer = std::mem::take(&mut self.printer);
         *self = Self::since(client, request, claim, self.last, printer).await?;

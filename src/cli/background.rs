@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::progress::Progress;
 use super::settings::Settings;
 use super::signals::Signals;
-use super::{connect, output};
+use super::{connect, output, project};
 use crate::api::{ApiClient, ClientError, Lines, LogLine};
 use crate::supervise::report::{Event, EventLevel, ServiceReport, Standing, UpRequest};
 
@@ -106,8 +106,7 @@ impl<'a> Waiting<'a> {
 
     /// Looks at the services and shows them; whether nothing is left to wait for.
     async fn look(&mut self) -> Result<bool, ClientError> {
-        let path = format!("/v1/services?project={}", self.request.project);
-        let all: Vec<ServiceReport> = self.client.call(Method::GET, &path, &()).await?;
+        let all = project::reports(&self.client, Some(&self.request.project)).await?;
         self.reports =
             all.into_iter().filter(|report| self.services.contains(&report.service)).collect();
         let mut ended = true;

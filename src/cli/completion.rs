@@ -8,12 +8,10 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::{Shell as Generator, generate};
-use hyper::Method;
 
 use super::args::Arguments;
 use super::settings::Settings;
-use super::{connect, output};
-use crate::supervise::report::ServiceReport;
+use super::{connect, output, project};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,7 +73,7 @@ fn print_services(settings: &Settings) {
     let Ok(runtime) = connect::runtime() else { return };
     let reports = runtime.block_on(async {
         let client = connect::connect(settings).await.ok()??;
-        client.call::<_, Vec<ServiceReport>>(Method::GET, "/v1/services", &()).await.ok()
+        project::reports(&client, None).await.ok()
     });
     let mut names: Vec<String> =
         reports.unwrap_or_default().into_iter().map(|report| report.service).collect();

@@ -26,7 +26,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(super) struct ConfigArguments {
     /// Services to print (default: all)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     services: Vec<String>,
     /// Print nothing, only check
     #[arg(short, long)]
@@ -100,11 +100,12 @@ pub(super) fn run(settings: &Settings, arguments: &ConfigArguments) -> anyhow::R
     for name in &arguments.services {
         ensure!(known.contains(name), "no such service: `{name}`");
     }
-    composition.keep(&arguments.services);
+    // The whole is checked, as `up` does it.
     let desired = match interpolation {
         Interpolation::Replace => Some(project::check(&composition)?),
         Interpolation::Keep => None,
     };
+    composition.keep(&arguments.services);
     if arguments.quiet {
         return Ok(ExitCode::SUCCESS);
     }
@@ -118,12 +119,18 @@ pub(super) fn run(settings: &Settings, arguments: &ConfigArguments) -> anyhow::R
     } else if arguments.profiles {
         lines(composition.profiles());
     } else if let (Some(wanted), Some(desired)) = (&arguments.hash, &desired) {
+        let kept = composition.services();
+        let is_kept = |name: &str| kept.iter().any(|kept| kept == name);
         let wanted: Vec<&str> = wanted.split(',').filter(|name| *name != "*").collect();
         for name in &wanted {
-            ensure!(desired.services.contains_key(*name), "no such service: `{name}`");
+            ensure!(
+                desired.services.contains_key(*name) && is_kept(name),
+                "no such service: `{name}`"
+            );
         }
         for (name, service) in &desired.services {
-            if wanted.is_empty() || wanted.contains(&name.as_str()) {
+            let name = name.as_str();
+            if is_kept(name) && (wanted.is_empty() || wanted.contains(&name)) {
                 output::line(&format!("{name} {}", service.config_hash()));
             }
         }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use hyper::Method;
 
 use super::doctor_view::Shown;
 use super::settings::Settings;
@@ -15,7 +14,6 @@ use crate::doctor::{Check, Health, Patient, examine};
 use crate::image::ImageRef;
 use crate::spec::Interpolation;
 use crate::supervise::instance_of;
-use crate::supervise::report::ServiceReport;
 use crate::telemetry::Chain;
 
 /// Control answers at once, whatever it does.
@@ -143,9 +141,7 @@ async fn control(settings: &Settings, images: &mut Vec<ImageRef>) -> Check {
             return check(name, Health::Failed, Chain(&error).to_string(), Some(remedy));
         }
     };
-    let reports: Result<Vec<ServiceReport>, _> =
-        client.call(Method::GET, "/v1/services", &()).await;
-    let services = match reports {
+    let services = match project::reports(&client, None).await {
         Ok(reports) => {
             images.extend(reports.iter().filter_map(|report| report.image.parse().ok()));
             reports.len()

@@ -17,7 +17,7 @@ use crate::api::StopRequest;
 )]
 pub(super) struct DownArguments {
     /// Services to take down (default: the whole project)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     pub(super) services: Vec<String>,
     /// Seconds from the stop signal to the kill (default: the service's stop_grace_period)
     #[arg(short, long, value_name = "SECS")]

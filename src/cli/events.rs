@@ -28,17 +28,17 @@ them.\n\nExamples:\n  supervisor events\n  supervisor events --since 1h --no-fol
 )]
 pub(super) struct EventsArguments {
     /// Services whose events are shown (default: all, and the host's)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     services: Vec<String>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
-    /// Begin with what happened since: 10m (ago), 2026-01-31, 2026-01-31T08:00:00Z, seconds since 1970
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
-    /// End with what happened until then
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
+    /// Begin with what happened since: 10m (ago), 2026-01-31, 2026-01-31T08:00[Z], or seconds since 1970
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse)]
+    since: Option<Timestamp>,
+    /// End with what happened until then, written as for --since
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse)]
+    until: Option<Timestamp>,
     /// Only what happened already
     #[arg(long)]
     no_follow: bool,
@@ -46,20 +46,23 @@ pub(super) struct EventsArguments {
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
     /// Only this project (default: the services file's, else all)
-    #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "SUPERVISOR_PROJECT_NAME",
+        value_parser = project::project_name
+    )]
     project_name: Option<String>,
 }
 
 pub(super) fn run(settings: &Settings, arguments: &EventsArguments) -> anyhow::Result<ExitCode> {
     let project = project::name(settings, &arguments.file, arguments.project_name.as_deref())?;
-    let now = Timestamp::now();
-    let moment =
-        |text: &Option<String>| text.as_deref().map(|text| moment::parse(text, now)).transpose();
     let mut query = EventsQuery {
         project,
         services: arguments.services.join(","),
-        since: moment(&arguments.since)?,
-        until: moment(&arguments.until)?,
+        since: arguments.since,
+        until: arguments.until,
         after: None,
         follow: !arguments.no_follow,
     };
@@ -82,7 +85,7 @@ pub(super) fn run(settings: &Settings, arguments: &EventsArguments) -> anyhow::R
     })
 }
 
-/// Names of projects and services need no escaping, and neither do times in UTC.
+/// Names of projects and services, which were checked, need no escaping, and neither do times in UTC.
 async fn ask(client: &ApiClient, query: &EventsQuery) -> Result<Lines, ClientError> {
     let EventsQuery { project, services, since, until, after, follow } = query;
     let mut path = format!("/v1/events?follow={follow}&services={services}");

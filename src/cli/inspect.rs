@@ -18,7 +18,7 @@ supervisor inspect web | jq '.[0].image_content.layers'"
 )]
 pub(super) struct InspectArguments {
     /// Services or containers (default: all services)
-    #[arg(value_name = "SERVICE|CONTAINER")]
+    #[arg(value_name = "SERVICE|CONTAINER", value_parser = project::service_or_container)]
     pub(super) names: Vec<String>,
     /// Form of the answer: one JSON array
     #[arg(long, value_name = "FORMAT", default_value = "json")]

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
-use hyper::Method;
 
+use super::project;
 use crate::api::{ApiClient, LogLine};
-use crate::supervise::report::ServiceReport;
 
 /// Compose's, in its order.
 const COLOURS: [AnsiColor; 10] = [
@@ -61,10 +60,7 @@ impl Printer {
 
     /// Makes room for the names of a project's containers, so that all lines begin in the same column.
     pub(super) async fn learn(&mut self, client: &ApiClient, project: &str, services: &[String]) {
-        let path = format!("/v1/services?project={project}");
-        let known: Vec<ServiceReport> =
-            client.call(Method::GET, &path, &()).await.unwrap_or_default();
-        for report in known {
+        for report in project::reports(client, Some(project)).await.unwrap_or_default() {
             if services.is_empty() || services.contains(&report.service) {
                 self.width = self.width.max(report.service.len() + "-1".len());
             }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use hyper::Method;
+use jiff::Timestamp;
 use tokio::io::Interest;
 
 use super::log_printer::{Printer, Shown};
@@ -32,7 +33,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(super) struct LogsArguments {
     /// Services to show (default: all)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     pub(super) services: Vec<String>,
     /// Go on as lines arrive, also those of services that start later
     #[arg(short, long)]
@@ -43,15 +44,16 @@ pub(super) struct LogsArguments {
         long,
         value_name = "N",
         default_value = "all",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_parser = tail
     )]
-    pub(super) tail: String,
+    pub(super) tail: Tail,
     /// Only lines of this moment or later: 10m (ago), 2026-01-31, 2026-01-31T08:00[Z], or seconds since 1970
-    #[arg(long, value_name = "WHEN")]
-    pub(super) since: Option<String>,
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse)]
+    pub(super) since: Option<Timestamp>,
     /// Only lines before this moment, written as for --since; with --follow, ends then
-    #[arg(long, value_name = "WHEN")]
-    pub(super) until: Option<String>,
+    #[arg(long, value_name = "WHEN", value_parser = moment::parse)]
+    pub(super) until: Option<Timestamp>,
     /// Put the time before each line
     #[arg(short, long)]
     pub(super) timestamps: bool,
@@ -68,8 +70,23 @@ pub(super) struct LogsArguments {
     #[arg(long, value_name = "FILE")]
     pub(super) file: Vec<PathBuf>,
     /// Project name (default: the name in the file, else its directory's)
-    #[arg(short, long, value_name = "NAME", env = "SUPERVISOR_PROJECT_NAME")]
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "SUPERVISOR_PROJECT_NAME",
+        value_parser = project::project_name
+    )]
     pub(super) project_name: Option<String>,
+}
+
+/// `--tail`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tail {
+    /// Every line.
+    All,
+    /// So many.
+    Last(usize),
 }
 
 /// `--format` of `logs`.
@@ -82,15 +99,6 @@ pub(super) enum LogsFormat {
 }
 
 pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
-    let tail = tail(&arguments.tail)?;
-    let now = jiff::Timestamp::now();
-    let moment = |text: &Option<String>, option: &str| {
-        text.as_deref()
-            .map(|text| moment::parse(text, now).with_context(|| format!("bad {option}")))
-            .transpose()
-    };
-    let since = moment(&arguments.since, "--since")?;
-    let until = moment(&arguments.until, "--until")?;
     let shown = Shown {
         prefix: !arguments.no_log_prefix,
         timestamps: arguments.timestamps,
@@ -104,9 +112,12 @@ pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Res
             project,
             services: arguments.services.join(","),
             follow: arguments.follow,
-            tail,
-            since,
-            until,
+            tail: match arguments.tail {
+                Tail::All => None,
+                Tail::Last(count) => Some(count),
+            },
+            since: arguments.since,
+            until: arguments.until,
         };
         let mut lines = client.lines(Method::GET, &path(&query), &()).await?;
         let mut printer = Printer::new(shown);
@@ -136,13 +147,13 @@ pub(super) fn run(settings: &Settings, arguments: &LogsArguments) -> anyhow::Res
     })
 }
 
-fn tail(text: &str) -> anyhow::Result<Option<usize>> {
+fn tail(text: &str) -> anyhow::Result<Tail> {
     // As under Docker, less than nothing is everything.
     if text == "all" || text.strip_prefix('-').is_some_and(|rest| rest.parse::<u64>().is_ok()) {
-        return Ok(None);
+        return Ok(Tail::All);
     }
     let number = text.parse::<usize>();
-    Ok(Some(number.with_context(|| format!("`{text}` is not a number of lines, or `all`"))?))
+    Ok(Tail::Last(number.with_context(|| format!("`{text}` is not a number of lines, or `all`"))?))
 }
 
 fn print_json(line: &LogLine) -> std::io::Result<()> {
@@ -165,7 +176,8 @@ async fn reader_gone() {
     std::future::pending().await
 }
 
-/// The path that asks for these lines. Names of projects and services need no escaping, nor does a time in UTC.
+/// The path that asks for these lines. Names of projects and services, which were checked, need no escaping, nor does a
+/// time in UTC.
 pub(super) fn path(query: &LogsQuery) -> String {
     let tail = query.tail.map(|tail| format!("&tail={tail}")).unwrap_or_default();
     let since = query.since.map(|since| format!("&since={since}")).unwrap_or_default();
@@ -182,10 +194,10 @@ mod tests {
 
     #[test]
     fn a_tail_is_a_number_or_everything() {
-        assert_eq!(tail("20").unwrap(), Some(20));
-        assert_eq!(tail("0").unwrap(), Some(0));
-        assert_eq!(tail("all").unwrap(), None);
-        assert_eq!(tail("-1").unwrap(), None);
+        assert_eq!(tail("20").unwrap(), Tail::Last(20));
+        assert_eq!(tail("0").unwrap(), Tail::Last(0));
+        assert_eq!(tail("all").unwrap(), Tail::All);
+        assert_eq!(tail("-1").unwrap(), Tail::All);
         for text in ["", "-", "x", "1.5", "20k"] {
             assert!(tail(text).is_err(), "{text}");
         }

@@ -5,14 +5,20 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 
-/// Reads `text`; times without a zone are in the one of this host.
-pub(super) fn parse(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
+/// Reads the value of an option; times without a zone are in the one of this host.
+pub(super) fn parse(text: &str) -> anyhow::Result<Timestamp> {
+    read(text, Timestamp::now(), &TimeZone::system())
+}
+
+fn read(text: &str, now: Timestamp, zone: &TimeZone) -> anyhow::Result<Timestamp> {
     let text = text.trim();
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
     if is_number(whole) && is_number(fraction) {
         let nanos = format!("{:0<9.9}", fraction).parse::<i32>()?;
-        return Timestamp::new(whole.parse::<i64>()?, nanos)
+        let seconds = whole.parse::<i64>().ok();
+        return seconds
+            .and_then(|seconds| Timestamp::new(seconds, nanos).ok())
             .with_context(|| format!("`{text}` is no moment that can be written"));
     }
     if let Ok(time) = text.parse::<Timestamp>() {
@@ -20,7 +26,7 @@ pub(super) fn parse(text: &str, now: Timestamp) -> anyhow::Result<Timestamp> {
     }
     let local = text.parse::<DateTime>().or_else(|_| text.parse::<Date>().map(DateTime::from));
     if let Ok(local) = local {
-        return Ok(TimeZone::system().to_timestamp(local)?);
+        return Ok(zone.to_timestamp(local)?);
     }
     if let Some(ago) = duration(text) {
         return now
@@ -42,11 +48,16 @@ fn duration(text: &str) -> Option<SignedDuration> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli::args::Arguments;
 
     #[test]
     fn moments_are_read_as_docker_reads_them() {
         let now: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
+        let zone = TimeZone::fixed(jiff::tz::offset(5));
+        let read = |text| read(text, now, &zone);
         for (text, expected) in [
             ("10m", "2026-01-31T11:50:00Z"),
             ("1h30m", "2026-01-31T10:30:00Z"),
@@ -55,33 +66,43 @@ mod tests {
             ("90s", "2026-01-31T11:58:30Z"),
             ("500ms", "2026-01-31T11:59:59.5Z"),
             ("0", "1970-01-01T00:00:00Z"),
+            ("10", "1970-01-01T00:00:10Z"),
             ("1769846400", "2026-01-31T08:00:00Z"),
             ("1769846400.25", "2026-01-31T08:00:00.25Z"),
             ("2026-01-31T08:00:00Z", "2026-01-31T08:00:00Z"),
             ("2026-01-31T08:00:00.123456789Z", "2026-01-31T08:00:00.123456789Z"),
             ("2026-01-31T10:00:00+02:00", "2026-01-31T08:00:00Z"),
+            ("2026-01-31", "2026-01-30T19:00:00Z"),
+            ("2026-01-31T08:00", "2026-01-31T03:00:00Z"),
         ] {
             let expected: Timestamp = expected.parse().unwrap();
-            assert_eq!(parse(text, now).unwrap(), expected, "{text}");
+            assert_eq!(read(text).unwrap(), expected, "{text}");
         }
-        let here = |text: &str| {
-            TimeZone::system().to_timestamp(text.parse::<DateTime>().unwrap()).unwrap()
-        };
-        assert_eq!(parse("2026-01-31", now).unwrap(), here("2026-01-31T00:00:00"));
-        assert_eq!(parse("2026-01-31T08:00", now).unwrap(), here("2026-01-31T08:00:00"));
         for text in [
             "",
             "yesterday",
             "-10m",
-            "10",
             "10x",
             "2026-13-01",
             "1.2.3",
             "10m ago",
             "99999999999999999999",
         ] {
-            if text != "10" {
-                assert!(parse(text, now).is_err(), "{text}");
+            let message = read(text).unwrap_err().to_string();
+            assert!(message.contains("is no moment"), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn every_option_refuses_the_same_in_the_same_words() {
+        for command in ["logs", "events"] {
+            for option in ["--since", "--until"] {
+                let typed = ["supervisor", command, option, "yesterday"];
+                let error = Arguments::try_parse_from(typed).unwrap_err();
+                assert_eq!(error.exit_code(), 2);
+                let expected =
+                    format!("'yesterday' for '{option} <WHEN>': `yesterday` is no moment; write");
+                assert!(error.to_string().contains(&expected), "{error}");
             }
         }
     }

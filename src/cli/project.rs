@@ -5,16 +5,46 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 
 use crate::spec::{
-    self, Composition, Desired, Interpolation, LoadInput, Problem, ProblemKind, ProjectName,
+    self, Composition, Desired, Interpolation, LoadInput, NameError, Problem, ProblemKind,
+    ProjectName, ServiceName,
 };
-use crate::supervise::report::UpRequest;
+use crate::supervise::report::{ServiceReport, UpRequest};
 use crate::supervise::{FileKinds, HostFiles};
 
 use super::settings::Settings;
 use super::{look_up, output};
+use crate::api::{ApiClient, ClientError};
+use crate::container::ContainerId;
 
 /// What is said when there is no services file.
 pub(super) const NO_FILE: &str = "there is no services.yaml or compose.yaml in this directory or one above; name a file with `-f FILE`";
+
+/// Reads the name of a service that was typed. What passes can stand in a path or a query of the API as it is.
+pub(super) fn service_name(text: &str) -> Result<String, NameError> {
+    text.parse().map(|name: ServiceName| name.to_string())
+}
+
+/// The same for a container or a service.
+pub(super) fn service_or_container(text: &str) -> Result<String, NameError> {
+    match text.parse::<ContainerId>() {
+        Ok(id) => Ok(id.to_string()),
+        Err(_) => service_name(text),
+    }
+}
+
+/// The same for a project.
+pub(super) fn project_name(text: &str) -> Result<String, NameError> {
+    text.parse().map(|name: ProjectName| name.to_string())
+}
+
+/// What control knows of the services of a project, or of all projects.
+pub(super) async fn reports(
+    client: &ApiClient,
+    project: Option<&str>,
+) -> Result<Vec<ServiceReport>, ClientError> {
+    let query = project.map(|project| format!("?project={project}")).unwrap_or_default();
+    client.call(hyper::Method::GET, &format!("/v1/services{query}"), &()).await
+}
 
 /// Puts the project together from the files that are meant.
 pub(super) fn compose(
@@ -113,7 +143,7 @@ fn written_name(text: &str) -> Option<ProjectName> {
 /// The project that is meant by a command that needs one; the only one that control knows if nothing says which.
 pub(super) async fn required(
     settings: &Settings,
-    client: &crate::api::ApiClient,
+    client: &ApiClient,
     files: &[PathBuf],
     named: Option<&str>,
 ) -> anyhow::Result<String> {
@@ -136,7 +166,7 @@ pub(super) async fn required(
 /// The same from a command's flags.
 pub(super) async fn selected(
     settings: &Settings,
-    client: &crate::api::ApiClient,
+    client: &ApiClient,
     arguments: &super::args::ProjectArguments,
 ) -> anyhow::Result<String> {
     required(settings, client, &arguments.file, arguments.project_name.as_deref()).await
@@ -145,6 +175,19 @@ pub(super) async fn selected(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_would_change_a_query_is_refused() {
+        for name in ["a&tail=1", "a b", "a#b", "a?b", "a%26", "a/b", "a,b", "", "é"] {
+            for read in [service_name, service_or_container, project_name] {
+                let message = read(name).unwrap_err().to_string();
+                assert!(message.contains(&format!("`{name}` is not a")), "{message}");
+            }
+        }
+        let id = "x".repeat(64);
+        assert_eq!(service_or_container(&id).ok(), Some(id));
+        assert_eq!(service_or_container("_web"), Ok("_web".to_owned()));
+    }
 
     #[test]
     fn a_broken_file_still_tells_its_name() {

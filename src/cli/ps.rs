@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use hyper::Method;
 use serde_json::json;
 
 use super::args::{ListFormat, PsArguments};
@@ -15,10 +14,7 @@ pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Resul
     let project = project::name(settings, &selected.file, selected.project_name.as_deref())?;
     let mut reports = connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
-        let path = project
-            .as_ref()
-            .map_or("/v1/services".to_owned(), |name| format!("/v1/services?project={name}"));
-        match client.call(Method::GET, &path, &()).await {
+        match project::reports(&client, project.as_deref()).await {
             // A services file whose project never ran has nothing to list, which is no failure.
             Err(error) if crate::api::ApiClient::is_not_found(&error) => Ok(Vec::new()),
             other => other.map_err(anyhow::Error::from),
@@ -26,7 +22,7 @@ pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Resul
     })?;
     for name in &arguments.services {
         anyhow::ensure!(
-            reports.iter().any(|report: &ServiceReport| report.service == *name),
+            reports.iter().any(|report| report.service == *name),
             "no such service: `{name}`"
         );
     }

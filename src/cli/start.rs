@@ -22,7 +22,7 @@ Examples:\n  supervisor start web\n  supervisor start --wait --wait-timeout 30"
 )]
 pub(super) struct StartArguments {
     /// Services to start (default: all)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     pub(super) services: Vec<String>,
     /// Fail if a service has ended with an error by then
     #[arg(long)]
@@ -43,7 +43,7 @@ Examples:\n  supervisor restart web\n  supervisor restart -t 0"
 )]
 pub(super) struct RestartArguments {
     /// Services to restart (default: all)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     pub(super) services: Vec<String>,
     /// Seconds from the stop signal to the kill (default: the service's stop_grace_period)
     #[arg(short, long, value_name = "SECS")]
@@ -104,7 +104,8 @@ pub(super) fn restart(
     })
 }
 
-async fn ask(
+/// Asks for what `verb` says, and gives the names of the containers that it was done to.
+pub(super) async fn ask(
     client: &ApiClient,
     project: &str,
     verb: &str,
@@ -119,8 +120,7 @@ async fn reports(
     project: &str,
     services: &[String],
 ) -> anyhow::Result<Vec<ServiceReport>> {
-    let path = format!("/v1/services?project={project}");
-    let mut reports: Vec<ServiceReport> = client.call(Method::GET, &path, &()).await?;
+    let mut reports = project::reports(client, Some(project)).await?;
     reports.retain(|report| services.is_empty() || services.contains(&report.service));
     Ok(reports)
 }

@@ -7,7 +7,7 @@ use hyper::Method;
 
 use super::args::ProjectArguments;
 use super::settings::Settings;
-use super::{connect, output, project};
+use super::{connect, output, project, start};
 use crate::api::StopRequest;
 
 /// `stop`.
@@ -18,7 +18,7 @@ of the host, until `start`, `restart` or `up`.\n\nExamples:\n  supervisor stop w
 )]
 pub(super) struct StopArguments {
     /// Services to stop (default: all)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     pub(super) services: Vec<String>,
     /// Seconds from the stop signal to the kill (default: the service's stop_grace_period)
     #[arg(short, long, value_name = "SECS")]
@@ -32,13 +32,12 @@ pub(super) fn run(settings: &Settings, arguments: StopArguments) -> anyhow::Resu
     connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let project = project::selected(settings, &client, &arguments.project).await?;
-        let path = format!("/v1/projects/{project}/stop");
         let request = StopRequest {
             services: arguments.services,
             timeout: arguments.timeout,
             ..StopRequest::default()
         };
-        let stopped: Vec<String> = client.call(Method::POST, &path, &request).await?;
+        let stopped = start::ask(&client, &project, "stop", &request).await?;
         output::containers(&project, &stopped, "Stopped");
         Ok(ExitCode::SUCCESS)
     })

@@ -188,8 +188,7 @@ impl Stops {
         if request.services.is_empty() {
             return Ok(Self::Everything);
         }
-        let path = format!("/v1/services?project={}", request.project);
-        let reports: Vec<ServiceReport> = match client.call(Method::GET, &path, &()).await {
+        let reports = match project::reports(client, Some(&request.project)).await {
             Ok(reports) => reports,
             Err(error) if ApiClient::is_not_found(&error) => return Ok(Self::Everything),
             Err(error) => return Err(error.into()),

@@ -10,7 +10,7 @@ use super::args::ProjectArguments;
 use super::settings::Settings;
 use super::{connect, output, project};
 use crate::api::{ApiClient, ServicesQuery, StopRequest};
-use crate::supervise::report::{ExitReport, ServiceReport};
+use crate::supervise::report::ExitReport;
 
 /// Exit code for an end that nobody saw.
 const UNKNOWN: u8 = 125;
@@ -23,7 +23,7 @@ that does not run has ended.\n\nExample:\n  supervisor wait migrate && superviso
 )]
 pub(super) struct WaitArguments {
     /// Services to wait for (default: all)
-    #[arg(value_name = "SERVICE")]
+    #[arg(value_name = "SERVICE", value_parser = project::service_name)]
     pub(super) services: Vec<String>,
     /// Take the project down when the first container ends
     #[arg(long)]
@@ -39,8 +39,7 @@ pub(super) fn run(settings: &Settings, arguments: &WaitArguments) -> anyhow::Res
         let project = project::selected(settings, &client, &arguments.project).await?;
         let mut waiting = arguments.services.clone();
         if waiting.is_empty() {
-            let path = format!("/v1/services?project={project}");
-            let reports: Vec<ServiceReport> = client.call(Method::GET, &path, &()).await?;
+            let reports = project::reports(&client, Some(&project)).await?;
             waiting.extend(reports.into_iter().map(|report| report.service));
         }
         let code = follow(settings, client, &project, waiting, arguments.down_project).await?;
