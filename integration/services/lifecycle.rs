@@ -85,9 +85,7 @@ fn logs_shows_the_last_lines_and_follows() {
         });
     };
     followed("line 5");
-    program.running("web");
-    // The container may end, and the command with it, before the command has.
-    program.run(["exec", "web", "--", "touch", "/go"]);
+    program.make_file("web", "/go");
     followed("late");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "web-1  | line 5\nweb-1  | late\n");
     follow.kill().unwrap();

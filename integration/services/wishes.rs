@@ -152,14 +152,26 @@ fn a_stop_is_completed_by_the_next_control_wherever_the_first_died() {
     let program = Program::new();
     program.services(&file(&[service("web", SLOW_END).key("restart: always")]));
     up_in_background(&program, &["web"]);
-    for pause in [0, 20, 300, 750] {
+    // When control has taken it in, when the signal has come, and when the service has ended.
+    for (round, moment) in [None, Some("stopping"), Some("stopped")].into_iter().enumerate() {
         let pid = program.running("web");
+        program.until("the signal is trapped", || {
+            (said(&program, "web", "ready") > round).then_some(())
+        });
+        let kept = project_record(&program);
+        let before = moment.map(|line| said(&program, "web", line));
         let mut stop = program.command(["stop", "web"]).spawn().unwrap();
-        std::thread::park_timeout(Duration::from_millis(pause + 100));
+        program.until(&format!("the stop is at {moment:?}"), || {
+            let reached = match moment {
+                None => project_record(&program) != kept,
+                Some(line) => Some(said(&program, "web", line)) > before,
+            };
+            reached.then_some(())
+        });
         kill_control(&program);
         program.ended(&mut stop);
         program.state("web", "exited");
-        assert_eq!(status(&program, "web"), "stopped (manual)", "after {pause} ms");
+        assert_eq!(status(&program, "web"), "stopped (manual)", "at {moment:?}");
         assert!(!runs(pid));
         program.ok(["start", "--wait"]);
     }
@@ -198,13 +210,11 @@ fn wait_prints_codes_and_exits_with_the_first() {
     program.running("one");
     program.running("two");
     let wait = program.command(["wait"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
-    // The container may end, and the command with it, before the command has.
-    program.run(["exec", "two", "--", "touch", "/go"]);
+    program.make_file("two", "/go");
     program.state("two", "exited");
     // It rides over the death of control.
     crash(up);
-    program.running("one");
-    program.run(["exec", "one", "--", "touch", "/go"]);
+    program.make_file("one", "/go");
     let output = wait.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("exited with status code 3"), "{text}");

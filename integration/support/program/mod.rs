@@ -171,6 +171,13 @@ impl Program {
         })
     }
 
+    /// Makes an empty file in the root file system of a service that runs. An `exec` that lets the service end would
+    /// end with it, and could not be judged.
+    pub(crate) fn make_file(&self, service: &str, path: &str) {
+        let pid = self.running(service).as_raw_nonzero();
+        fs::write(format!("/proc/{pid}/root{path}"), "").unwrap();
+    }
+
     /// What a service has written to its standard output so far, read from the disk: asks no process of ours.
     pub(crate) fn output(&self, service: &str) -> Vec<String> {
         let Ok(projects) = fs::read_dir(self.folder.path().join("state/logs")) else {
