@@ -12,15 +12,13 @@ READS_COLD, READS = 300, 4000
 
 def measure(bench, system, image):
     """All figures of one system on one image, over a link without limits."""
-    link = host.Link(bench.link_program, bench.registry.address, 'loop')
-    keep = {bench.registry.process.pid, link.process.pid}
     records = []
 
     def note(what, value):
         records.append({'what': 'files', 'image': image, 'system': system.name, 'measure': what, 'value': value,
                         'load': os.getloadavg()[0]})
 
-    try:
+    with bench.linked(system, 'loop') as (link, keep):
         system.cold(bench.disk, keep)
         reference = f'{link.address}/{image}:{system.form}'
         host.run(system.pull(reference), env=system.environment())
@@ -32,9 +30,6 @@ def measure(bench, system, image):
             whole_tree(root, note)
             note('memory MB after reading everything', host.memory(keep)['kept_mb'])
         return records
-    finally:
-        system.end(keep)
-        link.close()
 
 
 def large_files(root, note):

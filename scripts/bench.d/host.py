@@ -188,18 +188,22 @@ class Ready:
         self.process.wait()
 
 
+def everything(without):
+    """Ids of the processes of this PID namespace, and of those below it, without init, the driver and some others."""
+    numbers = (int(name) for name in os.listdir('/proc') if name.isdigit())
+    return [number for number in numbers if number not in (1, os.getpid()) and number not in without]
+
+
 def processes(without):
-    """Ids of the processes of this PID namespace without init, the driver, some others, and what runs in containers."""
+    """The same without what runs in containers."""
     own = os.readlink('/proc/self/ns/pid')
     found = []
-    for name in os.listdir('/proc'):
-        if not name.isdigit() or int(name) in (1, os.getpid()) or int(name) in without:
-            continue
+    for number in everything(without):
         try:
-            if os.readlink(f'/proc/{name}/ns/pid') == own:
-                found.append(int(name))
+            if os.readlink(f'/proc/{number}/ns/pid') == own:
+                found.append(number)
         except OSError:
-            # Gone, or a kernel thread.
+            # Gone.
             continue
     return found
 
@@ -239,25 +243,35 @@ def memory(without):
 
 
 def kill_all(without):
-    """Every process but the driver and some others: this namespace has no strangers."""
+    """Every process but the driver and some others, each by its id: this namespace has no strangers."""
     for _ in range(100):
-        left = [n for n in processes(without) if not is_zombie(n)]
+        left = [number for number in everything(without) if not has_ended(number)]
+        if not left:
+            return
         for number in left:
             try:
                 os.kill(number, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        if not left:
-            return
         time.sleep(0.05)
+    raise RuntimeError('cannot be killed: ' + ', '.join(f'{number} ({name_of(number)})' for number in left))
 
 
-def is_zombie(number):
+def has_ended(number):
+    """Whether a process is gone, or waits for its parent."""
     try:
         with open(f'/proc/{number}/stat') as file:
-            return file.read().rsplit(')', 1)[1].split()[0] == 'Z'
+            return file.read().rsplit(')', 1)[1].split()[0] in 'ZX'
     except OSError:
         return True
+
+
+def name_of(number):
+    try:
+        with open(f'/proc/{number}/comm') as file:
+            return file.read().strip()
+    except OSError:
+        return 'gone'
 
 
 class Groups:

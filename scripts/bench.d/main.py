@@ -1,6 +1,7 @@
 """Driver of scripts/bench: plans, measures in alternation, writes JSON lines and tables. See `--help`."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -33,6 +34,7 @@ class Bench:
         self.results = options.output
         os.makedirs(self.results, exist_ok=True)
         self.records = []
+        self.failures = 0
         self.disk = host.Disk(options.scratch, options.disk_gb)
         self.registry = None
 
@@ -45,7 +47,21 @@ class Bench:
             shutil.copytree(images.STORAGE, storage)
         self.registry = host.Registry(storage)
 
+    @contextlib.contextmanager
+    def linked(self, system, name, log=None):
+        """A link before the registry, and the ids of what is no part of a system; in the end nothing of that runs."""
+        link = host.Link(self.link_program, self.registry.address, name, log)
+        keep = {self.registry.process.pid, link.process.pid}
+        try:
+            yield link, keep
+        finally:
+            try:
+                system.end(keep)
+            finally:
+                link.close()
+
     def record(self, record):
+        self.failures += bool(record.get('error'))
         record['at'] = time.strftime('%H:%M:%S')
         self.records.append(record)
         with open(self.results + '/results.jsonl', 'a') as file:
@@ -102,9 +118,13 @@ def main():
         measure(bench, options)
         shutil.copytree(host.RUN + '/log', bench.results + '/log', dirs_exist_ok=True)
         print(report.tables(bench.records))
+        if bench.failures:
+            sys.exit(f'{bench.failures} measurements failed; {bench.results} has the logs')
     finally:
-        host.kill_all(())
-        groups.remove()
+        try:
+            host.kill_all(())
+        finally:
+            groups.remove()
 
 
 def measure(bench, options):
@@ -135,6 +155,7 @@ def attempt(measure, bench, *what):
     try:
         return measure(bench, *what)
     except Exception as error:  # noqa: BLE001
+        bench.failures += 1
         host.note(f'failed: {measure.__name__} {[getattr(w, "name", w) for w in what]}: {error!r}')
         return [] if measure is files.measure else {}
 

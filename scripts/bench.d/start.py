@@ -1,5 +1,6 @@
 """From nothing to ready, and ready once more: how long a workload takes to its own ready line."""
 
+import contextlib
 import json
 import os
 import time
@@ -20,69 +21,65 @@ def everything(bench, system, image, link_name):
 def cold(bench, system, image, link_name, command=()):
     """Pull and run with nothing here. The clock starts with the pull command."""
     log = f'{host.RUN}/requests.jsonl'
-    link = host.Link(bench.link_program, bench.registry.address, link_name, log)
-    reference = f'{link.address}/{image}:{system.form}'
-    keep = {bench.registry.process.pid, link.process.pid}
     record = {'what': 'cold', 'image': image, 'link': link_name, 'system': system.name, 'load': os.getloadavg()[0]}
-    ready = None
+    start = 0
     try:
-        system.cold(bench.disk, keep)
-        environment = system.environment()
-        used = host.processor_seconds(keep)
-        start = time.time()
-        pulled = host.run(system.pull(reference), check=False, env=environment)
-        record['pull_s'] = time.time() - start
-        record['pull_cpu_s'] = host.processor_seconds(keep) - used
-        at_pull = link.stats()
-        record.update(pull_requests=at_pull['requests'], pull_bytes=at_pull['body_bytes'])
-        if pulled.returncode:
-            record['error'] = pulled.stdout[-600:]
+        with bench.linked(system, link_name, log) as (link, keep):
+            reference = f'{link.address}/{image}:{system.form}'
+            system.cold(bench.disk, keep)
+            environment = system.environment()
+            used = host.processor_seconds(keep)
+            start = time.time()
+            pulled = host.run(system.pull(reference), check=False, env=environment)
+            record['pull_s'] = time.time() - start
+            record['pull_cpu_s'] = host.processor_seconds(keep) - used
+            at_pull = link.stats()
+            record.update(pull_requests=at_pull['requests'], pull_bytes=at_pull['body_bytes'])
+            if pulled.returncode:
+                record['error'] = pulled.stdout[-600:]
+                return record
+            with ready_once(system, system.run(reference, command), environment) as ready:
+                at_ready = link.stats()
+                if ready.at is None:
+                    record['error'] = ready.error
+                    return record
+                record.update(ready_s=ready.at - start, run_s=ready.at - ready.start, requests=at_ready['requests'],
+                              bytes=at_ready['body_bytes'], connections=at_ready['connections'],
+                              cpu_s=host.processor_seconds(keep) - used, memory=host.memory(keep))
             return record
-        ready = host.Ready(system.run(reference, command), environment)
-        at_ready = link.stats()
-        if ready.at is None:
-            record['error'] = ready.error
-            return record
-        record.update(ready_s=ready.at - start, run_s=ready.at - ready.start, requests=at_ready['requests'],
-                      bytes=at_ready['body_bytes'], connections=at_ready['connections'],
-                      cpu_s=host.processor_seconds(keep) - used, memory=host.memory(keep))
-        return record
     finally:
-        if ready:
-            system.stop()
-            ready.finish()
-        system.end(keep)
-        link.close()
-        bench.keep_log(log, record, start if 'pull_s' in record else 0)
+        bench.keep_log(log, record, start)
+
+
+@contextlib.contextmanager
+def ready_once(system, command, environment, count=1):
+    """What `command` starts, when it is ready; stopped afterwards."""
+    ready = host.Ready(command, environment, count=count)
+    try:
+        yield ready
+    finally:
+        system.stop()
+        ready.finish()
 
 
 def room(bench, link_name, names):
     """Ten services of several images at once; ready when the last one is."""
-    log = f'{host.RUN}/requests.jsonl'
-    link = host.Link(bench.link_program, bench.registry.address, link_name, log)
     system = systems.Supervisor('lazy')
-    keep = {bench.registry.process.pid, link.process.pid}
     record = {'what': 'room', 'image': '+'.join(names), 'link': link_name, 'system': system.name,
               'load': os.getloadavg()[0]}
-    ready = None
-    try:
+    with bench.linked(system, link_name) as (link, keep):
         system.cold(bench.disk, keep)
         images = [names[number % len(names)] for number in range(10)]
         file = system.write_services({f'{image}{number}': system.service(f'{link.address}/{image}:{system.form}')
                                       for number, image in enumerate(images)})
-        ready = host.Ready([systems.SUPERVISOR, 'up', '-f', file], system.environment(), count=len(images))
-        at_ready = link.stats()
-        record.update(error=ready.error, requests=at_ready['requests'], bytes=at_ready['body_bytes'],
-                      memory=host.memory(keep))
-        if ready.at:
-            record['ready_s'] = ready.at - ready.start
+        command = [systems.SUPERVISOR, 'up', '-f', file]
+        with ready_once(system, command, system.environment(), len(images)) as ready:
+            at_ready = link.stats()
+            record.update(error=ready.error, requests=at_ready['requests'], bytes=at_ready['body_bytes'],
+                          memory=host.memory(keep))
+            if ready.at:
+                record['ready_s'] = ready.at - ready.start
         return record
-    finally:
-        if ready:
-            system.stop()
-            ready.finish()
-        system.end(keep)
-        link.close()
 
 
 def warm(bench, image, count):
@@ -93,7 +90,10 @@ def warm(bench, image, count):
     ours = systems.Supervisor('supervisor start')
     stargz, native, podman = systems.Stargz('stargz'), systems.Containerd('containerd'), systems.Podman('podman')
     registry = bench.registry.address
-    try:
+    with contextlib.ExitStack() as afterwards:
+        for system in (ours, stargz, podman):
+            afterwards.callback(system.end, keep)
+        afterwards.callback(ours.stop)
         ours.cold(bench.disk, keep)
         stargz.start_daemons()
         for system in (ours, stargz, native, podman):
@@ -126,12 +126,6 @@ def warm(bench, image, count):
                 if number:
                     bench.record(record | {'system': other, 'error': ready.error,
                                            'ready_ms': ready.at and 1000 * (ready.at - ready.start)})
-    finally:
-        ours.file = file
-        ours.stop()
-        podman.end(keep)
-        stargz.end(keep)
-        ours.end(keep)
 
 
 def start_stopped(system, file):

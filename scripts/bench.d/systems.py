@@ -70,10 +70,12 @@ class System:
         for process in reversed(self.daemons):
             end(process)
         self.daemons = []
-        kill_all(keep)
-        unmount_below(DISK)
-        unmount_below(RUN_DIR)
-        unmount_below(RUN + '/containerd')
+        try:
+            kill_all(keep)
+        finally:
+            unmount_below(DISK)
+            unmount_below(RUN_DIR)
+            unmount_below(RUN + '/containerd')
 
 
 class Supervisor(System):
@@ -84,6 +86,7 @@ class Supervisor(System):
     def __init__(self, name, form=None, full=False):
         super().__init__(name, form)
         self.full = full
+        self.file = None
 
     def environment(self):
         return dict(os.environ, SUPERVISOR_STATE_DIR=DISK + '/supervisor', SUPERVISOR_RUN_DIR=RUN_DIR)
@@ -112,7 +115,8 @@ class Supervisor(System):
         return [SUPERVISOR, 'up', '-f', file]
 
     def stop(self):
-        run([SUPERVISOR, 'down', '-f', self.file], check=False, timeout=60, env=self.environment())
+        if self.file:
+            run([SUPERVISOR, 'down', '-f', self.file], check=False, timeout=60, env=self.environment())
 
     def mount(self, reference):
         point = RUN_DIR + '-image'
