@@ -1,1 +1,37 @@
-//! Networks of one host. Containers use the host's network or none until bridges exist.
+//! Networks of one host: bridges, addresses, published ports, and names between services.
+//!
+//! ```text
+//!  what is wanted ──► address: AddressBook (durable) ── which subnet, which address; kept for good
+//!                        │
+//!                        ├──► link:  a bridge per network; a veth pair per container and network
+//!                        ├──► rules: one nftables table of ours, replaced as a whole ──► watch: who changed it?
+//!                        └──► names: what is called how, for the resolver of every container
+//! ```
+//!
+//! What it owns: interfaces, one nftables table, two kinds of sysctl, and the durable [`AddressBook`] (which its
+//! caller keeps). What it does not: namespaces. A container's namespace is made by whoever starts the container, lives
+//! as long as its processes, and takes its end of every veth pair along when it goes; so there is nothing to collect
+//! but bridges, rules, and pairs whose container never came to life.
+//!
+//! # Laws
+//!
+//! * **Names.** Everything is named for the instance: interfaces `s<instance><kind><hash>` (15 characters), the table
+//!   `supervisor-<instance>`. See [`Owner`].
+//! * **Ownership.** An interface is ours when its name says so and its alias does not say otherwise; a rule is ours
+//!   when it is in our table. Nothing else is ever changed or removed, no policy of another chain included.
+//! * **Idempotent.** Every operation states what should be, and does nothing where it is so already.
+//! * **Leftovers** are what is ours and no longer wanted; [`link::collect`] removes it on every pass.
+//! * **Closed by default.** From a bridge nothing can be reached but the outside, published ports, and what its
+//!   containers were granted; nothing reaches a bridge but through a published port.
+//! * Operations on links act in the network namespace of the calling thread; [`namespace::within`] is how one gets
+//!   into another.
+
+pub mod address;
+mod attachment;
+mod owner;
+
+pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetError, Surroundings};
+pub use attachment::{
+    Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Publication, Reach, Subnet, Transport,
+};
+pub use owner::{LinkKind, Owner, OwnerError};
