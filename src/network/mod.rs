@@ -23,11 +23,13 @@
 //! * **Leftovers** are what is ours and no longer wanted; [`link::collect`] removes it on every pass.
 //! * **Closed by default.** From a bridge nothing can be reached but the outside, published ports, and what its
 //!   containers were granted; nothing reaches a bridge but through a published port.
-//! * Operations on links act in the network namespace of the calling thread; [`namespace::within`] is how one gets
+//! * Operations on links act in the network namespace of the calling thread; [`netns::within`](crate::sys::netns::within) is how one gets
 //!   into another.
 
 pub mod address;
 mod attachment;
+pub mod link;
+mod netlink;
 mod owner;
 
 pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetError, Surroundings};

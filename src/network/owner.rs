@@ -94,6 +94,21 @@ impl Owner {
         named && alias.is_none_or(|alias| alias.starts_with(&self.alias_prefix()))
     }
 
+    /// What the interface of ours with this name is.
+    #[must_use]
+    pub fn kind(&self, name: &str) -> LinkKind {
+        match name.strip_prefix(self.prefix().as_str()) {
+            Some(rest) if rest.starts_with(LinkKind::Bridge.letter()) => LinkKind::Bridge,
+            _ => LinkKind::Port,
+        }
+    }
+
+    /// What the interface with this alias of ours exists for.
+    #[must_use]
+    pub fn what<'a>(&self, alias: &'a str) -> Option<&'a str> {
+        alias.strip_prefix(self.alias_prefix().as_str())
+    }
+
     fn prefix(&self) -> String {
         format!("s{}", self.instance)
     }

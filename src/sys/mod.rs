@@ -14,6 +14,7 @@ pub mod fuse_device;
 mod identity;
 mod mapped;
 pub mod mount;
+pub mod netns;
 pub mod notify;
 pub mod probe;
 pub mod process;
