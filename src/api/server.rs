@@ -93,7 +93,7 @@ pub fn serve(
 }
 
 fn router(context: Context) -> Router {
-    Router::new()
+    let own = Router::new()
         .route("/hello", get(hello))
         .route("/v1/projects", get(projects))
         .route("/v1/projects/{project}", put(up))
@@ -104,13 +104,9 @@ fn router(context: Context) -> Router {
         .route("/v1/images", get(images))
         .route("/v1/mounts", post(mount))
         .route("/v1/mounts", delete(unmounted))
-        .route("/v1/make-way", post(make_way))
-        .merge(event_routes::routes())
-        .fallback(version::unknown_call)
-        .method_not_allowed_fallback(version::unknown_call)
-        .layer(axum::middleware::from_fn(version::check))
-        .merge(service_routes::routes())
-        .with_state(context)
+        .route("/v1/make-way", post(make_way));
+    let all = own.merge(event_routes::routes()).merge(service_routes::routes());
+    version::versioned(all).with_state(context)
 }
 
 impl IntoResponse for RequestError {

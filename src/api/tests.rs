@@ -6,13 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn;
 use axum::routing::get;
 use serde_json::{Value, json};
 
 use super::caller::{Access, Caller, Connection, NoTokens, Scope, ScopeSource};
 use super::client::{ApiClient, ClientError};
-use super::{API_VERSION, ErrorKind, OLDEST_API_VERSION, SOCKET_NAME, listen, version};
+use super::{
+    API_VERSION, ErrorKind, OLDEST_API_VERSION, SOCKET_NAME, ServeOptions, listen, version,
+};
+use crate::host::Features;
+use crate::supervise::{Control, ControlOptions};
 use crate::sys::socket::Peer;
 
 /// Serves `app` as control does, in a run directory of its own.
@@ -101,10 +104,7 @@ async fn say(run: &Path, request: String) -> (u16, Value) {
 
 fn versioned() -> Router {
     let app = Router::new().route("/hello", get(|| async { "hello" }));
-    app.route("/v1/known", get(|| async { "known" }))
-        .fallback(version::unknown_call)
-        .method_not_allowed_fallback(version::unknown_call)
-        .layer(from_fn(version::check))
+    version::versioned(app.route("/v1/known", get(|| async { "known" })))
 }
 
 #[tokio::test]
@@ -129,6 +129,43 @@ async fn a_caller_that_is_too_old_is_told_both_versions() {
     ] {
         assert_eq!(say(run.path(), request.clone()).await.0, 200, "{request}");
     }
+}
+
+/// The paths that the sources of this module name.
+fn all_paths() -> Vec<String> {
+    let sources = [
+        include_str!("server.rs"),
+        include_str!("event_routes.rs"),
+        include_str!("service_routes.rs"),
+    ];
+    let routes = sources.iter().flat_map(|source| source.split(".route(").skip(1));
+    let path = |route: &str| {
+        let quoted = route.split('"').nth(1).filter(|path| path.starts_with('/'));
+        quoted.unwrap_or_else(|| panic!("no path in `{route}`")).replace("{project}", "shop")
+    };
+    routes.map(path).collect()
+}
+
+#[tokio::test]
+async fn every_call_of_control_but_hello_refuses_a_caller_that_is_too_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state_dir, run_dir) = (folder.path().join("state"), folder.path().join("run"));
+    let options =
+        ControlOptions::with_features(state_dir.clone(), run_dir.clone(), Features::assumed());
+    let control = Control::start(options).unwrap();
+    let options = ServeOptions { run_dir: run_dir.clone(), state_dir, group: None };
+    tokio::spawn(super::serve(control.handle(), options, control.ended()).unwrap());
+    let paths = all_paths();
+    assert!(paths.len() > 15, "{paths:?}");
+    for path in paths.iter().filter(|path| *path != "/hello") {
+        for method in ["GET", "POST", "PUT", "DELETE"] {
+            let request =
+                format!("{method} {path}\nsupervisor-api: 0\r\nsupervisor-version: 0.0.1\r\n");
+            let (status, error) = say(&run_dir, request).await;
+            assert_eq!((status, &error["kind"]), (426, &"version".into()), "{method} {path}");
+        }
+    }
+    control.stop().await;
 }
 
 #[tokio::test]

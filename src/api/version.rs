@@ -1,10 +1,10 @@
 //! What control says to callers of another version.
 
-use axum::Json;
 use axum::extract::Request;
 use axum::http::StatusCode;
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 
 use super::wire::{
     API_HEADER, API_VERSION, ErrorKind, OLDEST_API_VERSION, VERSION_HEADER, WireError,
@@ -30,9 +30,15 @@ fn refusal(status: StatusCode, kind: ErrorKind, message: String, hint: &str) -> 
     (status, Json(WireError { message, hint: Some(hint.to_owned()), kind })).into_response()
 }
 
+/// Puts all calls behind the check of versions, and answers those that do not exist. What is added to the result
+/// later has neither.
+pub(super) fn versioned<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes.fallback(unknown_call).method_not_allowed_fallback(unknown_call).layer(from_fn(check))
+}
+
 /// Refuses callers that are older than what is still spoken, except in `/hello`, from which they learn that. Newer
 /// ones decide for themselves by what `/hello` says.
-pub(super) async fn check(request: Request, next: Next) -> Response {
+async fn check(request: Request, next: Next) -> Response {
     let spoken = header(&request, API_HEADER).and_then(|text| text.parse::<u32>().ok());
     if let Some(spoken) = spoken
         && spoken < OLDEST_API_VERSION

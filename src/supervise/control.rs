@@ -59,6 +59,12 @@ impl ControlOptions {
     #[must_use]
     pub fn new(state_dir: PathBuf, run_dir: PathBuf) -> Self {
         let features = crate::host::probe(&crate::host::Forced::default(), &state_dir);
+        Self::with_features(state_dir, run_dir, features)
+    }
+
+    /// The same where it is known what the host has.
+    #[must_use]
+    pub fn with_features(state_dir: PathBuf, run_dir: PathBuf, features: Features) -> Self {
         Self {
             state_dir,
             run_dir,
