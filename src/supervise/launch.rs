@@ -330,12 +330,8 @@ mod tests {
             full.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         assert_eq!(attributes.len(), 3);
         assert!(attributes.contains(&("A", "1")) && attributes.contains(&("C", "three")));
-        assert!(
-            attributes
-                .iter()
-                .any(|(name, value)| *name == "tag" && value.ends_with("example/site-web-1")
-                    || value.contains("site-web-1"))
-        );
+        let tag = format!("{}/site-web-1", service("").image);
+        assert!(attributes.contains(&("tag", tag.as_str())), "{attributes:?}");
         assert_eq!(log("    logging: {driver: none}\n").kept, LogKept::Nothing);
         assert_eq!(log("    logging: {options: {max-size: '-1'}}\n").max_size, 0);
     }

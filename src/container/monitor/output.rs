@@ -169,8 +169,10 @@ impl Reader {
         }
         // The line that was being read is one of them.
         self.lines = LineSplitter::default();
-        self.lines.push(&rest, |_| {});
         log.lose(lost, "they came faster than they could be written (`mode: non-blocking`)");
+        // Of the line that begins behind them nothing is lost, however long it is already.
+        let time = Timestamp::now();
+        self.lines.push(&rest, |line| drop(log.append(self.stream, time, line)));
     }
 }
 
@@ -192,5 +194,42 @@ fn report(is_failing: &mut bool, result: &io::Result<()>) {
 fn keep_first(result: &mut io::Result<()>, next: io::Result<()>) {
     if result.is_ok() {
         *result = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::logs::LogEntry;
+
+    #[test]
+    fn what_is_dropped_is_counted_and_the_line_behind_it_is_kept_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.json");
+        let mut log = LogWriter::new(&path, 0, 1, &BTreeMap::new());
+        let (fifo, writer) = std::io::pipe().unwrap();
+        let (fifo, mut writer) = (OwnedFd::from(fifo), std::fs::File::from(OwnedFd::from(writer)));
+        rustix::io::ioctl_fionbio(&fifo, true).unwrap();
+        let mut reader = Reader { stream: Stream::Stdout, fifo, lines: LineSplitter::default() };
+        // More than one entry of a line that has not ended.
+        let long = "z".repeat(40_000);
+        write!(writer, "first\nsecond\n{long}").unwrap();
+        reader.drop_waiting(&mut log);
+        writeln!(writer, "end").unwrap();
+        reader.take(TURN, |lines, stream, bytes| {
+            lines.push(bytes, |line| log.append(stream, Timestamp::now(), line).unwrap());
+        });
+        log.flush().unwrap();
+
+        let text = std::fs::read_to_string(&path).unwrap();
+        let entries: Vec<LogEntry> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(entries[0].log.starts_with("supervisor: 2 lines lost"), "{}", entries[0].log);
+        let kept: String = entries[1..].iter().map(|entry| entry.log.as_str()).collect();
+        assert_eq!(kept.len(), long.len() + "end\n".len(), "nothing is lost without a word");
+        assert!(kept.starts_with(&long) && kept.ends_with("end\n"));
     }
 }
