@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hyper::Method;
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::progress::Progress;
 use super::settings::Settings;
@@ -40,7 +39,9 @@ pub(super) async fn up(
         ));
         return Ok(ExitCode::SUCCESS);
     };
-    let deadline = Instant::now() + patience;
+    // A timer and no moment: it takes any number of seconds.
+    let deadline = tokio::time::sleep(patience);
+    tokio::pin!(deadline);
     loop {
         match waiting.look().await {
             Ok(true) => return waiting.end(None).await,
@@ -67,7 +68,7 @@ pub(super) async fn up(
             }
             () = waiting.told() => {}
             () = tokio::time::sleep(LOOK) => {}
-            () = tokio::time::sleep_until(deadline) => return waiting.end(Some(patience)).await,
+            () = &mut deadline => return waiting.end(Some(patience)).await,
         }
     }
 }

@@ -21,7 +21,7 @@ pub use services::Services;
 use crate::api::{self, ServeError, ServeOptions};
 use crate::container::ExecRequest;
 use crate::registry::ClientOptions;
-use crate::supervise::report::{Event, ServiceReport};
+use crate::supervise::report::{Event, ServiceReport, Standing};
 use crate::supervise::{
     Control, ControlError, ControlHandle, ControlOptions, LogTail, RequestError, StopOptions,
     StreamedLine,
@@ -186,22 +186,26 @@ impl Supervisor {
     /// Waits until every service of a project runs or has ended with code 0.
     ///
     /// # Errors
-    /// When one fails for good, or `limit` passes; the services go on being tried either way.
+    /// When one fails, or ends with another code and is not started again, or `limit` passes; the services go on being tried either way.
     pub async fn wait_until_running(
         &self,
         project: &str,
         limit: Duration,
     ) -> Result<(), WaitError> {
-        let deadline = tokio::time::Instant::now() + limit;
+        // A timer and no moment: it takes any duration.
+        let deadline = tokio::time::sleep(limit);
+        tokio::pin!(deadline);
         let mut events = self.events();
         loop {
             let mut rest = BTreeMap::new();
             let mut failed = BTreeMap::new();
             for report in self.project_status(project).await? {
-                match (report.state.as_str(), report.exit_code) {
-                    ("running", _) | ("exited", Some(0)) => {}
-                    ("failed", _) => drop(failed.insert(report.service, report.status)),
-                    _ => drop(rest.insert(report.service, report.status)),
+                match report.standing {
+                    Standing::Up | Standing::Done => {}
+                    Standing::Failed => drop(failed.insert(report.service, report.status)),
+                    Standing::Coming | Standing::Stopped => {
+                        rest.insert(report.service, report.status);
+                    }
                 }
             }
             let project = project.to_owned();
@@ -215,7 +219,7 @@ impl Supervisor {
                 // Cancel-safe: an event that is missed here shows in the next look.
                 _ = events.next() => {}
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
-                () = tokio::time::sleep_until(deadline) => {
+                () = &mut deadline => {
                     return Err(WaitError::TimedOut { project, services: rest });
                 }
             }
