@@ -9,7 +9,7 @@ use super::driver::Driver;
 use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::images::{Images, LocalImage};
 use super::report::{Event, ServiceReport};
-use crate::container;
+use crate::container::{self, Launch, MountKind};
 use crate::reconcile::{ManualStop, ServiceKey};
 use crate::spec::Service;
 
@@ -72,7 +72,8 @@ impl Driver {
         let find = |name: &String| {
             let container =
                 self.containers.get(&crate::reconcile::ContainerKey::new(name.as_str()));
-            let by_container = container.map(|held| held.record.key());
+            let by_container =
+                container.map(|held| held.record.key()).filter(|key| of_project(&key));
             let mut services = self.plan.services.keys().filter(of_project);
             let by_service = services.find(|key| key.service.as_str() == name).cloned();
             by_service.or(by_container.filter(|key| self.plan.services.contains_key(key)))
@@ -95,6 +96,7 @@ impl Driver {
             .and_then(|container| self.containers.get(container));
         let run_dir = &self.host.run_dir;
         let launch = held.and_then(|held| container::launch_record(run_dir, &held.id).ok()?);
+        let launch = launch.map(without_contents);
         let cgroup = launch.as_ref().map(|launch| launch.cgroup.clone());
         let pids = cgroup.as_ref().and_then(|group| crate::sys::cgroup::processes(group).ok());
         json!({
@@ -122,6 +124,17 @@ impl Driver {
             "launch": launch,
         })
     }
+}
+
+/// A launch without what is in configs and secrets: that is for the container alone. Which of the two a file is the
+/// launch does not say.
+fn without_contents(mut launch: Launch) -> Launch {
+    for mount in &mut launch.mounts {
+        if let MountKind::Content(content) = &mut mount.kind {
+            content.text = content.text.take().map(|text| format!("({} bytes)", text.len()));
+        }
+    }
+    launch
 }
 
 /// The last events about a service.
