@@ -58,10 +58,7 @@ impl Driver {
                 self.inspect(project.as_deref(), &names, reply);
             }
             Request::HostShutdown { reply } => self.host_shutdown(reply),
-            Request::HostResume { reply } => {
-                self.host_shutdown = None;
-                drop(reply.send(Ok(())));
-            }
+            Request::HostResume { reply } => self.host_resume(reply),
             Request::Logs { project, services, reply } => {
                 drop(reply.send(self.logs(&project, &services)))
             }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::report::UpRequest;
-use super::service_wish::{ExitWaiter, ServiceWaiter, ServiceWish};
+use super::service_wish::{Asker, ExitWaiter, ServiceWaiter, ServiceWish};
 use crate::reconcile::{Goal, ServiceRecord};
 use crate::spec::{self, Desired, ParseInput, ProjectChoice, ProjectName, Selection, ServiceName};
 use crate::store::Record;
@@ -102,6 +102,8 @@ pub(super) struct Project {
     pub(super) record: ProjectRecord,
     pub(super) desired: Desired,
     pub(super) records: BTreeMap<ServiceName, ServiceRecord>,
+    /// What asked for services to run, of this run of control.
+    pub(super) askers: BTreeMap<ServiceName, Asker>,
     pub(super) waiters: Vec<GoneWaiter>,
     pub(super) service_waiters: Vec<ServiceWaiter>,
     pub(super) exit_waiters: Vec<ExitWaiter>,
@@ -123,6 +125,7 @@ impl Project {
             record,
             desired,
             records,
+            askers: BTreeMap::new(),
             waiters: Vec::new(),
             service_waiters: Vec::new(),
             exit_waiters: Vec::new(),
@@ -147,7 +150,7 @@ impl Project {
         running: &BTreeSet<ServiceName>,
     ) {
         for name in desired.services.keys() {
-            self.want(name, running);
+            self.want(name, running, Asker::Up);
         }
         self.record.request = request;
         self.record.wish = Wish::Up;

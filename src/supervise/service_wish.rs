@@ -52,6 +52,24 @@ impl ServiceWish {
     }
 }
 
+/// What a service was last asked to run by, for those who still wait for its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    Up,
+    Start,
+    Restart,
+}
+
+impl std::fmt::Display for Asker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Up => "`up`",
+            Self::Start => "`start`",
+            Self::Restart => "`restart`",
+        })
+    }
+}
+
 /// What is awaited of services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Until {
@@ -95,7 +113,13 @@ impl Project {
     }
 
     /// The user asks for a service to run. What runs already is not asked for again: a job would run twice.
-    pub(super) fn want(&mut self, name: &ServiceName, running: &BTreeSet<ServiceName>) {
+    pub(super) fn want(
+        &mut self,
+        name: &ServiceName,
+        running: &BTreeSet<ServiceName>,
+        asker: Asker,
+    ) {
+        self.askers.insert(name.clone(), asker);
         let record = self.records.entry(name.clone()).or_default();
         if record.request == 0 || !running.contains(name) {
             record.request += 1;
@@ -107,6 +131,7 @@ impl Project {
 
     /// The user asks for a service to be stopped and started.
     pub(super) fn want_again(&mut self, name: &ServiceName, grace: Option<Duration>) {
+        self.askers.insert(name.clone(), Asker::Restart);
         let record = self.records.entry(name.clone()).or_default();
         record.request += 1;
         record.restart = record.request;

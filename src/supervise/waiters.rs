@@ -6,7 +6,7 @@ use super::handle::{RequestError, RequestErrorKind};
 use super::held::Held;
 use super::project::Wish;
 use super::report::EventLevel;
-use super::service_wish::{ServiceWaiter, Until};
+use super::service_wish::{Asker, ServiceWaiter, Until};
 use crate::reconcile::{ContainerKey, ExitStatus, Operation, Phase};
 use crate::spec::{ProjectName, ServiceName};
 use crate::store::record;
@@ -18,6 +18,8 @@ enum Progress {
     /// With this container, if it is named in the answer.
     Done(Option<String>),
     Failed(String),
+    /// Somebody wants the opposite meanwhile.
+    Crossed(String),
 }
 
 impl Driver {
@@ -54,6 +56,7 @@ impl Driver {
     ) -> Option<Result<Vec<String>, RequestError>> {
         let mut containers = waiter.containers.clone();
         let mut failures = Vec::new();
+        let mut kind = RequestErrorKind::Conflict;
         let mut under_way = false;
         for service in &waiter.services {
             let progress = match waiter.until {
@@ -63,7 +66,11 @@ impl Driver {
             match progress {
                 Progress::Under => under_way = true,
                 Progress::Done(container) => containers.extend(container),
-                Progress::Failed(message) => failures.push(message),
+                Progress::Crossed(message) => failures.push(message),
+                Progress::Failed(message) => {
+                    kind = RequestErrorKind::Failed;
+                    failures.push(message);
+                }
             }
         }
         if under_way {
@@ -74,10 +81,16 @@ impl Driver {
             containers.dedup();
             return Some(Ok(containers));
         }
-        Some(Err(RequestError::new(RequestErrorKind::Failed, failures.join("; "))))
+        Some(Err(RequestError::new(kind, failures.join("; "))))
     }
 
     fn ended_all(&self, name: &ProjectName, service: &ServiceName, until: Until) -> Progress {
+        // It may never end now.
+        if self.is_wanted(&Self::service_key(name, service)) {
+            let asker = self.projects.get(name).and_then(|project| project.askers.get(service));
+            let by = asker.map(|asker| format!(" by {asker}")).unwrap_or_default();
+            return Progress::Crossed(format!("service `{service}` was started meanwhile{by}"));
+        }
         let containers: Vec<(&ContainerKey, &Held)> =
             self.containers_of(name).filter(|(_, held)| held.record.service == *service).collect();
         if let Some(message) = containers.iter().find_map(|(key, held)| failure(key, held)) {
@@ -93,7 +106,7 @@ impl Driver {
     fn started(&self, name: &ProjectName, service: &ServiceName) -> Progress {
         let key = Self::service_key(name, service);
         if !self.is_wanted(&key) {
-            return Progress::Failed(format!("service `{service}` was stopped meanwhile"));
+            return Progress::Crossed(format!("service `{service}` was stopped meanwhile"));
         }
         let Some(status) = self.plan.services.get(&key) else { return Progress::Under };
         let held = status.container.as_ref().and_then(|container| self.containers.get(container));
@@ -130,7 +143,13 @@ impl Driver {
         let empty = self.containers_of(name).next().is_none();
         let failed = self.containers_of(name).find_map(|(key, held)| failure(key, held));
         let Some(project) = self.projects.get_mut(name) else { return };
-        if empty && project.record.wish == Wish::Down {
+        if project.record.wish != Wish::Down {
+            for waiter in std::mem::take(&mut project.waiters) {
+                let message = format!("project `{name}` was brought up meanwhile by {}", Asker::Up);
+                let error = RequestError::new(RequestErrorKind::Conflict, message);
+                let _ = waiter.reply.send(Err(error));
+            }
+        } else if empty {
             let waiters = std::mem::take(&mut project.waiters);
             for waiter in waiters {
                 self.tell_gone(waiter, any_runs);

@@ -12,7 +12,7 @@ use super::execute;
 use super::handle::{Reply, RequestError, RequestErrorKind, StopOptions};
 use super::project::{GoneWaiter, Wish};
 use super::report::{EventLevel, ExitReport};
-use super::service_wish::{ExitWaiter, ServiceWaiter, Until};
+use super::service_wish::{Asker, ExitWaiter, ServiceWaiter, Until};
 use crate::reconcile::{ContainerKey, ManualStop, Phase, ServiceKey};
 use crate::spec::{ProjectName, ServiceName};
 
@@ -84,7 +84,7 @@ impl Driver {
         let running = self.running(&name);
         if let Some(project) = self.projects.get_mut(&name) {
             for service in &services {
-                project.want(service, &running);
+                project.want(service, &running, Asker::Start);
             }
         }
         self.set_up(&name, &services);
@@ -130,6 +130,15 @@ impl Driver {
             let services = self.services_of(&name);
             self.hasten(&name, &services);
         }
+    }
+
+    /// The host does not go down after all.
+    pub(super) fn host_resume(&mut self, reply: Reply<()>) {
+        for waiter in self.host_shutdown.take().into_iter().flat_map(|shutdown| shutdown.waiters) {
+            let message = "services were started again meanwhile by `resume-services`";
+            let _ = waiter.send(Err(RequestError::new(RequestErrorKind::Conflict, message)));
+        }
+        let _ = reply.send(Ok(()));
     }
 
     /// Nothing is started while the host goes down.
