@@ -70,6 +70,12 @@ impl Driver {
                 // What is being stopped needs somebody who sees to the end of it.
                 drop(reply.send(Ok(wanted || self.any_runs())));
             }
+            Request::OthersRun { project, reply } => {
+                let runs = |held: &super::held::Held| held.may_run() || held.busy.is_some();
+                let mut others =
+                    self.containers.values().filter(|held| held.record.project.as_str() != project);
+                drop(reply.send(Ok(others.any(runs))));
+            }
             Request::Reload(reply) => self.reread_files(reply),
             // Its arrival has begun the time of idleness anew.
             Request::Visit => {}
@@ -183,16 +189,22 @@ impl Driver {
         let images = std::sync::Arc::clone(&self.host.images);
         tokio::spawn(async move {
             let mut reports = Vec::with_capacity(drafts.len());
-            let trouble = images.lazy.trouble().await;
             for Draft { mut report, image } in drafts {
                 if let Some(image) = image {
-                    let content = images.content(&image.manifest).await;
-                    if let Some(trouble) = trouble.as_ref().filter(|_| content.lazy_layers > 0) {
-                        report.status = format!("{}, {trouble}", report.status);
-                    }
-                    report.content = Some(content);
+                    report.content = Some(images.content(&image.manifest).await);
                 }
                 reports.push(report);
+            }
+            let is_lazy = |report: &ServiceReport| {
+                report.content.as_ref().is_some_and(|content| content.lazy_layers > 0)
+            };
+            // Who uses nothing of them neither waits for the answer nor is held up by its absence.
+            if reports.iter().any(is_lazy)
+                && let Some(trouble) = images.lazy.trouble().await
+            {
+                for report in reports.iter_mut().filter(|report| is_lazy(report)) {
+                    report.status = format!("{}, {trouble}", report.status);
+                }
             }
             let _ = reply.send(Ok(reports));
         });

@@ -126,6 +126,11 @@ pub(super) enum Request {
     Wanted {
         reply: Reply<bool>,
     },
+    /// Whether anything runs, or may, that is not the project's.
+    OthersRun {
+        project: String,
+        reply: Reply<bool>,
+    },
     /// Services files are to be read now.
     Reload(Reply<()>),
     /// An image was pulled by name.
@@ -206,10 +211,10 @@ impl ControlHandle {
     /// # Errors
     /// When something of it cannot be ended.
     pub async fn free_lazy(&self, project: &str) -> Result<(), RequestError> {
-        let services = self.services(None).await?;
-        let others =
-            services.iter().any(|service| service.project != project && service.pid.is_some());
-        let users = if others { Users::Others } else { Users::OnlyThis };
+        // Nobody is asked who may hang: that is what this is for.
+        let project = project.to_owned();
+        let others = self.ask(|reply| Request::OthersRun { project, reply }).await?;
+        let users = Users::of(others, crate::rootfs::image_mounts(&self.instance));
         let freed = self.images.lazy.free(users).await;
         freed.map(drop).map_err(|message| RequestError::new(RequestErrorKind::Failed, message))
     }

@@ -1,6 +1,7 @@
 //! Lazy layers from control's side: the connection is made when the first layer needs it, and why it cannot be made
 //! is a reason that people see, never a failure.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -353,6 +354,14 @@ pub(super) enum Users {
     OnlyThis,
     /// Others too.
     Others,
+}
+
+impl Users {
+    /// Given whether containers of others run, and what images people look into: those are nobody's project's.
+    pub(super) fn of(others_run: bool, image_mounts: io::Result<Vec<PathBuf>>) -> Self {
+        let are_none = image_mounts.is_ok_and(|mounts| mounts.is_empty());
+        if others_run || !are_none { Self::Others } else { Self::OnlyThis }
+    }
 }
 
 /// What is missing is tried again by those who use it, because a module may be loaded later; what is switched off
