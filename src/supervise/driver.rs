@@ -81,6 +81,7 @@ impl Driver {
             super::findings::tell(&self.host.store, &self.events);
             self.pass();
             self.answer_waiters();
+            self.release_due_slots();
             self.service_manager.turned(&self.plan.services, Instant::now());
             let beat = self.service_manager.patience(Instant::now());
             let wake = self.plan.wake_at.map(|at| self.clock.until(at));
@@ -148,7 +149,7 @@ impl Driver {
         }
     }
 
-    fn pass(&mut self) {
+    pub(super) fn pass(&mut self) {
         let goal = |project: &Project| match project.goal() {
             Goal::Up(_) if self.host_shutdown.is_some() => Goal::Shutdown,
             goal => goal,

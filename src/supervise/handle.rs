@@ -283,7 +283,10 @@ impl ControlHandle {
         target: std::path::PathBuf,
     ) -> Result<MountableImage, RequestError> {
         let _working = self.images.work();
-        self.images.mountable(&image, extent, &target).await
+        let mounted = self.images.mountable(&image, extent, &target).await;
+        // What had to wait until it was mounted.
+        let _ = self.requests.send(Request::Visit).await;
+        mounted
     }
 
     /// Forgets a mount that the caller has undone.

@@ -1,7 +1,8 @@
 //! Images on this host: pull them, make their layers ready, tell how much of each is here.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
@@ -68,8 +69,10 @@ pub(super) struct Images {
     tally: Arc<Tally>,
     /// Read while layers are mounted, written while slots are given up.
     pub(super) mounting: tokio::sync::RwLock<()>,
+    /// Slots are to be given up as soon as nobody mounts.
+    pub(super) release_due: AtomicBool,
     /// One lock per reference that is being pulled.
-    flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
+    pub(super) flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Images {
@@ -85,6 +88,7 @@ impl Images {
             working: Arc::default(),
             tally: Arc::default(),
             mounting: tokio::sync::RwLock::default(),
+            release_due: AtomicBool::default(),
             flights: Mutex::default(),
         }
     }
@@ -354,34 +358,6 @@ impl Images {
         if crate::rootfs::image_mounts(self.lazy.instance()).is_ok_and(|mounts| mounts.is_empty()) {
             self.lazy.stop_if_unused().await;
         }
-    }
-
-    /// Gives up the slots of layers that neither `manifests` nor an image that is mounted for people need. Whoever
-    /// needs a layer from now on mounts it again, as another slot.
-    pub(super) async fn release_unneeded(
-        &self,
-        manifests: impl FnOnce() -> Option<Vec<(ImageRef, Digest)>>,
-    ) {
-        // Nobody is between having mounted a layer and being known for it: what is to be used is recorded before.
-        let _alone = self.mounting.write().await;
-        let pulling = !self.flights.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        let here = self.mounts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mounted = crate::rootfs::image_mounts(self.lazy.instance()).unwrap_or_default();
-        // What a pull prefetches is not recorded yet, and of mounts of an earlier control the layers are not known.
-        if pulling || mounted.iter().any(|target| !here.contains_key(target)) {
-            return;
-        }
-        let Some(manifests) = manifests() else { return };
-        let mut needed: HashSet<Digest> =
-            here.values().flat_map(|image| image.lazy.iter().copied()).collect();
-        for (reference, manifest) in manifests {
-            // One that cannot be read may need anything.
-            let Ok(image) = self.local_manifest(&reference, manifest) else { return };
-            needed.extend(image.iter().flat_map(|image| {
-                image.manifest.layers.iter().map(|descriptor| descriptor.digest)
-            }));
-        }
-        self.lazy.release_unless(|digest| needed.contains(digest)).await;
     }
 }
 

@@ -96,6 +96,17 @@ impl LazyMounts {
         *self.link.generation.borrow()
     }
 
+    #[cfg(test)]
+    pub(super) fn set_generation(&self, generation: u64) {
+        self.link.generation.send_replace(Some(generation));
+    }
+
+    /// As if somebody waited for a keeper that does not answer.
+    #[cfg(test)]
+    pub(super) async fn hold(&self) -> tokio::sync::MutexGuard<'_, impl Sized> {
+        self.state.lock().await
+    }
+
     /// Changes with the connection.
     pub(super) fn connection(&self) -> watch::Receiver<Option<u64>> {
         self.link.generation.subscribe()

@@ -37,7 +37,10 @@ mod project;
 mod pull_error;
 pub mod report;
 mod service_wish;
+mod slots;
 mod tally;
+#[cfg(test)]
+mod tests;
 mod waiters;
 mod watch;
 mod wishes;

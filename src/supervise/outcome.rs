@@ -172,24 +172,6 @@ impl Driver {
         }
     }
 
-    /// Layers that only this container needed are not kept mounted; those of services that should run are.
-    fn release_slots(&self) {
-        let ready = self.images.iter().filter_map(|(image, state)| match state {
-            ImageState::Ready { manifest } => Some((image.clone(), *manifest)),
-            _ => None,
-        });
-        let wanted: Vec<_> = ready
-            .filter(|(image, _)| {
-                self.projects.values().any(|project| {
-                    project.record.wish == super::project::Wish::Up
-                        && project.desired.services.values().any(|service| service.image == *image)
-                })
-            })
-            .collect();
-        let host = std::sync::Arc::clone(&self.host);
-        tokio::spawn(async move { host.release_unneeded(wanted).await });
-    }
-
     fn reported(&mut self, container: &ContainerKey, seen: Seen) {
         let Some(held) = self.containers.get_mut(container) else { return };
         // The monitor of the run before closes its connection when the next start may have begun: what it says last
