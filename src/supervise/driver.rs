@@ -96,7 +96,7 @@ impl Driver {
                     None => break,
                 },
                 // Another connection: containers of the one before have lost their content.
-                Ok(()) = connection.changed() => {}
+                Ok(()) = connection.changed() => self.connection_changed(),
                 () = sleep(wake) => {}
                 () = sleep(beat) => {}
                 // What came without passing here, such as a pull, may have changed it.

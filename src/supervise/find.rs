@@ -31,6 +31,7 @@ impl Driver {
                 None => self.find_unrecorded(id).await,
             }
         }
+        self.connection_changed();
         // Also of runs that ended meanwhile it must be known whether they lost their content.
         let served = self.containers.values().any(|held| held.record.connection.is_some());
         if served || self.any_runs() {

@@ -232,6 +232,17 @@ impl Held {
         }
     }
 
+    /// Settles that the last run had its content to the end, if it has ended and the connection that served it
+    /// `outlived` it: what becomes of that later is none of this run's. Says whether this is news.
+    pub(super) fn settle(&mut self, outlived: impl FnOnce(u64) -> bool) -> bool {
+        let has_ended = self.record.exit.is_some() && !self.may_run();
+        let settles = has_ended && self.record.connection.is_some_and(outlived);
+        if settles {
+            self.record.connection = None;
+        }
+        settles
+    }
+
     /// Whether the run lost its lazy layers, given the connection that there is now. One that did its work to the end
     /// before lost nothing.
     fn content_lost(&self, connection: Option<u64>) -> bool {

@@ -272,7 +272,7 @@ impl LazyMounts {
     }
 
     /// Whether there is a connection, or was one that nobody took down.
-    fn is_there(&self) -> bool {
+    pub(super) fn is_there(&self) -> bool {
         self.run_dir.join("lazy/session").exists()
     }
 

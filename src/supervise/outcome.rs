@@ -235,13 +235,29 @@ impl Driver {
             held.failed = Some((Operation::Start, Failure { reason: words.clone(), at, attempts }));
         }
         held.note_exit(exit);
-        // Its content was there to the end, so the end is its own.
-        if held.record.connection == self.host.images.lazy.generation() {
-            held.record.connection = None;
-        }
+        let connection = self.host.images.lazy.generation();
+        held.settle(|its| connection == Some(its));
         self.save_container(container);
         self.tell_exit(container);
         self.emit_for(container, level, "container-exited", format!("{container} {words}"));
+    }
+
+    /// There is another connection, or the one that is there has only now been found: runs that it served and that
+    /// ended while nobody knew it had their content to the end. So had all if there is none any more: one is taken
+    /// down when nothing uses it.
+    pub(super) fn connection_changed(&mut self) {
+        let lazy = &self.host.images.lazy;
+        let (connection, is_there) = (lazy.generation(), lazy.is_there());
+        let outlived = |its| connection == Some(its) || (connection.is_none() && !is_there);
+        let settled: Vec<ContainerKey> = self
+            .containers
+            .iter_mut()
+            .filter(|(_, held)| held.record.instance == *self.host.instance)
+            .filter_map(|(key, held)| held.settle(outlived).then(|| key.clone()))
+            .collect();
+        for container in settled {
+            self.save_container(&container);
+        }
     }
 
     fn file_changed(&mut self, name: &str, result: Result<Reread, RereadError>) {
