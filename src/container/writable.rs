@@ -1,12 +1,12 @@
 //! The writable layer of a container: when the one of its last run may be used again.
 //!
-//! It is mounted `volatile`: the kernel then skips every sync, and marks it so in `work/work/incompat/volatile`. Such
-//! a layer is whole as long as the page cache is, that is, in one boot. When a run has ended and its overlay is
-//! unmounted without an error, the file `clean` with the id of the boot is written beside it; the next run takes the
-//! file away, then the kernel's mark, and goes on with the layer. Without the file, or in another boot, the layer is
-//! removed. There is no sync of the file system beneath: in the same boot it adds nothing, in another boot the layer
-//! is not used, and it would delay every restart by whatever else the disk is doing. `syncfs` on the overlay itself,
-//! which in a volatile one only reports write errors, is asked before the unmount.
+//! It is mounted `volatile`: the kernel then skips every sync, and marks it so by `incompat/volatile` in its work
+//! directory. Such a layer is whole as long as the page cache is, that is, in one boot. When a run has ended and its
+//! overlay is unmounted without an error, the file `clean` with the id of the boot is written beside it; the next run
+//! takes the file away, then the kernel's mark, and goes on with the layer. Without the file, or in another boot, the
+//! layer is removed. There is no sync of the file system beneath: in the same boot it adds nothing, in another boot the
+//! layer is not used, and it would delay every restart by whatever else the disk is doing. `syncfs` on the overlay
+//! itself, which in a volatile one only reports write errors, is asked before the unmount.
 
 use std::fs;
 use std::io;
