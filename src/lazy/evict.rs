@@ -117,14 +117,13 @@ impl Shared {
             });
         }
         drop(open_files);
-        let mut is_less = false;
+        let mut forgetful = Vec::new();
         self.cache.evict(&protected, |gone| {
-            is_less = true;
-            layers.iter().for_each(|layer| layer.forget_content(gone));
+            // Asked anew: one that was opened meanwhile may have taken its note before the notes went.
+            forgetful = self.open_layers();
+            forgetful.iter().for_each(|layer| layer.forget_content(gone));
         });
-        if is_less {
-            layers.iter().for_each(|layer| layer.save_hint());
-        }
+        forgetful.iter().for_each(|layer| layer.save_hint());
     }
 }
 

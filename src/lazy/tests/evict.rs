@@ -114,6 +114,36 @@ async fn many_readers_with_a_source_that_fails_and_engines_that_are_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_is_opened_during_an_eviction_counts_nothing_that_is_gone() {
+    let (bed, (files, layer)) = (Bed::new(), wide());
+    let source = source(&layer);
+    let running = bed.engine_with("boot", limits());
+    let opened = running.open(&layer, &source);
+    read_all(&opened, &files[1..]).await;
+    let noted = opened.local_bytes();
+    opened.close();
+    drop(opened);
+
+    let (began, mut has_begun) = mpsc::channel(1);
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    let may_go_on = std::sync::Mutex::new(may_go_on);
+    running.engine.protect(move |_| {
+        let _ = began.try_send(());
+        let _ = may_go_on.lock().unwrap().recv();
+    });
+    running.engine.set_cache_budget(Some(BUDGET));
+    has_begun.recv().await.expect("it evicts");
+    let opened = running.open(&layer, &source);
+    assert_eq!(opened.local_bytes(), noted, "what the note says");
+    drop(go_on);
+    eventually("content is evicted", || content_on_disk(&bed) <= BUDGET).await;
+    eventually("what is counted is what is there", || {
+        opened.local_bytes() == content_on_disk(&bed)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_that_loses_content_is_not_complete_until_it_is_back() {
     let (bed, (files, layer)) = (Bed::new(), wide());
     let source = source(&layer);
