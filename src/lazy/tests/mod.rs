@@ -40,6 +40,10 @@ impl Bed {
     }
 
     fn engine_with(&self, boot_id: &str, limits: Limits) -> Running {
+        self.engine_on(Handle::current(), boot_id, limits)
+    }
+
+    fn engine_on(&self, runtime: Handle, boot_id: &str, limits: Limits) -> Running {
         let (sink, events) = EventSink::channel(64);
         let options = EngineOptions {
             files_dir: self.dir.path().to_owned(),
@@ -47,7 +51,7 @@ impl Bed {
             limits,
             events: sink,
         };
-        Running { engine: Engine::open(options, Handle::current()).unwrap(), events }
+        Running { engine: Engine::open(options, runtime).unwrap(), events }
     }
 
     fn path(&self) -> &Path {

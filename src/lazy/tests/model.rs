@@ -99,6 +99,16 @@ fn model(case: &Case) -> Model {
     Model { layer: builder.build(), files }
 }
 
+/// What an engine runs on: one of its own, so that it can be ended between any two of its steps.
+fn life() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// As `kill -9` does it, but for a step that is under way, whose end is waited for.
+async fn kill(life: tokio::runtime::Runtime) {
+    tokio::task::spawn_blocking(|| life.shutdown_timeout(PATIENCE)).await.unwrap();
+}
+
 async fn run(case: Case) {
     let (bed, model) = (Bed::new(), model(&case));
     let source = source(&model.layer);
@@ -111,7 +121,8 @@ async fn run(case: Case) {
         read_ahead_bytes: case.ahead,
         ..limits()
     };
-    let mut running = bed.engine_with("0", limits());
+    let mut life_of_engine = life();
+    let mut running = bed.engine_on(life_of_engine.handle().clone(), "0", limits());
     let mut opened = running.open(&model.layer, &source);
     for step in case.steps {
         match step {
@@ -144,12 +155,11 @@ async fn run(case: Case) {
             }
             Step::Restart(rebooted) => {
                 boot += u32::from(rebooted);
-                // Of one that was really killed nothing goes on.
-                running.engine.set_cache_budget(None);
-                running.engine.wait_for_eviction();
-                // The old one is not closed: it was killed, as far as a test in one process can do that.
-                opened.pause_background();
-                running = bed.engine_with(&boot.to_string(), limits());
+                kill(std::mem::replace(&mut life_of_engine, life())).await;
+                let runtime = life_of_engine.handle().clone();
+                // Nothing is left of the old one, which closes nothing.
+                drop((opened, running));
+                running = bed.engine_on(runtime, &boot.to_string(), limits());
                 running.engine.set_cache_budget(budget);
                 opened = running.open(&model.layer, &source);
             }
@@ -166,6 +176,7 @@ async fn run(case: Case) {
         assert_eq!(opened.read(entry(&opened, name), 0, len).await.unwrap(), *bytes);
     }
     assert_eq!(source.requests().len(), fetched, "a complete layer needs no network");
+    kill(life_of_engine).await;
 }
 
 #[test]
