@@ -1,6 +1,6 @@
 //! What a soak counts and measures, its table, and its random numbers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -12,11 +12,19 @@ pub(super) struct Figures {
     killed: BTreeMap<String, u64>,
     replaced: BTreeMap<String, Vec<Duration>>,
     stalls: Stalls,
+    /// Longest read of a file that is here, of the time around each kill.
+    around: Vec<Duration>,
 }
 
 impl Figures {
     pub(super) fn new(seed: u64) -> Self {
-        Self { seed, killed: BTreeMap::new(), replaced: BTreeMap::new(), stalls: Stalls::default() }
+        Self {
+            seed,
+            killed: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+            stalls: Stalls::default(),
+            around: Vec::new(),
+        }
     }
 
     pub(super) fn killed(&mut self, role: &str) {
@@ -28,7 +36,17 @@ impl Figures {
     }
 
     pub(super) fn stalls(&mut self, stalls: Stalls) {
+        assert!(!stalls.first.is_empty() && !stalls.again.is_empty(), "something was read");
         self.stalls = stalls;
+    }
+
+    pub(super) fn around_kill(&mut self, longest: Option<Duration>) {
+        self.around.extend(longest);
+    }
+
+    /// What of a hundred kills 99 cost a reader of files that are here at most.
+    pub(super) fn usual_stall(&mut self) -> Duration {
+        at(&mut self.around, 99)
     }
 
     /// How many so far.
@@ -37,7 +55,7 @@ impl Figures {
     }
 
     /// The table, on standard output.
-    pub(super) fn print(&mut self, codes: &BTreeSet<Option<i64>>) {
+    pub(super) fn print(&mut self, codes: &BTreeMap<Option<i64>, u64>) {
         let mut text = format!("seed {}, {} kills\n", self.seed, self.kills());
         let head = ["", "count", "median ms", "p99 ms", "max ms"];
         text.push_str(&format!(
@@ -50,23 +68,24 @@ impl Figures {
         }
         rows.push(("first read of a file".to_owned(), &mut self.stalls.first));
         rows.push(("read of a local file".to_owned(), &mut self.stalls.again));
+        rows.push(("longest around a kill".to_owned(), &mut self.around));
         for (name, times) in rows {
-            times.sort_unstable();
-            let at = |share: usize| {
-                let position = (times.len() * share / 100).min(times.len().saturating_sub(1));
-                times.get(position).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
-            };
-            text.push_str(&format!(
-                "{name:<24}{:>8}{:>12.1}{:>12.1}{:>12.1}\n",
-                times.len(),
-                at(50),
-                at(99),
-                at(100)
-            ));
+            text.push_str(&format!("{name:<24}{:>8}", times.len()));
+            for share in [50, 99, 100] {
+                text.push_str(&format!("{:>12.1}", at(times, share).as_secs_f64() * 1000.0));
+            }
+            text.push('\n');
         }
-        text.push_str(&format!("exit codes seen: {codes:?} (should be 7; None is unknown)\n"));
+        text.push_str(&format!("ends seen, by exit code: {codes:?} (None: unknown)\n"));
         let _ = std::io::stdout().write_all(text.as_bytes());
     }
+}
+
+/// The time that so many of a hundred do not exceed.
+fn at(times: &mut [Duration], share: usize) -> Duration {
+    times.sort_unstable();
+    let position = (times.len() * share / 100).min(times.len().saturating_sub(1));
+    times.get(position).copied().unwrap_or_default()
 }
 
 /// Numbers that a seed decides.

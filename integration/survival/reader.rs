@@ -6,11 +6,15 @@
 
 use std::fs::File;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use supervisor::image::Digest;
+
+use crate::services::image::Readable;
 
 /// How long reads took.
 #[derive(Default)]
@@ -21,24 +25,39 @@ pub(super) struct Stalls {
     pub(super) again: Vec<Duration>,
 }
 
+/// What the thread tells while it reads.
+#[derive(Default)]
+struct Told {
+    errors: Mutex<Vec<String>>,
+    /// Longest read of a file that is here since somebody asked.
+    longest: Mutex<Option<Duration>>,
+}
+
 /// The thread.
 pub(super) struct Reader {
     stop: Arc<AtomicBool>,
-    errors: Arc<Mutex<Vec<String>>>,
+    told: Arc<Told>,
     thread: JoinHandle<Stalls>,
 }
 
+/// A file and what is in it.
+struct Known {
+    path: PathBuf,
+    digest: String,
+}
+
 impl Reader {
-    /// Begins to read `/data` of the container whose first process this is.
-    pub(super) fn start(pid: i32) -> Self {
-        let root = PathBuf::from(format!("/proc/{pid}/root/data"));
-        let mut files: Vec<PathBuf> =
-            std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    /// Begins to read the files of `image` in the container whose first process this is.
+    pub(super) fn start(pid: i32, image: &Readable) -> Self {
+        let known = |sum: &String| {
+            let (digest, path) = sum.split_once("  ").unwrap();
+            let path = PathBuf::from(format!("/proc/{pid}/root{path}"));
+            Known { path, digest: digest.to_owned() }
+        };
         // From the end: the container begins at the other one.
-        files.sort();
-        files.reverse();
-        let (stop, errors) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::default()));
-        let (stopped, failed) = (Arc::clone(&stop), Arc::clone(&errors));
+        let files: Vec<Known> = image.sums.iter().rev().map(known).collect();
+        let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(Told::default()));
+        let (stopped, tell) = (Arc::clone(&stop), Arc::clone(&told));
         let thread = std::thread::spawn(move || {
             let mut stalls = Stalls::default();
             let mut fresh = 0;
@@ -46,22 +65,31 @@ impl Reader {
             while !is_stopped() {
                 // One new file, then some that were read before.
                 if let Some(file) = files.get(fresh) {
-                    stalls.first.push(timed(file, &failed));
+                    stalls.first.push(timed(file, &tell));
                     fresh += 1;
                 }
                 for file in files[..fresh].iter().rev().take(12).filter(|_| !is_stopped()) {
-                    stalls.again.push(timed(file, &failed));
+                    let took = timed(file, &tell);
+                    stalls.again.push(took);
+                    let mut longest = tell.longest.lock().unwrap();
+                    *longest = Some(took).max(*longest);
+                    drop(longest);
                     std::thread::park_timeout(Duration::from_millis(2));
                 }
             }
             stalls
         });
-        Self { stop, errors, thread }
+        Self { stop, told, thread }
     }
 
     /// What went wrong so far.
     pub(super) fn errors(&self) -> Vec<String> {
-        self.errors.lock().unwrap().clone()
+        self.told.errors.lock().unwrap().clone()
+    }
+
+    /// How long a file that is here was waited for at most since the last call, if one was read.
+    pub(super) fn longest(&self) -> Option<Duration> {
+        std::mem::take(&mut *self.told.longest.lock().unwrap())
     }
 
     /// Stops.
@@ -71,17 +99,20 @@ impl Reader {
     }
 }
 
-fn timed(path: &Path, failed: &Mutex<Vec<String>>) -> Duration {
+fn timed(file: &Known, told: &Told) -> Duration {
     let start = Instant::now();
-    let read = File::open(path).and_then(|mut file| {
-        let mut content = Vec::new();
-        file.read_to_end(&mut content)?;
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-        Ok(content.len())
+    let mut content = Vec::new();
+    let read = File::open(&file.path).and_then(|mut open| {
+        open.read_to_end(&mut content)?;
+        let _ = rustix::fs::fadvise(&open, 0, None, rustix::fs::Advice::DontNeed);
+        Ok(())
     });
     let took = start.elapsed();
-    if !read.as_ref().is_ok_and(|length| *length > 0) {
-        failed.lock().unwrap().push(format!("{}: {read:?}", path.display()));
-    }
+    let wrong = match read {
+        Ok(()) if Digest::of(&content).hex() == file.digest => return took,
+        Ok(()) => format!("other content, {} bytes", content.len()),
+        Err(error) => error.to_string(),
+    };
+    told.errors.lock().unwrap().push(format!("{}: {wrong}", file.path.display()));
     took
 }

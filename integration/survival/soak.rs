@@ -1,7 +1,7 @@
 //! Roles are killed at random moments, again and again, while containers read, write, end and are changed; and in the
 //! end the figures. `scripts/soak-kills` runs the long one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::process::Child;
@@ -39,9 +39,13 @@ const PAIRS: [[&str; 2]; 5] = [
     ["monitor", "keeper"],
 ];
 
+/// What 99 of 100 deaths may cost a reader of files that are here, in an optimised build with the machine to itself.
+const STALL_LIMIT: Duration = Duration::from_millis(500);
+
 struct Soak {
     program: Program,
-    image: String,
+    image: Readable,
+    reference: String,
     up: Option<Child>,
     random: Random,
     figures: Figures,
@@ -49,8 +53,12 @@ struct Soak {
     generation: u32,
     /// Containers that live through everything.
     lasting: Vec<(&'static str, ProcessIdentity)>,
-    /// Exit codes of the ending service that were seen.
-    codes: BTreeSet<Option<i64>>,
+    /// How often the ending service was seen to have ended with each code; without one where nobody knew.
+    codes: BTreeMap<Option<i64>, u64>,
+    /// The record of its last end.
+    last_end: Vec<u8>,
+    /// How often its monitor was killed, each of which may cost an exit code.
+    ending_killed: u64,
 }
 
 impl Soak {
@@ -58,10 +66,10 @@ impl Soak {
         let changing = "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done";
         let generation = format!("environment: {{GENERATION: \"{}\"}}", self.generation);
         vec![
-            service("reading", READING).image(self.image.clone()),
+            service("reading", READING).image(self.reference.clone()),
             service("writing", SEQUENCE),
             service("ending", ENDING).key("restart: always"),
-            service("changing", changing).image(self.image.clone()).key(&generation),
+            service("changing", changing).image(self.reference.clone()).key(&generation),
         ]
     }
 
@@ -83,25 +91,42 @@ impl Soak {
         let found: Vec<_> =
             roles.iter().filter_map(|role| Some((*role, self.find(role)?))).collect();
         let start = Instant::now();
-        for (role, (_, pid)) in &found {
+        for (role, (service, pid)) in &found {
             // One that ended by itself just now is no death of ours.
             if rustix::process::kill_process(*pid, Signal::KILL).is_ok() {
                 self.figures.killed(role);
+                self.ending_killed += u64::from(service == "ending");
             }
         }
-        if found.iter().any(|(role, _)| *role == "control") {
+        let is_control = |role: &str| role == "control";
+        let control = found.iter().any(|(role, _)| is_control(role));
+        if control {
             crash(self.up.take().unwrap());
-            self.up = Some(self.program.up());
         }
-        for (role, (service, pid)) in found {
-            // A container that ends, or is changed, has another monitor later or none.
-            if role != "control" && !["ending", "changing"].contains(&service.as_str()) {
-                let what = format!("the {role} {service} is replaced");
-                self.program
-                    .until(&what, || self.program.role(role, &service).filter(|next| *next != pid));
+        // A container that ends, or is changed, has another monitor later or none.
+        let lasts = |service: &str| !["ending", "changing"].contains(&service);
+        let mut waiting = found;
+        waiting.retain(|(role, (service, _))| !is_control(role) && lasts(service));
+        let Self { program, figures, up, .. } = self;
+        // Side by side, so that the time of one has nothing of another's.
+        std::thread::scope(|scope| {
+            let next = control.then(|| scope.spawn(|| (program.up(), start.elapsed())));
+            program.until(&format!("{waiting:?} are replaced"), || {
+                waiting.retain(|(role, (service, pid))| {
+                    let next = program.role(role, service).filter(|next| next != pid);
+                    if next.is_some() {
+                        figures.replaced(role, start.elapsed());
+                    }
+                    next.is_none()
+                });
+                waiting.is_empty().then_some(())
+            });
+            if let Some(next) = next {
+                let (child, after) = next.join().unwrap();
+                *up = Some(child);
+                figures.replaced("control", after);
             }
-            self.figures.replaced(role, start.elapsed());
-        }
+        });
     }
 
     fn change(&mut self) {
@@ -113,32 +138,38 @@ impl Soak {
         for (name, process) in &self.lasting {
             assert!(process.open().is_some(), "{name} was lost");
         }
-        self.codes.extend(self.outcome("ending"));
+        if let Some((record, code)) = self.end_of("ending")
+            && record != self.last_end
+        {
+            *self.codes.entry(code).or_default() += 1;
+            self.last_end = record;
+        }
     }
 
-    /// How the last run of a service ended, as its monitor has recorded it: a code, or nothing that anybody knows.
-    fn outcome(&self, service: &str) -> Option<Option<i64>> {
+    /// How the last run of a service ended: the monitor's record, and the code in it if anybody knew one.
+    fn end_of(&self, service: &str) -> Option<(Vec<u8>, Option<i64>)> {
         let containers = std::fs::read_dir(self.program.folder().join("state/containers")).ok()?;
         let part = format!("-{service}-");
         let own = containers.flatten().map(|entry| entry.path());
         let folder = own.into_iter().find(|path| path.to_string_lossy().contains(&part))?;
         let text = std::fs::read(folder.join("exit.json")).ok()?;
         let record: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        match record["outcome"]["outcome"].as_str() {
-            Some("unknown") => Some(None),
+        let code = match record["outcome"]["outcome"].as_str() {
+            Some("unknown") => None,
             // It is started again.
-            Some("not_started") => None,
-            _ => Some(Some(record["outcome"]["code"].as_i64().unwrap_or(-1))),
-        }
+            Some("not_started") => return None,
+            _ => Some(record["outcome"]["code"].as_i64().unwrap_or(-1)),
+        };
+        Some((text, code))
     }
 
-    fn run(mut self, kills: u64) {
+    fn run(mut self, kills: u64) -> Figures {
         for name in ["reading", "writing"] {
             let pid = self.program.running(name).as_raw_nonzero().get();
             self.lasting.push((name, ProcessIdentity::of(pid).unwrap()));
         }
         self.program.running("changing");
-        let reader = Reader::start(self.lasting[0].1.pid);
+        let reader = Reader::start(self.lasting[0].1.pid, &self.image);
         while self.figures.kills() < kills {
             if self.random.below(6) == 0 {
                 self.change();
@@ -152,11 +183,12 @@ impl Soak {
                 self.kill(&[role]);
             }
             self.check();
+            self.figures.around_kill(reader.longest());
             assert_eq!(reader.errors(), Vec::<String>::new());
         }
         self.converges();
         self.figures.stalls(reader.end());
-        self.ends();
+        self.ends()
     }
 
     /// The last state that was asked for is reached.
@@ -171,16 +203,19 @@ impl Soak {
         });
     }
 
-    fn ends(mut self) {
+    fn ends(mut self) -> Figures {
         assert_eq!(self.program.interrupt(self.up.take().unwrap()), Some(0));
         for (number, line) in self.program.output("writing").iter().enumerate() {
             assert_eq!(*line, format!("seq {number}"), "a hole, or a line said twice");
         }
         let reading = self.program.output("reading");
         assert!(!reading.iter().any(|line| line.starts_with("error")), "{reading:?}");
-        // `None` is `unknown`: control and the monitor died together, and nobody else had seen it.
-        let known: Vec<i64> = self.codes.iter().copied().flatten().collect();
-        assert_eq!(known, [7]);
+        let codes = &self.codes;
+        assert!(codes.keys().all(|code| matches!(code, None | Some(7))), "{codes:?}");
+        assert!(codes.contains_key(&Some(7)), "{codes:?}");
+        // An end that nobody saw is one that a killed monitor should have seen.
+        let unknown = codes.get(&None).copied().unwrap_or_default();
+        assert!(unknown <= self.ending_killed, "{codes:?}, {} killed", self.ending_killed);
         self.program.ok(["down"]);
         let sockets = std::fs::read_dir(self.program.run_dir().join("monitor"));
         let sockets: Vec<_> = sockets
@@ -193,28 +228,32 @@ impl Soak {
         assert!(sockets.is_empty(), "{sockets:?}");
         self.figures.print(&self.codes);
         // Mounts, groups and processes are looked for when the program is dropped.
+        self.figures
     }
 }
 
-fn soak(kills: u64, files: usize, seed: u64) {
+fn soak(kills: u64, files: usize, seed: u64) -> Figures {
     let program = Program::new();
     let image = Readable::pack(&program, 3, files);
     let registry = FaultRegistry::start();
     registry.put_layout("app", &image.layout);
     registry.limit_rate(Some(RATE));
     let mut soak = Soak {
-        image: format!("{}/app:v1", registry.host()),
+        reference: format!("{}/app:v1", registry.host()),
+        image,
         program,
         up: None,
         random: Random::new(seed),
         figures: Figures::new(seed),
         generation: 0,
         lasting: Vec::new(),
-        codes: BTreeSet::new(),
+        codes: BTreeMap::new(),
+        last_end: Vec::new(),
+        ending_killed: 0,
     };
     soak.program.services(&file(&soak.services()));
     soak.up = Some(soak.program.up());
-    soak.run(kills);
+    soak.run(kills)
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -229,8 +268,14 @@ fn thirty_random_deaths_under_load_are_not_noticed() {
 #[test]
 #[ignore = "takes many minutes; `scripts/soak-kills` runs it"]
 fn many_random_deaths_under_load_are_not_noticed() {
-    let kills = number("SUPERVISOR_SOAK_KILLS").unwrap_or(1000);
+    let chosen = number("SUPERVISOR_SOAK_KILLS");
+    let (kills, limited) = (chosen.unwrap_or(1000), chosen.is_some());
     let files = usize::try_from(kills.clamp(300, 3000)).unwrap();
     let seed = number("SUPERVISOR_SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
-    soak(kills, files, seed);
+    let mut figures = soak(kills, files, seed);
+    // Only when this runs alone: beside other tests, times are those of the others.
+    if limited {
+        let stall = figures.usual_stall();
+        assert!(stall < STALL_LIMIT, "a reader waited for {stall:?}");
+    }
 }

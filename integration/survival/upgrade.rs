@@ -65,7 +65,7 @@ fn another_build_takes_over_what_runs_and_the_first_one_after_it() {
     let up = program.up();
     let (web, told) = (program.running("web"), program.running("told"));
     let process = identity(web);
-    let reader = Reader::start(web.as_raw_nonzero().get());
+    let reader = Reader::start(web.as_raw_nonzero().get(), &image);
     let worker = program.role("worker", "").unwrap();
 
     // Nobody is in control while the file is replaced, and then a container ends.
