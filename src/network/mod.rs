@@ -28,12 +28,15 @@
 
 pub mod address;
 mod attachment;
+mod forwarding;
 pub mod link;
 mod netlink;
 mod owner;
+pub mod rules;
 
 pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetError, Surroundings};
 pub use attachment::{
     Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Publication, Reach, Subnet, Transport,
 };
+pub use forwarding::{SettingError, ensure_forwarding, prepare_bridge};
 pub use owner::{LinkKind, Owner, OwnerError};

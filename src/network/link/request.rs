@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -94,6 +96,18 @@ pub(super) fn raise(
     message.header.change_mask = LinkFlags::Up;
     message.attributes = attributes;
     netlink.change(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Lets a port of a bridge send back what it received: where bridged packets are given to the packet filter
+/// (br_netfilter), a container's packet to a published port of its own is turned around in the bridge.
+pub(super) fn reflect(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+    ]));
+    netlink.change(RouteNetlinkMessage::NewLink(message), 0)
 }
 
 pub(super) fn delete(netlink: &mut Netlink, index: u32) -> io::Result<()> {
