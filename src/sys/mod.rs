@@ -21,5 +21,6 @@ pub mod process;
 pub mod readiness;
 pub mod signal;
 pub mod socket;
+mod spawn;
 
 pub use mapped::{MappedFile, MappedMut};

@@ -4,15 +4,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use serde::{Deserialize, Serialize};
 
 pub use super::identity::{ProcessIdentity, boot_id};
+use super::spawn::Spawn;
 
 /// Variables that belong to the process that systemd started, not to its children.
 const SERVICE_MANAGER_VARIABLES: [&str; 7] = [
@@ -130,38 +129,25 @@ impl RoleCommand {
     /// # Errors
     /// Those of fork and exec.
     pub fn spawn(self, exe: &SealedExe) -> io::Result<RoleChild> {
+        let Self { args, descriptors, stdin, stdout, stderr } = self;
         let program = rustix::io::fcntl_dupfd_cloexec(&exe.0, PARKING)?;
-        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
-        command.arg0("supervisor").args(&self.args).current_dir("/");
-        for name in SERVICE_MANAGER_VARIABLES {
-            command.env_remove(name);
+        let nothing: OwnedFd = File::options().read(true).write(true).open("/dev/null")?.into();
+        let mut parked = Vec::with_capacity(descriptors.len() + 3);
+        for (stream, number) in [(stdin, 0), (stdout, 1), (stderr, 2)] {
+            let stream = stream.as_ref().unwrap_or(&nothing);
+            parked.push((rustix::io::fcntl_dupfd_cloexec(stream, PARKING)?, number));
         }
-        let stream = |descriptor: Option<OwnedFd>| descriptor.map_or_else(Stdio::null, Stdio::from);
-        command.stdin(stream(self.stdin)).stdout(stream(self.stdout)).stderr(stream(self.stderr));
-        let mut parked = Vec::with_capacity(self.descriptors.len());
-        for (descriptor, number) in &self.descriptors {
-            parked.push((rustix::io::fcntl_dupfd_cloexec(descriptor, PARKING)?, *number));
+        for (descriptor, number) in descriptors {
+            parked.push((rustix::io::fcntl_dupfd_cloexec(descriptor, PARKING)?, number));
         }
-        let moves: Vec<(RawFd, RawFd)> =
-            parked.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect();
-        let prepare = move || {
-            super::signal::unblock_all();
-            // SAFETY: setsid has no memory effects; it fails only for a group leader, which a new process is not.
-            unsafe { libc::setsid() };
-            for &(from, to) in &moves {
-                // SAFETY: `from` is parked above all targets, so no move overwrites another's source; dup2 clears
-                // close-on-exec on the target.
-                if unsafe { libc::dup2(from, to) } < 0 {
-                    return Err(io::Error::last_os_error());
-                }
-            }
-            Ok(())
+        let ours = |name: &OsString| SERVICE_MANAGER_VARIABLES.iter().any(|other| name == other);
+        let spawn = Spawn {
+            program: PathBuf::from(format!("/proc/self/fd/{}", program.as_raw_fd())),
+            args: std::iter::once("supervisor".into()).chain(args).collect(),
+            environment: std::env::vars_os().filter(|(name, _)| !ours(name)).collect(),
+            descriptors: parked.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect(),
         };
-        // SAFETY: the closure calls only async-signal-safe functions and allocates nothing, as code between fork
-        // and exec of a threaded process must.
-        unsafe { command.pre_exec(prepare) };
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).expect("a pid fits its kernel type");
+        let pid = spawn.start()?;
         // The child is not reaped before we say so, so the pid is still its own.
         let pidfd = open_pidfd(pid)?;
         Ok(RoleChild { pid, pidfd })
