@@ -42,10 +42,10 @@ boundaries! {
     MONITOR_READY = "start-monitor";
     /// Control has a connection to the monitor; the driver does not know.
     LAUNCHED = "start-launched";
-    /// The starting child is in the container's control group.
-    GROUP_ENTERED = "start-group";
     /// The root file system is mounted.
     ROOT_MOUNTED = "start-root";
+    /// The starting child is in the container's control group.
+    GROUP_ENTERED = "start-group";
     /// The runtime's configuration is written.
     CONFIGURED = "start-configured";
     /// The first process exists and waits; nobody has written down who it is.

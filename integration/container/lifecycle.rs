@@ -1,12 +1,14 @@
 //! Start, output, exit codes, stop.
 
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use supervisor::container::{
     ContainerId, MonitorError, MonitorHandle, Mount, MountKind, Network, Outcome, RemoveError,
-    Signal, WritableState, exit_record, list, remove,
+    Signal, WaitingMonitor, WritableState, exit_record, list, remove,
 };
 use supervisor::logs::{LogReader, ReadOptions, Stream};
+use supervisor::sys::process::{open_pidfd, send_signal};
 
 use super::bundle::*;
 
@@ -325,6 +327,32 @@ async fn one_container_has_one_monitor() {
     assert_eq!(ended(&handle).await, ended(&other).await);
     let nobody: ContainerId = "nobody".parse().unwrap();
     assert!(MonitorHandle::attach(&bench.exe, &launch.run_dir, &nobody).await.is_err());
+    bench.assert_tidy();
+}
+
+#[tokio::test]
+async fn a_monitor_that_waits_can_be_launched_replaced_and_dropped() {
+    let bench = Bench::new();
+    let launch = bench.sh("c", "echo up");
+    let waiting = || WaitingMonitor::start(&bench.exe, &launch.run_dir, &launch.id).unwrap();
+    drop(waiting());
+    // It has touched nothing.
+    bench.assert_tidy();
+    let first = waiting();
+    let handle = first.launch(&bench.exe, &launch).await.unwrap();
+    assert_eq!(ended(&handle).await.outcome, Outcome::Exited { code: 0 });
+
+    let second = waiting();
+    for line in bench.leftovers() {
+        let pid = line.strip_prefix("/proc/").and_then(|line| line.split(':').next());
+        let Some(pid) = pid.and_then(|pid| pid.parse().ok()) else { continue };
+        let pidfd = open_pidfd(pid).unwrap();
+        send_signal(pidfd.as_fd(), 9).unwrap();
+        let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut poll, None).unwrap();
+    }
+    let handle = second.launch(&bench.exe, &launch).await.unwrap();
+    assert_eq!(ended(&handle).await.outcome, Outcome::Exited { code: 0 });
     bench.assert_tidy();
 }
 

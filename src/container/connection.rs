@@ -16,6 +16,7 @@ use crate::sys::process::RoleChild;
 use crate::sys::{readiness, socket};
 
 /// A connection that nothing was said on.
+#[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
     /// The monitor, when it is a child of this process.
@@ -59,6 +60,15 @@ pub(super) async fn begin(
                 Greeting::Lost => MonitorError::Lost(id.clone()),
             })
         }
+    }
+}
+
+/// Closes a connection that nothing was said on: a monitor at its other end goes.
+pub(super) fn abandon(connection: Connection) {
+    drop(connection.socket);
+    // Without a runtime this process is ending, and its children get another parent.
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(reap(connection.child));
     }
 }
 

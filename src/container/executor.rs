@@ -3,9 +3,9 @@
 //! Called by libcontainer in the new process, when namespaces, user and capabilities are set. It differs from the
 //! library's own executor in four ways: the search in PATH happens when the program is executed and tells *not found*
 //! from *not executable*; its failure reaches the one who waits, through a pipe that closes when the program is
-//! executed; signals are neither blocked nor ignored (they are, in the monitor, and programs inherit that); and a
-//! program that joins a container gets the container's system call filter, which the library applies only to the
-//! first one.
+//! executed; signals are neither blocked nor ignored (they are, in the monitor, and programs inherit that); and the
+//! filter of system calls is loaded here, as a program that was compiled before ([`super::filter`]): the library
+//! compiles it for each start, and does not load it into a program that joins a container.
 
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -13,11 +13,13 @@ use std::process::Command;
 use std::sync::Arc;
 
 use caps::{CapSet, Capability};
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, Spec};
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use serde::{Deserialize, Serialize};
 
-/// Capabilities that loading a filter and giving up capabilities take.
+use crate::sys::confine;
+
+/// Capabilities that loading a filter and giving up capabilities take, unless no program can gain privileges anyway.
 pub(super) const TRANSIENT: [&str; 2] = ["CAP_SYS_ADMIN", "CAP_SETPCAP"];
 
 /// Why a program was not executed.
@@ -33,16 +35,18 @@ pub(super) struct NotExecuted {
 pub(super) struct Program {
     /// Where a failure is written; closed by a successful execution.
     pub(super) report: Arc<io::PipeWriter>,
-    /// What a joining program is restricted to; `None` for the first one, which libcontainer restricts.
-    pub(super) joining: Option<Restriction>,
+    /// What libcontainer has not done.
+    pub(super) restriction: Restriction,
 }
 
-/// What a joining program may do.
-#[derive(Debug, Clone)]
+/// What a program may do.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Restriction {
-    pub(super) filter: Option<LinuxSeccomp>,
-    /// Capabilities that it really has; those of [`TRANSIENT`] that are not among them are given up.
-    pub(super) capabilities: Vec<String>,
+    /// The program that filters its system calls.
+    pub(super) filter: Option<Vec<u8>>,
+    /// Capabilities that it really has; those of [`TRANSIENT`] that are not among them are given up. `None`: it has
+    /// been given no others.
+    pub(super) capabilities: Option<Vec<String>>,
 }
 
 impl Executor for Program {
@@ -62,32 +66,31 @@ impl Executor for Program {
 
 impl Program {
     fn restrict(&self) -> Result<(), String> {
-        let Some(restriction) = &self.joining else { return Ok(()) };
-        if let Some(filter) = &restriction.filter {
-            libcontainer::seccomp::initialize_seccomp(filter)
+        if let Some(filter) = &self.restriction.filter {
+            confine::load_filter(filter)
                 .map_err(|error| format!("could not load the system call filter: {error}"))?;
         }
-        restriction.give_up().map_err(|error| format!("could not give up capabilities: {error}"))
+        match &self.restriction.capabilities {
+            Some(own) => {
+                give_up(own).map_err(|error| format!("could not give up capabilities: {error}"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
-impl Restriction {
-    fn give_up(&self) -> Result<(), caps::errors::CapsError> {
-        for name in TRANSIENT.iter().filter(|name| !self.has(name)) {
-            // The second one is what permits this, and goes last.
-            caps::drop(None, CapSet::Bounding, name.parse()?)?;
-        }
-        for set in [CapSet::Effective, CapSet::Permitted] {
-            let mut left = caps::read(None, set)?;
-            left.retain(|capability: &Capability| self.has(&capability.to_string()));
-            caps::set(None, set, &left)?;
-        }
-        Ok(())
+fn give_up(own: &[String]) -> Result<(), caps::errors::CapsError> {
+    let has = |name: &str| own.iter().any(|own| own == name);
+    for name in TRANSIENT.iter().filter(|name| !has(name)) {
+        // The second one is what permits this, and goes last.
+        caps::drop(None, CapSet::Bounding, name.parse()?)?;
     }
-
-    fn has(&self, name: &str) -> bool {
-        self.capabilities.iter().any(|own| own == name)
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        let mut left = caps::read(None, set)?;
+        left.retain(|capability: &Capability| has(&capability.to_string()));
+        caps::set(None, set, &left)?;
     }
+    Ok(())
 }
 
 /// Replaces this process by the program; returns only when that fails.

@@ -1,5 +1,6 @@
 //! A monitor from control's side: start one, find one, replace a dead one, watch it, tell it to stop.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -14,7 +15,7 @@ use super::record::{self, ExitRecord, Phase, RunRecord, Status};
 use super::wire::{CONNECTION_DESCRIPTOR, PROCESS_DESCRIPTOR, Request};
 use super::{ContainerId, Launch, LaunchProblem, RunPaths, Signal};
 use crate::boundary::Boundary;
-use crate::sys::process::{ProcessIdentity, RoleCommand, SealedExe};
+use crate::sys::process::{ProcessIdentity, RoleChild, RoleCommand, SealedExe};
 use crate::sys::socket;
 
 /// The action of a monitor that gets a pidfd of the container's first process along.
@@ -102,15 +103,8 @@ impl MonitorHandle {
     /// # Errors
     /// When the launch is impossible, the monitor cannot be started, or one of this id is alive.
     pub async fn launch(exe: &SealedExe, launch: &Launch) -> Result<Self, MonitorError> {
-        let id = &launch.id;
-        launch.check().map_err(|source| MonitorError::Launch { id: id.clone(), source })?;
-        let failed = |source| MonitorError::Spawn { id: id.clone(), source };
-        let paths = launch.paths();
-        make_private_dir(&paths.dir).map_err(failed)?;
-        // Taken over by the monitor once it holds the container's lock: a living one keeps its own.
-        record::write_json(&next_launch(&paths), launch).map_err(failed)?;
-        Boundary::LAUNCH_WRITTEN.reach(&launch.run_dir);
-        Self::spawn(exe, &launch.run_dir, id, "launch", None).await
+        launch.check().map_err(|source| MonitorError::Launch { id: launch.id.clone(), source })?;
+        WaitingMonitor::start(exe, &launch.run_dir, &launch.id)?.launch(exe, launch).await
     }
 
     /// Connects to the living monitor of `id`.
@@ -132,7 +126,8 @@ impl MonitorHandle {
         run_dir: &Path,
         id: &ContainerId,
     ) -> Result<Self, MonitorError> {
-        Self::spawn(exe, run_dir, id, "adopt", None).await
+        let connection = spawn(exe, run_dir, id, "adopt", None)?;
+        Self::begin(run_dir, id, connection).await
     }
 
     /// Connects to the monitor of `id`, or replaces it if it is dead. For a container that has ended cleanly, read
@@ -162,37 +157,11 @@ impl MonitorHandle {
         match Self::connect(run_dir, id).await {
             Err(MonitorError::Connect { .. } | MonitorError::Lost(_)) => {
                 let action = if process.is_some() { ADOPT_WITH_PROCESS } else { "adopt" };
-                Self::spawn(exe, run_dir, id, action, process).await
+                let connection = spawn(exe, run_dir, id, action, process)?;
+                Self::begin(run_dir, id, connection).await
             }
             other => other,
         }
-    }
-
-    async fn spawn(
-        exe: &SealedExe,
-        run_dir: &Path,
-        id: &ContainerId,
-        action: &str,
-        process: Option<OwnedFd>,
-    ) -> Result<Self, MonitorError> {
-        let failed = |source| MonitorError::Spawn { id: id.clone(), source };
-        let paths = RunPaths::new(run_dir, id);
-        make_private_dir(&paths.socket_dir).map_err(failed)?;
-        let log = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&paths.monitor_log)
-            .map_err(failed)?;
-        let (socket, theirs) = socket::pair().map_err(failed)?;
-        let arguments = [crate::ROLE_ARGUMENT.as_ref(), "monitor".as_ref(), action.as_ref()];
-        let arguments = arguments.into_iter().chain([run_dir.as_os_str(), id.as_str().as_ref()]);
-        let mut command = RoleCommand::new(arguments).descriptor(theirs, CONNECTION_DESCRIPTOR);
-        if let Some(process) = process {
-            command = command.descriptor(process, PROCESS_DESCRIPTOR);
-        }
-        let child = command.log_to(&log).and_then(|command| command.spawn(exe)).map_err(failed)?;
-        Self::begin(run_dir, id, Connection { socket, child: Some(child) }).await
     }
 
     async fn begin(
@@ -277,6 +246,89 @@ impl MonitorHandle {
             Err(_) => Err(lost()),
         }
     }
+}
+
+/// A monitor that has no container yet. It can be started before all that a launch needs is known: whatever a new
+/// process does first is done by then. Dropped, it goes.
+#[derive(Debug)]
+pub struct WaitingMonitor {
+    id: ContainerId,
+    run_dir: PathBuf,
+    connection: Option<Connection>,
+}
+
+impl WaitingMonitor {
+    /// Starts one for the container `id`.
+    ///
+    /// # Errors
+    /// When its directories or the process cannot be made.
+    pub fn start(exe: &SealedExe, run_dir: &Path, id: &ContainerId) -> Result<Self, MonitorError> {
+        let connection = Some(spawn(exe, run_dir, id, "launch", None)?);
+        Ok(Self { id: id.clone(), run_dir: run_dir.to_owned(), connection })
+    }
+
+    /// As [`MonitorHandle::launch`], for a launch of the same container. One that has died while it waited is replaced.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn launch(
+        mut self,
+        exe: &SealedExe,
+        launch: &Launch,
+    ) -> Result<MonitorHandle, MonitorError> {
+        let id = self.id.clone();
+        launch.check().map_err(|source| MonitorError::Launch { id: id.clone(), source })?;
+        // Taken over by the monitor once it holds the container's lock: a living one keeps its own.
+        record::write_json(&next_launch(&launch.paths()), launch)
+            .map_err(|source| MonitorError::Spawn { id: id.clone(), source })?;
+        Boundary::LAUNCH_WRITTEN.reach(&self.run_dir);
+        let has_ended = |child: &RoleChild| matches!(child.try_wait(), Ok(Some(_)));
+        let connection = match self.connection.take() {
+            Some(connection) if !connection.child.as_ref().is_some_and(has_ended) => connection,
+            _ => spawn(exe, &self.run_dir, &id, "launch", None)?,
+        };
+        MonitorHandle::begin(&self.run_dir, &id, connection).await
+    }
+}
+
+impl Drop for WaitingMonitor {
+    fn drop(&mut self) {
+        self.connection.take().into_iter().for_each(connection::abandon);
+    }
+}
+
+fn spawn(
+    exe: &SealedExe,
+    run_dir: &Path,
+    id: &ContainerId,
+    action: &str,
+    process: Option<OwnedFd>,
+) -> Result<Connection, MonitorError> {
+    let failed = |source| MonitorError::Spawn { id: id.clone(), source };
+    let paths = RunPaths::new(run_dir, id);
+    for dir in [&paths.dir, &paths.socket_dir] {
+        make_private_dir(dir).map_err(failed)?;
+    }
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&paths.monitor_log)
+        .map_err(failed)?;
+    let (socket, theirs) = socket::pair().map_err(failed)?;
+    let arguments: [&OsStr; 5] = [
+        crate::ROLE_ARGUMENT.as_ref(),
+        "monitor".as_ref(),
+        action.as_ref(),
+        run_dir.as_os_str(),
+        id.as_str().as_ref(),
+    ];
+    let mut command = RoleCommand::new(arguments).descriptor(theirs, CONNECTION_DESCRIPTOR);
+    if let Some(process) = process {
+        command = command.descriptor(process, PROCESS_DESCRIPTOR);
+    }
+    let child = command.log_to(&log).and_then(|command| command.spawn(exe)).map_err(failed)?;
+    Ok(Connection { socket, child: Some(child) })
 }
 
 /// Where a launch waits for its monitor.

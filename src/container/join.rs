@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::executor::{NotExecuted, Program, Restriction, TRANSIENT};
+use super::filter::{self, FilterError};
 use super::image_root::ImageRoot;
 use super::oci;
 use super::record::{read_json, write_json};
@@ -40,6 +41,8 @@ enum JoinError {
     Directory(String, #[source] io::Error),
     #[error("the container has no configuration")]
     NoConfiguration,
+    #[error("could not prepare the filter of system calls")]
+    Filter(#[source] FilterError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error("the runtime could not run a program in the container")]
@@ -117,11 +120,14 @@ fn build(
     process_path: &Path,
     console_path: &Path,
 ) -> Result<(i32, Option<OwnedFd>), JoinError> {
-    let filter = serde_json::from_value(container["linux"]["seccomp"].clone()).ok();
-    let capabilities = oci::strings(&container["process"]["capabilities"]["bounding"]);
+    let filter = oci::profile(container)
+        .map(|profile| filter::program(&launch.run_dir, profile))
+        .transpose()
+        .map_err(JoinError::Filter)?;
+    let capabilities = Some(oci::capabilities(container));
     let (mut report, writer) = io::pipe().map_err(JoinError::Prepare)?;
-    let program =
-        Program { report: Arc::new(writer), joining: Some(Restriction { filter, capabilities }) };
+    let restriction = Restriction { filter, capabilities };
+    let program = Program { report: Arc::new(writer), restriction };
     let mut builder = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
         .with_root_path(launch.paths().runtime)
         .map_err(JoinError::Runtime)?

@@ -16,6 +16,7 @@ mod connection;
 mod content;
 pub mod exec;
 mod executor;
+mod filter;
 mod finish;
 mod handle;
 mod id;
@@ -40,7 +41,8 @@ pub use bounds::{Bounds, Filter, Rlimit};
 pub use content::Content;
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{
-    Link, MonitorError, MonitorHandle, Seen, exit_record, launch_record, list, running_process,
+    Link, MonitorError, MonitorHandle, Seen, WaitingMonitor, exit_record, launch_record, list,
+    running_process,
 };
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{

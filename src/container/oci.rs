@@ -124,6 +124,32 @@ pub(super) fn exec_process(
         process["cwd"] = json!(cwd);
     }
     process["terminal"] = json!(request.terminal.is_some());
+    add_capabilities(&mut process, extra);
+    process
+}
+
+/// What the runtime is given of a configuration whose filter the executor loads: none, and the capabilities `extra` for
+/// that, which the executor gives up again.
+pub(super) fn without_filter(spec: &Value, extra: &[&str]) -> Value {
+    let mut spec = spec.clone();
+    if let Some(linux) = spec["linux"].as_object_mut() {
+        linux.remove("seccomp");
+    }
+    add_capabilities(&mut spec["process"], extra);
+    spec
+}
+
+/// The filter of a container with this configuration, if it has one.
+pub(super) fn profile(container: &Value) -> Option<&Value> {
+    container["linux"].get("seccomp").filter(|profile| !profile.is_null())
+}
+
+/// The capabilities of a container with this configuration.
+pub(super) fn capabilities(container: &Value) -> Vec<String> {
+    strings(&container["process"]["capabilities"]["bounding"])
+}
+
+fn add_capabilities(process: &mut Value, extra: &[&str]) {
     for set in ["bounding", "effective", "permitted"] {
         let mut names = strings(&process["capabilities"][set]);
         for extra in extra {
@@ -133,11 +159,10 @@ pub(super) fn exec_process(
         }
         process["capabilities"][set] = json!(names);
     }
-    process
 }
 
 /// The strings of a JSON list.
-pub(super) fn strings(list: &Value) -> Vec<String> {
+fn strings(list: &Value) -> Vec<String> {
     list.as_array()
         .into_iter()
         .flatten()
@@ -173,7 +198,7 @@ impl Program<'_> {
         if let Some(score) = self.bounds.oom_score_adj {
             process["oomScoreAdj"] = json!(score);
         }
-        // Its mere presence moves the loading of the filter behind the drop of capabilities, where it fails.
+        // Its mere presence moves the library's loading of a filter behind the drop of capabilities, where it fails.
         if self.no_new_privileges {
             process["noNewPrivileges"] = json!(true);
         }

@@ -16,9 +16,11 @@ use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::syscall::syscall::SyscallType;
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::capability::CgroupLayout;
-use super::executor::{NotExecuted, Program};
+use super::executor::{NotExecuted, Program, Restriction, TRANSIENT};
+use super::filter::{self, FilterError};
 use super::image_root::ImageRoot;
 use super::oci::{self, Facts};
 use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
@@ -69,6 +71,8 @@ pub(super) enum StartError {
     NoSource(PathBuf),
     #[error("could not make a network namespace")]
     Network(#[source] io::Error),
+    #[error("could not prepare the filter of system calls")]
+    Filter(#[source] FilterError),
     #[error("the runtime could not create the container")]
     Create(#[source] LibcontainerError),
     #[error("the runtime could not start the container")]
@@ -109,10 +113,6 @@ pub(super) fn run(launch: &Launch, monitor: i32, progress: BorrowedFd<'_>) -> u8
 
 fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     let paths = launch.paths();
-    // In every hierarchy, not only in those that the runtime limits: what is in the group can be found and killed.
-    cgroup::enter(&launch.cgroup)
-        .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
-    Boundary::GROUP_ENTERED.reach(&launch.run_dir);
     let layer = WritableLayer::of(&launch.state_dir);
     let writable = fs::create_dir_all(&launch.state_dir)
         .and_then(|()| layer.prepare(launch.rootfs.writable))
@@ -143,15 +143,19 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         },
         user,
     };
+    // In every hierarchy, not only in those that the runtime limits: what is in the group can be found and killed.
+    // Not before, because the kernel may take a grace period over the first change, and that passes beside all above.
+    cgroup::enter(&launch.cgroup)
+        .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
+    Boundary::GROUP_ENTERED.reach(&launch.run_dir);
     let spec = oci::spec(launch, &facts);
-    private_dir(&paths.bundle)
-        .and_then(|()| record::write_json(&paths.bundle.join("config.json"), &spec))
-        .and_then(|()| private_dir(&paths.runtime))
-        .map_err(|error| StartError::Prepare(paths.bundle.clone(), error))?;
+    let (given, restriction) = restrict(launch, &spec)?;
+    let config = paths.bundle.join("config.json");
+    make_bundle(&paths, &config, &given)?;
     Boundary::CONFIGURED.reach(&launch.run_dir);
 
     let (mut report, writer) = io::pipe().map_err(StartError::Report)?;
-    let program = Program { report: Arc::new(writer), joining: None };
+    let program = Program { report: Arc::new(writer), restriction };
     let mut container = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
         .with_root_path(&paths.runtime)
         .map_err(StartError::Create)?
@@ -169,9 +173,10 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     if facts.network.is_some() {
         // The descriptor ends with this process, and the runtime looks at the path again when it runs a program.
         facts.network = Some(PathBuf::from(format!("/proc/{pid}/ns/net")));
-        record::write_json(&paths.bundle.join("config.json"), &oci::spec(launch, &facts))
-            .map_err(|error| StartError::Prepare(paths.bundle.clone(), error))?;
     }
+    // As it is for whoever runs a program in the container, and without what was only for its first moments.
+    record::write_json(&config, &oci::spec(launch, &facts))
+        .map_err(|error| StartError::Prepare(paths.bundle.clone(), error))?;
     // Before the program runs, so that no death of the monitor leaves a program that nobody knows.
     let started_at = Timestamp::now();
     let run = RunRecord {
@@ -194,6 +199,28 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     tell(&Progress::Started(started_at));
     detach_foreign_mounts(launch, &paths);
     Ok(())
+}
+
+fn make_bundle(paths: &RunPaths, config: &Path, given: &Value) -> Result<(), StartError> {
+    private_dir(&paths.bundle)
+        .and_then(|()| record::write_json(config, given))
+        .and_then(|()| private_dir(&paths.runtime))
+        .map_err(|error| StartError::Prepare(paths.bundle.clone(), error))
+}
+
+/// What the runtime does of `spec`, and what is left for the executor: to load the filter, and to give up the
+/// capabilities that this takes. None are needed where no program can gain privileges: anybody may filter himself then.
+fn restrict(launch: &Launch, spec: &Value) -> Result<(Value, Restriction), StartError> {
+    let Some(profile) = oci::profile(spec) else {
+        return Ok((spec.clone(), Restriction::default()));
+    };
+    let filter = Some(filter::program(&launch.run_dir, profile).map_err(StartError::Filter)?);
+    if launch.process.no_new_privileges {
+        let restriction = Restriction { filter, capabilities: None };
+        return Ok((oci::without_filter(spec, &[]), restriction));
+    }
+    let restriction = Restriction { filter, capabilities: Some(oci::capabilities(spec)) };
+    Ok((oci::without_filter(spec, &TRANSIENT), restriction))
 }
 
 /// Tells the first process to execute its program. In another order than [`Container::start`], which writes down that

@@ -52,7 +52,7 @@ pub fn enter(group: &str) -> io::Result<Vec<(PathBuf, io::Error)>> {
     for hierarchy in hierarchies()? {
         let path = beneath(&hierarchy, group);
         let entered =
-            make(&hierarchy, group).and_then(|()| fs::write(path.join("cgroup.procs"), "0"));
+            make(&hierarchy, &path).and_then(|()| fs::write(path.join("cgroup.procs"), "0"));
         if let Err(error) = entered {
             refused.push((path, error));
         }
@@ -60,24 +60,73 @@ pub fn enter(group: &str) -> io::Result<Vec<(PathBuf, io::Error)>> {
     Ok(refused)
 }
 
-fn make(hierarchy: &Hierarchy, group: &str) -> io::Result<()> {
-    let mut path = hierarchy.mount_point.clone();
-    for name in group.split('/').filter(|name| !name.is_empty()) {
-        let parent = path.clone();
-        path.push(name);
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+/// Has the kernel get ready for processes that change their group: the first one after a quiet while waits for a grace
+/// period (10 ms; the lock is a per-CPU one, whose writers wait for RCU), and those that come soon after it do not.
+/// Blocks for that time. Nothing is moved: this process goes where it is.
+///
+/// # Errors
+/// When the process's own group cannot be found or written.
+pub fn expect_moves() -> io::Result<()> {
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let hierarchies = hierarchies()?;
+    // One of them is enough: the lock is the same for all.
+    let found = own.lines().find_map(|line| own_group(line, &hierarchies));
+    fs::write(found.ok_or(io::ErrorKind::NotFound)?.join("cgroup.procs"), "0")
+}
+
+/// The group of a line of `/proc/<pid>/cgroup`, see cgroups(7).
+fn own_group(line: &str, hierarchies: &[Hierarchy]) -> Option<PathBuf> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    let (controllers, group) = (fields.next()?, fields.next()?);
+    let name = controllers.strip_prefix("name=").unwrap_or(controllers);
+    let is_it = |hierarchy: &&Hierarchy| match name {
+        "" => hierarchy.unified,
+        // Where a hierarchy is mounted is a convention that everybody keeps to; who does not only waits.
+        name => !hierarchy.unified && hierarchy.mount_point.ends_with(name),
+    };
+    hierarchies.iter().find(is_it).map(|hierarchy| beneath(hierarchy, group))
+}
+
+/// Makes `path`, a group of `hierarchy`, and those above it where they are absent.
+fn make(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
+    // Most often only the last one is.
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make(hierarchy, path.parent().ok_or(error)?)?;
+            make_one(path)?;
         }
-        // A version 1 cpuset group takes no process before it has processors and memory nodes.
-        for file in ["cpuset.cpus", "cpuset.mems"] {
-            let own = path.join(file);
-            if !hierarchy.unified
-                && fs::read_to_string(&own).is_ok_and(|text| text.trim().is_empty())
-            {
-                fs::write(&own, fs::read_to_string(parent.join(file))?)?;
-            }
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if hierarchy.unified || path == hierarchy.mount_point { Ok(()) } else { fill(hierarchy, path) }
+}
+
+fn make_one(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        // Somebody else who starts was quicker.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// A version 1 cpuset group takes no process before it has processors and memory nodes: those of the group above it.
+fn fill(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let own = path.join(file);
+        match fs::read_to_string(&own) {
+            Ok(text) if text.trim().is_empty() => {}
+            Ok(_) => continue,
+            // Another hierarchy; none has only one of the files.
+            Err(_) => return Ok(()),
         }
+        let above = path.parent().unwrap_or(&hierarchy.mount_point);
+        let mut text = fs::read_to_string(above.join(file))?;
+        if text.trim().is_empty() && above != hierarchy.mount_point {
+            // Whoever made that one died before it had filled it.
+            fill(hierarchy, above)?;
+            text = fs::read_to_string(above.join(file))?;
+        }
+        fs::write(&own, text)?;
     }
     Ok(())
 }
@@ -177,5 +226,29 @@ fn remove_tree(path: &Path, left: &mut Vec<PathBuf>) {
     match fs::remove_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => left.push(path.to_path_buf()),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_group_is_found_in_any_version() {
+        let mount = |path: &str, unified| Hierarchy { mount_point: PathBuf::from(path), unified };
+        let old = [mount("/c/cpu,cpuacct", false), mount("/c/systemd", false), mount("/c/u", true)];
+        let group = |line: &str| own_group(line, &old);
+        assert_eq!(group("3:cpu,cpuacct:/a/b"), Some(PathBuf::from("/c/cpu,cpuacct/a/b")));
+        assert_eq!(group("1:name=systemd:/"), Some(PathBuf::from("/c/systemd/")));
+        assert_eq!(group("0::/x:y"), Some(PathBuf::from("/c/u/x:y")));
+        assert_eq!(group("2:memory:/a"), None);
+        assert_eq!(group("nonsense"), None);
+    }
+
+    #[test]
+    fn expecting_moves_moves_nothing() {
+        let before = fs::read_to_string("/proc/self/cgroup").unwrap();
+        expect_moves().unwrap();
+        assert_eq!(fs::read_to_string("/proc/self/cgroup").unwrap(), before);
     }
 }

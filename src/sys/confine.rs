@@ -221,3 +221,28 @@ fn install(rules: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> Res
     let program = BpfProgram::try_from(filter).map_err(|error| error.to_string())?;
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
 }
+
+/// Loads a compiled filter, an array of the kernel's `struct sock_filter`, into this thread and what it executes.
+///
+/// # Errors
+/// `EINVAL` when it is no program, `EACCES` without CAP_SYS_ADMIN or no_new_privs.
+pub fn load_filter(program: &[u8]) -> io::Result<()> {
+    let instructions: Vec<libc::sock_filter> = program
+        .chunks_exact(size_of::<libc::sock_filter>())
+        .map(|bytes| libc::sock_filter {
+            code: u16::from_ne_bytes([bytes[0], bytes[1]]),
+            jt: bytes[2],
+            jf: bytes[3],
+            k: u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+        })
+        .collect();
+    let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
+    let (operation, flags): (libc::c_ulong, libc::c_ulong) = (SECCOMP_SET_MODE_FILTER, 0);
+    // SAFETY: the program describes memory that lives through the call, which copies it and writes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, operation, flags, &raw const program) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Of seccomp(2).
+const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;

@@ -85,6 +85,21 @@ struct Begin {
     groups_lock: File,
 }
 
+/// Enters the monitors' control group. The kernel may take a grace period over it (see [`cgroup::expect_moves`]), so a
+/// child that starts the container is forked before; it goes to the container's group by itself.
+fn enter_group(launch: &Launch) {
+    if launch.lacks(Lack::Cgroup) {
+        return;
+    }
+    let refused = cgroup::enter(&launch.monitor_cgroup).unwrap_or_else(|error| {
+        warn!(%error, "could not enter the control groups");
+        Vec::new()
+    });
+    for (path, error) in refused {
+        warn!(path = %path.display(), %error, "could not enter a control group");
+    }
+}
+
 /// The role's `main`.
 pub(crate) fn monitor_main(args: Vec<OsString>) -> ExitCode {
     signal::ignore_sigpipe();
@@ -95,8 +110,9 @@ pub(crate) fn monitor_main(args: Vec<OsString>) -> ExitCode {
     let kept = (args.first().is_some_and(|action| action == ADOPT_WITH_PROCESS))
         .then(|| process::inherited(PROCESS_DESCRIPTOR).ok())
         .flatten();
-    match begin(&args) {
-        Ok(begun) => begun.run(first, kept),
+    match begin(&args, first.as_ref()) {
+        Ok(Some(begun)) => begun.run(first, kept),
+        Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = %Chain(&error), "monitor does not begin");
             if let Some(connection) = first {
@@ -124,8 +140,15 @@ enum Begun {
 impl Begun {
     fn run(self, first: Option<OwnedFd>, kept: Option<OwnedFd>) -> ExitCode {
         let monitor = match self {
-            Self::Launch(begin) => run::Monitor::new(*begin, first).launch(),
-            Self::Adopt(begin) => adopt::adopt(run::Monitor::new(*begin, first), kept),
+            Self::Launch(begin) => {
+                let monitor = run::Monitor::new(*begin, first).launch();
+                enter_group(&monitor.launch);
+                monitor
+            }
+            Self::Adopt(begin) => {
+                enter_group(&begin.launch);
+                adopt::adopt(run::Monitor::new(*begin, first), kept)
+            }
             Self::Over(begin, record) => run::Monitor::new(*begin, first).over(record),
         };
         child::trim_heap();
@@ -133,23 +156,27 @@ impl Begun {
     }
 }
 
-fn begin(args: &[OsString]) -> Result<Begun, MonitorStartError> {
+/// `None`: nobody wants it any more.
+fn begin(args: &[OsString], first: Option<&OwnedFd>) -> Result<Option<Begun>, MonitorStartError> {
     let [action, run_dir, id] = args else { return Err(MonitorStartError::Arguments) };
     let run_dir = PathBuf::from(run_dir);
     let id: ContainerId =
         id.to_str().ok_or(MonitorStartError::Arguments)?.parse().map_err(MonitorStartError::Id)?;
     let paths = RunPaths::new(&run_dir, &id);
+    let adopts = match action.to_str() {
+        Some("launch") => false,
+        Some("adopt" | ADOPT_WITH_PROCESS) => true,
+        _ => return Err(MonitorStartError::Arguments),
+    };
+    if !adopts && !is_wanted(first) {
+        return Ok(None);
+    }
     let lock = lock(&paths, &id)?;
     let previous: Option<record::RunRecord> =
         record::read_json(&paths.process).unwrap_or_else(|error| {
             warn!(%error, "the record of the running process cannot be read");
             None
         });
-    let adopts = match action.to_str() {
-        Some("launch") => false,
-        Some("adopt" | ADOPT_WITH_PROCESS) => true,
-        _ => return Err(MonitorStartError::Arguments),
-    };
     if !adopts {
         if previous.is_some_and(|run| run.process.open().is_some()) {
             return Err(MonitorStartError::StillRuns(id));
@@ -166,11 +193,26 @@ fn begin(args: &[OsString]) -> Result<Begun, MonitorStartError> {
     let has_run_record = paths.process.exists();
     let begin = Box::new(enter(launch, paths, lock)?);
     if adopts { Boundary::ADOPTER_READY } else { Boundary::MONITOR_READY }.reach(&run_dir);
-    Ok(match ended {
+    Ok(Some(match ended {
         _ if !adopts => Begun::Launch(begin),
         Some(record) if !has_run_record => Begun::Over(begin, record),
         _ => Begun::Adopt(begin),
-    })
+    }))
+}
+
+/// Waits until whoever started it says the first word, which is left to be read: the launch is written then. `false`
+/// when they have closed the connection without one.
+fn is_wanted(first: Option<&OwnedFd>) -> bool {
+    let Some(first) = first else { return true };
+    loop {
+        let peeked = rustix::net::recv(first, &mut [0_u8; 1], rustix::net::RecvFlags::PEEK);
+        match peeked {
+            Ok((_, 0)) => return false,
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return true,
+            Err(_) => return false,
+        }
+    }
 }
 
 fn lock(paths: &RunPaths, id: &ContainerId) -> Result<File, MonitorStartError> {
@@ -192,7 +234,7 @@ fn lock(paths: &RunPaths, id: &ContainerId) -> Result<File, MonitorStartError> {
     Ok(lock)
 }
 
-/// Its place in the system: groups, namespace, signals, socket.
+/// Its place in the system: namespace, signals, socket. Not its control group, see [`enter_group`].
 fn enter(launch: Launch, paths: RunPaths, lock: File) -> Result<Begin, MonitorStartError> {
     let groups_lock = File::options()
         .write(true)
@@ -202,13 +244,6 @@ fn enter(launch: Launch, paths: RunPaths, lock: File) -> Result<Begin, MonitorSt
         .map_err(step("open the lock of the control groups"))?;
     rustix::fs::flock(&groups_lock, FlockOperation::LockShared)
         .map_err(|error| step("lock the control groups")(error.into()))?;
-    if !launch.lacks(Lack::Cgroup) {
-        let refused =
-            cgroup::enter(&launch.monitor_cgroup).map_err(step("enter the control group"))?;
-        for (path, error) in refused {
-            warn!(path = %path.display(), %error, "could not enter a control group");
-        }
-    }
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(|error| step("become a subreaper")(error.into()))?;
     mount::enter_private_namespace().map_err(step("make a mount namespace"))?;
