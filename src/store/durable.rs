@@ -37,6 +37,38 @@ pub(super) fn write(path: &Path, bytes: &[u8], previous: Previous) -> io::Result
     sync_directory(directory)
 }
 
+/// As [`write()`], but until the result is synced a power cut may bring the old content back, or leave what is no
+/// content at all. A process that dies changes nothing any more.
+pub(super) fn write_unsynced(
+    path: &Path,
+    bytes: &[u8],
+    previous: Previous,
+) -> io::Result<Unsynced> {
+    let directory = parent(path)?;
+    let mut temporary = temporary_file(directory)?;
+    temporary.write_all(bytes)?;
+    if previous == Previous::Keep {
+        keep_previous(path)?;
+    }
+    let file = temporary.persist(path).map_err(|error| error.error)?;
+    Ok(Unsynced { file, directory: directory.to_owned() })
+}
+
+/// A file that was written, and is not on the disk yet.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    file: File,
+    directory: PathBuf,
+}
+
+impl Unsynced {
+    /// Waits until it is.
+    pub(super) fn sync(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        sync_directory(&self.directory)
+    }
+}
+
 /// The name of the copy that is kept when `path` is replaced.
 pub(super) fn previous_of(path: &Path) -> PathBuf {
     with_suffix(path, ".prev")

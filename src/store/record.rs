@@ -122,18 +122,70 @@ struct Header {
 /// # Errors
 /// When the file system refuses, for instance because it is full; the older content stays.
 pub fn save<T: Record>(path: &Path, value: &T) -> Result<(), RecordError> {
-    let write = || -> io::Result<()> {
-        let body = serde_json::to_vec(value)?;
-        let header =
-            Header { kind: T::KIND.to_owned(), version: T::VERSION, checksum: Digest::of(&body) };
-        let mut bytes = serde_json::to_vec(&header)?;
-        bytes.push(b'\n');
-        bytes.extend_from_slice(&body);
-        bytes.push(b'\n');
-        make_way::<T>(path)?;
-        durable::write(path, &bytes, Previous::Keep)
-    };
+    let write = || durable::write(path, &prepare(path, value)?, Previous::Keep);
     write().map_err(|source| RecordError::Save { path: path.to_owned(), source })
+}
+
+/// As [`save`], but it survives a power cut only after [`Unsynced::sync`]; before that the record may be the one from
+/// before, or unreadable with that one as its previous copy. A crash of this process loses nothing. For what means
+/// nothing after the next boot, or what can be waited for beside other work.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_unsynced<T: Record>(path: &Path, value: &T) -> Result<Unsynced, RecordError> {
+    let write = || durable::write_unsynced(path, &prepare(path, value)?, Previous::Keep);
+    match write() {
+        Ok(unsynced) => Ok(Unsynced { path: path.to_owned(), unsynced }),
+        Err(source) => Err(RecordError::Save { path: path.to_owned(), source }),
+    }
+}
+
+/// As [`save_with_copy`], but what is left to sync is returned, as by [`save_unsynced`]; nothing is, where there was no
+/// previous copy yet.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_with_copy_unsynced<T: Record>(
+    path: &Path,
+    value: &T,
+) -> Result<Option<Unsynced>, RecordError> {
+    if durable::previous_of(path).exists() {
+        save_unsynced(path, value).map(Some)
+    } else {
+        save_with_copy(path, value).map(|()| None)
+    }
+}
+
+/// A record that is written and not on the disk yet.
+#[derive(Debug)]
+#[must_use = "a power cut may lose it until it is synced"]
+pub struct Unsynced {
+    path: PathBuf,
+    unsynced: durable::Unsynced,
+}
+
+impl Unsynced {
+    /// Waits until it is on the disk. Blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn sync(self) -> Result<(), RecordError> {
+        let Self { path, unsynced } = self;
+        unsynced.sync().map_err(|source| RecordError::Save { path, source })
+    }
+}
+
+/// The bytes of `value`; what must not be replaced at `path` is out of the way then.
+fn prepare<T: Record>(path: &Path, value: &T) -> io::Result<Vec<u8>> {
+    let body = serde_json::to_vec(value)?;
+    let header =
+        Header { kind: T::KIND.to_owned(), version: T::VERSION, checksum: Digest::of(&body) };
+    let mut bytes = serde_json::to_vec(&header)?;
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&body);
+    bytes.push(b'\n');
+    make_way::<T>(path)?;
+    Ok(bytes)
 }
 
 /// Saves a record that is written once and read for years: where there is no previous copy yet, the same value becomes

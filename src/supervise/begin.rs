@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::driver::Driver;
 use super::events::Subject;
 use super::held::{ContainerRecord, Held};
@@ -59,7 +61,11 @@ impl Driver {
                 let mut held = Held::new(id.clone(), record.clone());
                 held.busy = Some(Operation::Create);
                 self.containers.insert(ContainerKey::new(id.as_str()), held);
-                tokio::spawn(async move { host.create(id, record, settings, outcomes).await });
+                let kept = self.kept(&service);
+                tokio::spawn(async move {
+                    until_kept(kept).await;
+                    host.create(id, record, settings, outcomes).await;
+                });
             }
             Action::Start { service, container: StartTarget::Existing(container), run } => {
                 self.begin_start(&service, &container, run);
@@ -113,13 +119,20 @@ impl Driver {
             .and_then(|project| project.desired.services.get(&service.service));
         let Some(settings) = settings.cloned() else { return };
         let (host, outcomes) = (Arc::clone(&self.host), self.outcomes.clone());
+        host.expect_start();
+        let kept = self.kept(service);
         let Some(held) = self.begin_operation(container, Operation::Start) else { return };
         held.record.set_run(run);
         held.record.started_in_boot = crate::sys::process::boot_id().ok();
         held.record.exit = None;
         held.status = None;
         let (id, record) = (held.id.clone(), held.record.clone());
-        tokio::spawn(async move { host.start(id, record, settings, outcomes).await });
+        tokio::spawn(async move { host.start(id, record, settings, kept, outcomes).await });
+    }
+
+    /// What is awaited before anything is recorded of the service's containers.
+    fn kept(&self, service: &ServiceKey) -> Option<watch::Receiver<bool>> {
+        self.projects.get(&service.project).and_then(|project| project.kept.clone())
     }
 
     fn next_serial(&self) -> u64 {
@@ -145,5 +158,13 @@ impl Driver {
             }
             salt += 1;
         }
+    }
+}
+
+/// Returns when a project's record is on the disk. Cancel-safe.
+pub(super) async fn until_kept(kept: Option<watch::Receiver<bool>>) {
+    if let Some(mut kept) = kept {
+        // A sender that is gone without a word has nothing more to wait for.
+        let _ = kept.wait_for(|kept| *kept).await;
     }
 }

@@ -156,8 +156,10 @@ impl Control {
             on_demand: options.idle_limit.is_some(),
         };
         let shutdown = CancellationToken::new();
-        let host =
-            Arc::new(Host { store, images, exe, run_dir, instance, features: options.features });
+        let host = {
+            let (features, expecting) = (options.features, Arc::default());
+            Arc::new(Host { store, images, exe, run_dir, instance, features, expecting })
+        };
         let mut driver = Driver::new(host, events, shutdown.clone());
         driver.on_demand = options.idle_limit;
         driver.service_manager =

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
@@ -187,13 +187,37 @@ impl Driver {
                 .map_err(|error| Chain(&error).to_string())
         });
         if let Err(message) = saved {
-            self.events.emit(
-                Subject::Project(name.as_str()),
-                EventLevel::Error,
-                "record-not-saved",
-                message,
-                [],
-            );
+            not_saved(&self.events, name, message);
+        }
+    }
+
+    /// The same, but the disk is not waited for here: what is recorded of the containers of the project waits for it,
+    /// so that no container was ever started for a wish that nobody knows of.
+    pub(super) fn save_project_soon(&mut self, name: &ProjectName) {
+        let Some(project) = self.projects.get_mut(name) else { return };
+        if project.kept.as_ref().is_some_and(|kept| !*kept.borrow()) {
+            // One at a time: of two that are not on the disk, the copy from before is none either.
+            return self.save_project(name);
+        }
+        let path = super::project::record_path(self.host.store.root(), name.as_str());
+        let saved = super::project::make_folder(&path).and_then(|()| {
+            record::save_with_copy_unsynced(&path, &project.record)
+                .map_err(|error| Chain(&error).to_string())
+        });
+        match saved {
+            Ok(Some(unsynced)) => {
+                let (kept, receiver) = watch::channel(false);
+                project.kept = Some(receiver);
+                let (events, name) = (self.events.clone(), name.clone());
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = unsynced.sync() {
+                        not_saved(&events, &name, Chain(&error).to_string());
+                    }
+                    kept.send_replace(true);
+                });
+            }
+            Ok(None) => {}
+            Err(message) => not_saved(&self.events, name, message),
         }
     }
 
@@ -221,6 +245,11 @@ impl Driver {
             held.record.project == *project && held.record.instance == *self.host.instance
         })
     }
+}
+
+fn not_saved(events: &EventLog, name: &ProjectName, message: String) {
+    let subject = Subject::Project(name.as_str());
+    events.emit(subject, EventLevel::Error, "record-not-saved", message, []);
 }
 
 async fn sleep(duration: Option<std::time::Duration>) {

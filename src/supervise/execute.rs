@@ -4,10 +4,12 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
+use super::begin::until_kept;
 use super::files::{Reread, RereadError};
 use super::held::ContainerRecord;
 use super::images::{Extent, Images};
@@ -16,12 +18,14 @@ use super::pull_error::PullError;
 use crate::boundary::Boundary;
 use crate::container::{
     self, ContainerId, Link, MonitorHandle, Outcome as RunOutcome, Phase, Seen, Signal,
+    WaitingMonitor,
 };
 use crate::host::Features;
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::ContainerKey;
 use crate::spec::{Prefetch, Service};
 use crate::store::{CONTAINER_RECORD, Store, record};
+use crate::sys::cgroup;
 use crate::sys::process::SealedExe;
 use crate::telemetry::Chain;
 
@@ -34,6 +38,8 @@ pub(super) struct Host {
     pub(super) run_dir: PathBuf,
     pub(super) instance: Arc<str>,
     pub(super) features: Features,
+    /// Somebody is in [`Host::expect_start`] already.
+    pub(super) expecting: Arc<AtomicBool>,
 }
 
 /// What became of an action, or what a monitor reported.
@@ -89,6 +95,19 @@ impl Host {
     /// The log of a service; it outlives its containers.
     pub(super) fn log_path(&self, project: &str, service: &str) -> PathBuf {
         self.store.root().join("logs").join(project).join(service).join("log.json")
+    }
+
+    /// Prepares the kernel for a container that is about to start, beside everything else that comes before it.
+    pub(super) fn expect_start(&self) {
+        if self.features.cgroup.is_present() && !self.expecting.swap(true, Ordering::Relaxed) {
+            let expecting = Arc::clone(&self.expecting);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = cgroup::expect_moves() {
+                    tracing::debug!(%error, "the first change of a control group will wait");
+                }
+                expecting.store(false, Ordering::Relaxed);
+            });
+        }
     }
 
     /// Takes down what is only there for containers: the lazy mount and our control groups. What is in use stays.
@@ -171,9 +190,10 @@ impl Host {
         id: ContainerId,
         mut record: ContainerRecord,
         service: Service,
+        kept: Option<watch::Receiver<bool>>,
         outcomes: Outcomes,
     ) {
-        let result = self.try_start(&id, &mut record, &service).await;
+        let result = self.try_start(&id, &mut record, &service, kept).await;
         Boundary::LAUNCHED.reach(&self.run_dir);
         let container = ContainerKey::new(id.as_str());
         let _ = outcomes
@@ -186,6 +206,7 @@ impl Host {
         id: &ContainerId,
         record: &mut ContainerRecord,
         service: &Service,
+        kept: Option<watch::Receiver<bool>>,
     ) -> Result<MonitorHandle, String> {
         let image = self
             .images
@@ -197,15 +218,23 @@ impl Host {
         if overlay.is_forced_off() {
             return Err(format!("no {}: {}", overlay.name, overlay.text()));
         }
+        // A process takes as long to begin as the rest of this function, so it begins now and is told later.
+        let waiting = WaitingMonitor::start(&self.exe, &self.run_dir, id)
+            .map_err(|error| Chain(&error).to_string())?;
         // From before the mounts: a connection that is lost between them is not taken for the container's.
         let before = self.images.lazy.generation();
         let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
         let is_lazy = !mounted.lazy.is_empty();
         record.connection = before.or(self.images.lazy.generation()).filter(|_| is_lazy);
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
-        record::save(&self.container_record(id), record)
+        until_kept(kept).await;
+        // Nothing of a start outlives a power cut: no process, mount or group, and a writable layer of another boot is
+        // not used. So who finds the record from before finds what is true then. That this one is written before
+        // anything runs matters to the next control, which the page cache serves as well as the disk.
+        let saved = record::save_unsynced(&self.container_record(id), record)
             .map_err(|error| Chain(&error).to_string())?;
         Boundary::START_RECORDED.reach(&self.run_dir);
+        let syncing = tokio::task::spawn_blocking(move || saved.sync());
         let place = Place {
             id: id.clone(),
             instance: self.instance.to_string(),
@@ -220,13 +249,19 @@ impl Host {
         let launch = launch::launch(service, &image.config, mounted.layers, place, &self.features);
         let wish = &service.extensions.lazy;
         let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish);
-        let launching = MonitorHandle::launch(&self.exe, &launch);
+        let launching = waiting.launch(&self.exe, &launch);
         let launched = if wish.prefetch() == Prefetch::Before {
             ahead.await;
             launching.await
         } else {
             tokio::join!(ahead, launching).1
         };
+        // Before it is said that the service has been started: by then the record holds, whatever happens to the host.
+        match syncing.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "a start may be forgotten"),
+            Err(error) => tracing::warn!(%error, "a start may be forgotten"),
+        }
         match launched {
             Ok(monitor) => Ok(monitor),
             // An earlier control may have launched it and died before it could know.

@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::report::UpRequest;
@@ -107,6 +108,8 @@ pub(super) struct Project {
     pub(super) waiters: Vec<GoneWaiter>,
     pub(super) service_waiters: Vec<ServiceWaiter>,
     pub(super) exit_waiters: Vec<ExitWaiter>,
+    /// Becomes true when the record is on the disk as it was last saved; `None` when nobody has to wait for that.
+    pub(super) kept: Option<watch::Receiver<bool>>,
     /// Ends when the project does.
     pub(super) watch: Option<tokio_util::sync::DropGuard>,
 }
@@ -129,6 +132,7 @@ impl Project {
             waiters: Vec::new(),
             service_waiters: Vec::new(),
             exit_waiters: Vec::new(),
+            kept: None,
             watch: None,
         }
     }

@@ -51,7 +51,8 @@ impl Fixture {
         let lazy = LazyMounts::new(&options, &run_dir, store.root(), INSTANCE, own, told);
         let images = Arc::new(Images::new(client, layers, lazy, events.clone()));
         let features = options.features;
-        let host = Host { store, images, exe, run_dir, instance: INSTANCE.into(), features };
+        let (instance, expecting) = (INSTANCE.into(), Arc::default());
+        let host = Host { store, images, exe, run_dir, instance, features, expecting };
         let driver = Driver::new(Arc::new(host), events, CancellationToken::new());
         Self { driver, folder }
     }

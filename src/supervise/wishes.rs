@@ -81,6 +81,7 @@ impl Driver {
             Ok(chosen) => chosen,
             Err(error) => return drop(reply.send(Err(error))),
         };
+        self.host.expect_start();
         let running = self.running(&name);
         if let Some(project) = self.projects.get_mut(&name) {
             for service in &services {
@@ -88,7 +89,13 @@ impl Driver {
             }
         }
         self.set_up(&name, &services);
-        self.asked(&name, "services-start", "is to be started", &services);
+        // The answer comes when all have been started, and none is before the wish is kept; unless they run already.
+        if services.is_subset(&running) {
+            self.save_project(&name);
+        } else {
+            self.save_project_soon(&name);
+        }
+        self.tell_asked(&name, "services-start", "is to be started", &services);
         self.wait_for(&name, services, Until::Started, reply);
     }
 
@@ -289,6 +296,16 @@ impl Driver {
     /// Keeps what was asked for, and tells it.
     fn asked(&self, name: &ProjectName, kind: &str, what: &str, services: &BTreeSet<ServiceName>) {
         self.save_project(name);
+        self.tell_asked(name, kind, what, services);
+    }
+
+    fn tell_asked(
+        &self,
+        name: &ProjectName,
+        kind: &str,
+        what: &str,
+        services: &BTreeSet<ServiceName>,
+    ) {
         for service in services {
             let subject = Subject::Service(name.as_str(), service.as_str());
             self.events.emit(subject, EventLevel::Info, kind, format!("{service} {what}"), []);
