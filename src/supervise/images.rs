@@ -52,6 +52,16 @@ pub(super) struct MountedImage {
     pub(super) lazy: Vec<Digest>,
 }
 
+/// Where one layer is.
+#[derive(Debug)]
+struct Mounted {
+    path: PathBuf,
+    is_lazy: bool,
+}
+
+/// Layers of one image that are asked for at the same time; each is a connection.
+const MOUNTS_AT_ONCE: usize = 8;
+
 /// The images of one host.
 #[derive(Debug)]
 pub(super) struct Images {
@@ -312,39 +322,43 @@ impl Images {
     }
 
     async fn mount_layers(&self, image: &LocalImage) -> Result<MountedImage, PullError> {
+        let wanted = image.wanted();
+        let mut places = Vec::with_capacity(wanted.len());
+        // A request and its answer for each, side by side.
+        for some in wanted.chunks(MOUNTS_AT_ONCE) {
+            places.extend(try_join_all(some.iter().map(|layer| self.mount_layer(layer))).await?);
+        }
         let mut mounted = MountedImage { layers: Vec::new(), lazy: Vec::new() };
-        for wanted in image.wanted() {
-            let digest = wanted.descriptor.digest;
-            let layer = self.store().layer(digest);
-            if !layer.is_full() && layer.is_indexed_by(wanted.descriptor.toc_digest()) {
-                match self.lazy.mount(&layer).await {
-                    Ok(directory) => {
-                        mounted.layers.push(directory);
-                        mounted.lazy.push(digest);
-                        continue;
-                    }
-                    Err(reason) => {
-                        let message = format!("layer {} is pulled fully: {reason}", digest.short());
-                        let attributes = [("layer", digest.to_string())];
-                        self.events.emit(
-                            Subject::Host,
-                            EventLevel::Warning,
-                            "layer-not-lazy",
-                            message,
-                            attributes,
-                        );
-                        let full = Manner::Full(Some(reason));
-                        let kept = self.layers.prepare(&wanted, full, &nobody()).await?;
-                        self.note(digest, &kept);
-                    }
-                }
-            } else if !layer.is_full() {
-                let kept = self.layers.prepare(&wanted, Manner::Full(None), &nobody()).await?;
-                self.note(digest, &kept);
+        for (wanted, place) in wanted.iter().zip(places) {
+            if place.is_lazy {
+                mounted.lazy.push(wanted.descriptor.digest);
             }
-            mounted.layers.push(layer.full_path());
+            mounted.layers.push(place.path);
         }
         Ok(mounted)
+    }
+
+    async fn mount_layer(&self, wanted: &WantedLayer) -> Result<Mounted, PullError> {
+        let digest = wanted.descriptor.digest;
+        let layer = self.store().layer(digest);
+        let mut full = Manner::Full(None);
+        if !layer.is_full() && layer.is_indexed_by(wanted.descriptor.toc_digest()) {
+            match self.lazy.mount(&layer).await {
+                Ok(path) => return Ok(Mounted { path, is_lazy: true }),
+                Err(reason) => {
+                    let message = format!("layer {} is pulled fully: {reason}", digest.short());
+                    let attributes = [("layer", digest.to_string())];
+                    let level = EventLevel::Warning;
+                    self.events.emit(Subject::Host, level, "layer-not-lazy", message, attributes);
+                    full = Manner::Full(Some(reason));
+                }
+            }
+        }
+        if !layer.is_full() {
+            let kept = self.layers.prepare(wanted, full, &nobody()).await?;
+            self.note(digest, &kept);
+        }
+        Ok(Mounted { path: layer.full_path(), is_lazy: false })
     }
 
     /// Watches over the lazy mount of an earlier control, if it left one.
