@@ -1,11 +1,12 @@
 //! Files of a project on this host: how both a command and the control read them.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::report::UpRequest;
+use crate::image::Digest;
 use crate::spec::{self, FileSource, Interpolation, LoadInput, ProjectName, Sources};
 
 /// Longest file that is read; more than the parser takes, which then says so.
@@ -85,6 +86,33 @@ pub(super) enum RereadError {
     Invalid(String),
 }
 
+/// What was in the files of a project at a moment, each as its digest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Glance(BTreeMap<PathBuf, Result<Option<Digest>, String>>);
+
+impl Glance {
+    fn at(request: &UpRequest) -> Self {
+        let files = HostFiles::new(None, FileKinds::Regular);
+        let read = |path: &PathBuf| {
+            let text = files.read(path);
+            (path.clone(), text.map(|text| text.map(|text| Digest::of(text.as_bytes()))))
+        };
+        let sources = request.sources.iter().flat_map(|sources| &sources.read);
+        Self(sources.chain([&request.file]).map(read).collect())
+    }
+}
+
+/// As [`reread`], unless nothing has changed since `known`: to find that out costs much less. It blocks.
+pub(super) fn reread_since(
+    known: Option<&Glance>,
+    request: &UpRequest,
+) -> (Glance, Option<Result<Reread, RereadError>>) {
+    // First, so that what is written meanwhile shows the next time.
+    let now = Glance::at(request);
+    let result = (known != Some(&now)).then(|| reread(request));
+    (now, result)
+}
+
 /// Reads the files of a project again. It blocks.
 pub(super) fn reread(request: &UpRequest) -> Result<Reread, RereadError> {
     let files = HostFiles::new(None, FileKinds::Regular);
@@ -116,4 +144,51 @@ pub(super) fn reread(request: &UpRequest) -> Result<Reread, RereadError> {
         warnings: composition.warnings.iter().map(ToString::to_string).collect(),
         sources: Some(composition.sources),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_project_is_composed_again_when_a_file_has_changed_and_only_then() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("services.yaml");
+        let write = |image: &str| {
+            std::fs::write(&file, format!("services: {{web: {{image: '{image}'}}}}")).unwrap();
+        };
+        write("one");
+        let mut request = UpRequest {
+            project: "shop".to_owned(),
+            file: file.clone(),
+            text: String::new(),
+            base_dir: folder.path().to_path_buf(),
+            environment: BTreeMap::new(),
+            services: Vec::new(),
+            sources: Some(Sources {
+                files: vec![file.clone()],
+                project_dir: folder.path().to_path_buf(),
+                ..Sources::default()
+            }),
+        };
+        let mut known = None;
+        let mut look = || {
+            let (now, result) = reread_since(known.as_ref(), &request);
+            known = Some(now);
+            let reread = result?.unwrap();
+            request.sources = reread.sources;
+            Some(reread.text)
+        };
+        assert!(look().unwrap().contains("one"));
+        // Which files there are has become known.
+        look();
+        assert_eq!(look(), None);
+        write("two");
+        assert!(look().unwrap().contains("two"));
+        assert_eq!(look(), None);
+        // One that was looked for and was not there.
+        std::fs::write(folder.path().join(".env"), "A=b").unwrap();
+        assert!(look().is_some());
+        assert_eq!(look(), None);
+    }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::driver::Driver;
 use super::execute::{Outcome, Outcomes};
-use super::files::{self, RereadError};
+use super::files::{self, Glance, RereadError};
 use super::handle::{ControlHandle, Reply, Request, RequestError};
 use super::report::UpRequest;
 use crate::spec::ProjectName;
@@ -92,6 +92,7 @@ async fn watch(project: String, request: UpRequest, outcomes: Outcomes, stop: Ca
     let mut request = Arc::new(request);
     follow(&request, &watched, &mut folders, watcher.as_mut());
     let mut last_error: Option<RereadError> = None;
+    let mut known: Option<Glance> = None;
     loop {
         tokio::select! {
             // Cancel-safe: a change that is not taken here is read at the next round.
@@ -107,8 +108,15 @@ async fn watch(project: String, request: UpRequest, outcomes: Outcomes, stop: Ca
             }
             () = tokio::time::sleep(PATIENCE) => {}
         }
+        // Of files with problems it is not known which else they need.
+        let before = known.take().filter(|_| last_error.is_none());
         let asked = Arc::clone(&request);
-        let Ok(result) = tokio::task::spawn_blocking(move || files::reread(&asked)).await else {
+        let looking =
+            tokio::task::spawn_blocking(move || files::reread_since(before.as_ref(), &asked));
+        let Ok((now, result)) = looking.await else { continue };
+        known = Some(now);
+        let Some(result) = result else {
+            follow(&request, &watched, &mut folders, watcher.as_mut());
             continue;
         };
         let is_news = match &result {
