@@ -27,7 +27,7 @@ fn a_detached_up_returns_when_services_run_and_single_runs_have_ended_well() {
     let pid = program.running("web");
     assert_eq!(program.service("migrate").unwrap()["State"], "exited");
     // Again: nothing is started anew.
-    let (code, said) = up(&program, &["web"]);
+    let (code, said) = up(&program, &["--wait-timeout", &u64::MAX.to_string(), "web"]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(program.running("web"), pid);
     program.ok(["down"]);

@@ -6,6 +6,8 @@
 
 mod exec;
 mod services;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,6 +93,20 @@ fn words(services: &BTreeMap<String, String>) -> String {
     let each: Vec<String> =
         services.iter().map(|(name, status)| format!("`{name}`: {status}")).collect();
     each.join("; ")
+}
+
+/// Status of the services that may still come to run, and of those that failed, by name.
+fn not_up(reports: Vec<ServiceReport>) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    let (mut rest, mut failed) = (BTreeMap::new(), BTreeMap::new());
+    for report in reports {
+        let group = match report.standing {
+            Standing::Up | Standing::Done => continue,
+            Standing::Failed => &mut failed,
+            Standing::Coming | Standing::Stopped => &mut rest,
+        };
+        group.insert(report.service, report.status);
+    }
+    (rest, failed)
 }
 
 impl Builder {
@@ -197,17 +213,7 @@ impl Supervisor {
         tokio::pin!(deadline);
         let mut events = self.events();
         loop {
-            let mut rest = BTreeMap::new();
-            let mut failed = BTreeMap::new();
-            for report in self.project_status(project).await? {
-                match report.standing {
-                    Standing::Up | Standing::Done => {}
-                    Standing::Failed => drop(failed.insert(report.service, report.status)),
-                    Standing::Coming | Standing::Stopped => {
-                        rest.insert(report.service, report.status);
-                    }
-                }
-            }
+            let (rest, failed) = not_up(self.project_status(project).await?);
             let project = project.to_owned();
             if !failed.is_empty() {
                 return Err(WaitError::Failed { project, services: failed });
