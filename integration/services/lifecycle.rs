@@ -144,6 +144,22 @@ fn ctrl_c_stops_gracefully() {
 }
 
 #[test]
+fn a_terminated_up_stops_gracefully_too() {
+    let program = Program::new();
+    let script = "trap 'echo goodbye; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+    program.services(&file(&[service("web", script).key("restart: always")]));
+    let mut up = program.up();
+    let pid = program.running("web");
+    program.said("ready");
+    signal(rustix::process::Pid::from_child(&up), Signal::TERM);
+    assert_eq!(program.ended(&mut up).code(), Some(0));
+    assert!(!runs(pid));
+    assert!(program.log().contains("| goodbye"), "its last words are shown: {}", program.log());
+    let shown = program.service("web").unwrap();
+    assert_eq!((&shown["State"], &shown["ExitCode"]), (&"exited".into(), &3.into()), "{shown}");
+}
+
+#[test]
 fn a_second_ctrl_c_kills() {
     let program = Program::new();
     let script = "trap 'echo ignored' TERM; echo ready; while :; do sleep 0.1; done";

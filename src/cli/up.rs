@@ -83,12 +83,16 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
     };
     let request = project::request(settings, &composition, services);
     if detached {
-        let limit = Duration::from_secs(arguments.wait_timeout.unwrap_or(WAIT_TIMEOUT));
-        let patience = (!arguments.no_wait).then_some(limit);
+        let patience = patience(arguments.wait_timeout, arguments.no_wait);
         return connect::runtime()?
             .block_on(Box::pin(background::up(settings, &request, wanted, patience)));
     }
     run::runtime()?.block_on(Box::pin(follow(settings, &request)))
+}
+
+/// How long a detached `up` waits, given what was said of it.
+fn patience(wait_timeout: Option<u64>, no_wait: bool) -> background::Patience {
+    (!no_wait).then_some(Duration::from_secs(wait_timeout.unwrap_or(WAIT_TIMEOUT)))
 }
 
 /// A target is a file if it looks like one, else a service.
@@ -244,6 +248,40 @@ async fn stop(
                 return Ok(());
             }
             seen = attached.show_next() => if let Seen::Lost(error) = seen { return Err(error) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::super::args::{Arguments, Command};
+    use super::*;
+
+    /// How long a command line waits for services.
+    fn waits(words: &[&str]) -> background::Patience {
+        let words = ["supervisor"].iter().chain(words);
+        match Arguments::try_parse_from(words).unwrap().command {
+            Command::Up(up) => patience(up.wait_timeout, up.no_wait),
+            Command::Start(start) => Some(Duration::from_secs(start.wait_timeout)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn services_are_waited_for_two_minutes_unless_something_else_is_said() {
+        let two_minutes = Some(Duration::from_secs(120));
+        for words in [["up", "-d"], ["up", "--wait"], ["start", "--wait"]] {
+            assert_eq!(waits(&words), two_minutes, "{words:?}");
+        }
+        assert_eq!(waits(&["up", "-d", "--wait-timeout", "7"]), Some(Duration::from_secs(7)));
+        assert_eq!(waits(&["up", "-d", "--no-wait"]), None);
+        for name in ["up", "start"] {
+            let mut all = Arguments::command();
+            let command = all.find_subcommand_mut(name).unwrap();
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("default: 120"), "{help}");
         }
     }
 }

@@ -122,3 +122,58 @@ fn a_link_in_an_image_does_not_lead_out_of_it() {
     assert!(matches!(error, InstallError::NotFolder(_)), "{error}");
     assert!(tree(outside.path()).is_empty());
 }
+
+/// The settings of one section of a unit.
+fn section(unit: &str, name: &str) -> Vec<String> {
+    let header = format!("[{name}]");
+    let lines = unit.lines().skip_while(|line| *line != header).skip(1);
+    let own = lines.take_while(|line| !line.starts_with('['));
+    own.filter(|line| line.contains('=') && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_units_let_containers_outlive_control_and_stop_them_with_the_host() {
+    let unit = |name: &str| {
+        let path = format!("/etc/systemd/system/{name}");
+        let items = items("1");
+        let item = items.iter().find(|item| item.path == Path::new(&path)).unwrap();
+        match &item.content {
+            Content::File(bytes) => String::from_utf8(bytes.clone()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let service = section(&unit(SERVICE), "Service");
+    let options = "--state-dir /var/lib/supervisor --run-dir /run/supervisor";
+    for setting in [
+        &format!("ExecStart=/usr/local/bin/supervisor {options} daemon"),
+        "Type=notify",
+        "NotifyAccess=main",
+        "KillMode=process",
+        "Delegate=yes",
+        "OOMPolicy=continue",
+        "Restart=always",
+        "WatchdogSec=60",
+        "FileDescriptorStoreMax=16",
+    ] {
+        assert!(service.iter().any(|line| line == setting), "`{setting}` is missing: {service:?}");
+    }
+    // Either would take what is mounted there away with the unit.
+    let gone = ["RuntimeDirectory=", "PrivateMounts=", "ProtectSystem=", "ExecStop="];
+    assert!(!service.iter().any(|line| gone.iter().any(|gone| line.starts_with(gone))));
+
+    let shutdown = unit(SHUTDOWN_SERVICE);
+    let stops = section(&shutdown, "Service");
+    for setting in [
+        &format!("ExecStop=/usr/local/bin/supervisor {options} shutdown-services"),
+        &format!("ExecStart=/usr/local/bin/supervisor {options} resume-services"),
+        "Type=oneshot",
+        "RemainAfterExit=yes",
+    ] {
+        assert!(stops.iter().any(|line| line == setting), "`{setting}` is missing: {stops:?}");
+    }
+    // Units stop in the reverse of their order, so this one before control.
+    let order = section(&shutdown, "Unit");
+    let after = order.iter().find_map(|line| line.strip_prefix("After=")).unwrap();
+    assert!(after.split(' ').any(|unit| unit == SERVICE), "{after}");
+    assert!(section(&unit(SERVICE), "Install").contains(&format!("Also={SHUTDOWN_SERVICE}")));
+}

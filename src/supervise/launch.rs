@@ -318,7 +318,10 @@ mod tests {
             )
             .log
         };
-        assert_eq!(log(""), LogTarget::new(place().log));
+        let default = log("");
+        assert_eq!(default, LogTarget::new(place().log));
+        assert_eq!((default.max_size, default.max_files), (10_000_000, 3), "10 MB × 3");
+        assert_eq!((default.kept, default.overflow), (LogKept::Files, LogOverflow::Wait));
         let full = log(
             "    environment: {C: three}\n    logging:\n      driver: local\n      options:\n        \
             max-size: 2m\n        max-file: 5\n        mode: non-blocking\n        max-buffer-size: 4k\n        \
