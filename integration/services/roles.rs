@@ -3,9 +3,10 @@
 use std::process::Child;
 
 use rustix::process::{Pid, Signal};
+use serde_json::Value;
 
 use super::image::{READ_ALL, Readable, layer_path};
-use super::{file, service};
+use super::{IDLE, file, service};
 use crate::support::program::{Program, crash, runs, signal};
 use crate::support::registry::{Fault, FaultRegistry};
 
@@ -181,4 +182,45 @@ fn everything_killed_at_once_but_the_worker_is_not_noticed() {
     reading.replaced("monitor", "web", monitor);
     reading.finishes();
     reading.ends();
+}
+
+#[test]
+fn a_worker_that_fails_three_times_is_told_to_people_and_so_is_its_recovery() {
+    let program = Program::new();
+    program.services(&file(&[service("web", IDLE)]));
+    program.ok(["up", "-d"]);
+    let pid = program.running("web");
+    let told = |kind: &str| {
+        let text = program.ok(["events", "--json", "--no-follow", "--since", "10m"]);
+        let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        events.rev().find(|event| event["kind"] == kind)
+    };
+    let before = told("worker-started").and_then(|event| event["sequence"].as_u64());
+    // Without it no worker knows what to serve.
+    let session = program.run_dir().join("lazy/session");
+    let aside = session.with_extension("aside");
+    std::fs::rename(&session, &aside).unwrap();
+    signal(program.role("worker", "").unwrap(), Signal::KILL);
+    let event = program.until("the failure is told", || told("worker-failing"));
+    assert_eq!(event["level"], "error", "{event}");
+    let message = event["message"].as_str().unwrap();
+    assert!(message.contains("failed 3 times in a row, reads wait: "), "{message}");
+    // It is a state, too, and a service that reads nothing runs.
+    program.until("the state is shown", || {
+        let shown = program.service("web").unwrap();
+        let status = shown["Status"].as_str().unwrap();
+        status.contains("reads wait: the worker of lazy layers failed").then_some(())
+    });
+    assert!(runs(pid));
+
+    std::fs::rename(&aside, &session).unwrap();
+    program.until("the recovery is told", || {
+        told("worker-started").filter(|event| event["sequence"].as_u64() > before)
+    });
+    program.until("nothing is wrong any more", || {
+        let shown = program.service("web").unwrap();
+        (!shown["Status"].as_str().unwrap().contains("reads wait")).then_some(())
+    });
+    assert_eq!(program.running("web"), pid);
+    program.ok(["down"]);
 }
