@@ -48,7 +48,15 @@ pub(super) struct LazyMounts {
 struct State {
     lazy: Option<Arc<Lazy>>,
     refused: Option<(String, Instant)>,
-    statuses: Option<(Vec<LayerStatus>, Instant)>,
+    statuses: Option<Statuses>,
+}
+
+#[derive(Debug)]
+struct Statuses {
+    layers: Vec<LayerStatus>,
+    /// The layers are those of before: nobody is there who knows.
+    is_failing: bool,
+    at: Instant,
 }
 
 impl LazyMounts {
@@ -242,13 +250,19 @@ impl LazyMounts {
     async fn known_share(&self, digest: Digest) -> Option<f64> {
         let mut state = self.state.lock().await;
         let lazy = state.lazy.clone()?;
-        let fresh = state.statuses.as_ref().is_some_and(|(_, at)| at.elapsed() < STATUS_HOLDS);
+        let fresh = state.statuses.as_ref().is_some_and(|known| known.at.elapsed() < STATUS_HOLDS);
         if !fresh {
-            let layers = lazy.status().await.ok()?.layers;
-            state.statuses = Some((layers, Instant::now()));
+            let status = lazy.status().await.ok()?;
+            let is_failing = matches!(status.keeper.worker, WorkerState::Failing { .. });
+            let known = state.statuses.take().filter(|_| is_failing);
+            let layers = known.map_or(status.layers, |known| known.layers);
+            state.statuses = Some(Statuses { layers, is_failing, at: Instant::now() });
         }
-        let (layers, _) = state.statuses.as_ref()?;
-        let status = layers.iter().find(|status| status.digest == digest)?;
+        let known = state.statuses.as_ref()?;
+        let Some(status) = known.layers.iter().find(|status| status.digest == digest) else {
+            // A mount to find out would be waited for as long as a worker may take to come back.
+            return known.is_failing.then_some(0.0);
+        };
         if status.is_complete || status.total_bytes == 0 {
             return Some(1.0);
         }
