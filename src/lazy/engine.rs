@@ -15,6 +15,7 @@ use super::evict::Eviction;
 use super::layer::LazyLayer;
 use super::learned::Ledger;
 use super::limits::Limits;
+use super::link::Link;
 use super::pace::{Counters, Traffic};
 use super::scheduler::Scheduler;
 use super::source::RangeSource;
@@ -53,6 +54,7 @@ pub struct Engine(Arc<Shared>);
 pub(super) struct Shared {
     pub(super) cache: FileCache,
     pub(super) scheduler: Arc<Scheduler>,
+    pub(super) link: Arc<Link>,
     pub(super) limits: Limits,
     pub(super) events: EventSink,
     pub(super) runtime: Handle,
@@ -82,9 +84,11 @@ impl Engine {
                 })?;
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let table = OpenTable::new(limits.open_files, cache.clock());
+        let link = Link::new(limits.narrow_rate);
         let shared = Arc::new(Shared {
             cache,
-            scheduler: Scheduler::new(&limits),
+            scheduler: Scheduler::new(&limits, Arc::clone(&link)),
+            link,
             events,
             runtime,
             decoders: Semaphore::new(processors.max(2)),

@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::layer::LazyLayer;
 use crate::estargz::{Chunk, ChunkNo, EntryNo};
 
+/// No range is made shorter than this because a link is narrow.
+const EXTENT_MIN: u64 = 256 << 10;
+
 /// Members of the blob and all their chunks, in the order of the blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Extent {
@@ -71,11 +74,19 @@ impl LazyLayer {
         starts
     }
 
-    /// Whether `member`, which lies behind `extent`, is fetched together with it.
-    pub(super) fn fits(&self, extent: &Extent, member: &Extent) -> bool {
-        self.is_near(extent, member)
-            && member.range.end.saturating_sub(extent.range.start)
-                <= self.shared.limits.extent_bytes
+    /// Whether `member`, which lies behind `extent`, is fetched together with it in at most `most` bytes.
+    pub(super) fn fits(&self, extent: &Extent, member: &Extent, most: u64) -> bool {
+        self.is_near(extent, member) && member.range.end.saturating_sub(extent.range.start) <= most
+    }
+
+    /// Compressed bytes that are asked for in one range before anyone waits for them.
+    pub(super) fn extent_bytes(&self) -> u64 {
+        let limits = &self.shared.limits;
+        // A range costs an answer's wait, which should be a small part of its time.
+        let time = limits.extent_time.max(self.pace.least() * 4);
+        let most = limits.extent_bytes;
+        let carried = self.shared.link.bytes_in(time).unwrap_or(most / 4);
+        carried.clamp(EXTENT_MIN.min(most), most)
     }
 
     /// Whether what lies between `extent` and `member` behind it is less than another request is worth.

@@ -340,6 +340,7 @@ impl LazyLayer {
 
     /// The next extent to fetch of the chunks `numbers`, and where to go on. Blocks.
     fn next_extent(&self, numbers: Range<u32>) -> (Option<Extent>, u32) {
+        let most = self.extent_bytes();
         let mut extent: Option<Extent> = None;
         let mut file: Option<(EntryNo, Option<Content>)> = None;
         let mut at = numbers.start;
@@ -373,7 +374,7 @@ impl LazyLayer {
             let Some(member) = self.member_of(number) else { continue };
             let past = member.numbers.last().map_or(at, |last| last + 1);
             match extent.as_mut() {
-                Some(extent) if self.fits(extent, &member) => extent.append(member),
+                Some(extent) if self.fits(extent, &member, most) => extent.append(member),
                 Some(_) => return (extent, number),
                 None => extent = Some(member),
             }

@@ -103,6 +103,7 @@ impl LazyLayer {
     fn join(self: &Arc<Self>, missing: &[u32]) -> Vec<Joined> {
         let mut joined: Vec<Joined> = Vec::new();
         let mut extents: Vec<(Extent, Vec<u32>)> = Vec::new();
+        let most = self.shared.limits.extent_bytes;
         let claims: Vec<Claim> = {
             let mut flights = self.flights.lock();
             let mut numbers = missing.to_vec();
@@ -124,7 +125,7 @@ impl LazyLayer {
                     continue;
                 }
                 match extents.last_mut() {
-                    Some((last, needed)) if self.fits(last, &member) => {
+                    Some((last, needed)) if self.fits(last, &member, most) => {
                         last.append(member);
                         needed.push(number);
                     }

@@ -21,8 +21,12 @@ pub struct Limits {
     pub cache_bytes: Option<u64>,
     /// Files of the cache that are kept open between reads, over all layers.
     pub open_files: usize,
-    /// Compressed bytes that prefetch and background fill ask for in one range.
+    /// Compressed bytes that prefetch, read-ahead and background fill ask for in one range at most.
     pub extent_bytes: u64,
+    /// And how long the link may be busy with it: whoever wants the end of a range waits for all of it.
+    pub extent_time: Duration,
+    /// Below so many bytes a second the link is narrow: what nobody waits for gives way to reads.
+    pub narrow_rate: u64,
     /// Compressed bytes between two wanted members that are fetched along rather than splitting the range.
     pub extent_gap: u64,
     /// Compressed bytes that a read fetches along at most on each side of what it wants; 0: nothing.
@@ -65,6 +69,8 @@ impl Default for Limits {
             cache_bytes: None,
             open_files: 512,
             extent_bytes: 4 * MIB,
+            extent_time: Duration::from_millis(200),
+            narrow_rate: 8_000_000,
             extent_gap: 16 << 10,
             widen_bytes: 400 << 10,
             widen_base: 4 * MIB,

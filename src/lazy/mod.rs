@@ -40,6 +40,7 @@ mod join;
 mod layer;
 mod learned;
 mod limits;
+mod link;
 mod named;
 mod noted;
 mod pace;

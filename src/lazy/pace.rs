@@ -7,21 +7,35 @@ use super::Limits;
 
 /// How long the source of a layer takes for its first byte: what is much longer is a stall.
 #[derive(Debug, Default)]
-pub(super) struct Pace(AtomicU64);
+pub(super) struct Pace {
+    /// Microseconds; 0: not known.
+    usual: AtomicU64,
+    /// The same of the fastest answer.
+    least: AtomicU64,
+}
 
 impl Pace {
     /// A request had its first byte after `wait`.
     pub(super) fn answered_after(&self, wait: Duration) {
         let wait = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX / 8);
-        let known = self.0.load(Ordering::Relaxed);
+        let least = self.least.load(Ordering::Relaxed);
+        if least == 0 || wait < least {
+            self.least.store(wait.max(1), Ordering::Relaxed);
+        }
+        let known = self.usual.load(Ordering::Relaxed);
         // Of two that come at once one may be lost; it is an average.
         let average = if known == 0 { wait } else { known - known / 8 + wait / 8 };
-        self.0.store(average.max(1), Ordering::Relaxed);
+        self.usual.store(average.max(1), Ordering::Relaxed);
+    }
+
+    /// What the fastest answer took: the way there and back, when it is known.
+    pub(super) fn least(&self) -> Duration {
+        Duration::from_micros(self.least.load(Ordering::Relaxed))
     }
 
     /// How long a transfer may bring nothing before it is raced by another one.
     pub(super) fn patience(&self, limits: &Limits) -> Duration {
-        let usual = Duration::from_micros(self.0.load(Ordering::Relaxed));
+        let usual = Duration::from_micros(self.usual.load(Ordering::Relaxed));
         (usual * 4).clamp(limits.stall_min, limits.stall_max.max(limits.stall_min))
     }
 }
@@ -75,6 +89,8 @@ mod tests {
         assert_eq!(pace.patience(&limits), limits.stall_min);
         pace.answered_after(Duration::from_millis(300));
         assert_eq!(pace.patience(&limits), Duration::from_millis(1200));
+        pace.answered_after(Duration::from_millis(301));
+        assert_eq!(pace.least(), Duration::from_millis(300));
         for _ in 0..100 {
             pace.answered_after(Duration::from_secs(20));
         }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::Limits;
+use super::link::Link;
 
 /// Why something is fetched; the order is the order of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,11 +25,15 @@ pub(super) enum Priority {
 }
 
 const CLASSES: usize = 3;
+/// Fetches of what nobody waits for at a time on a narrow link: one on the wire while another is asked for. What is
+/// on its way when a read comes is in front of it.
+const NARROW: usize = 2;
 
 #[derive(Debug)]
 pub(super) struct Scheduler {
     connections: [usize; CLASSES],
     per_lane: usize,
+    link: Arc<Link>,
     memory: [u64; CLASSES],
     state: Mutex<State>,
 }
@@ -106,12 +111,13 @@ pub(super) struct ForegroundRead {
 }
 
 impl Scheduler {
-    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+    pub(super) fn new(limits: &Limits, link: Arc<Link>) -> Arc<Self> {
         let connections = limits.connections.max(4);
         let memory = limits.in_flight_bytes;
         Arc::new(Self {
             connections: [connections, (connections / 2).max(1), (connections / 4).max(1)],
             per_lane: limits.connections_per_layer.max(1),
+            link,
             memory: [memory, memory / 4 * 3, memory / 2],
             state: Mutex::new(State {
                 queues: Default::default(),
@@ -222,7 +228,12 @@ impl Scheduler {
         let lane = state.lanes.get(&ask.lane).copied().unwrap_or_default();
         let total: usize = state.running.iter().sum();
         let limit = self.connections[0];
-        let room = total < limit && state.running[class] < self.connections[class];
+        let is_read = ask.priority == Priority::Foreground;
+        let most = match self.connections[class] {
+            most if is_read || !self.link.is_narrow() => most,
+            most => most.min(NARROW),
+        };
+        let room = total < limit && state.running[class] < most;
         let has_room = match ask.priority {
             // The others hold at most three quarters of the connections together, so a read finds one; and one of a
             // layer that has none finds one although stalled layers hold all.
@@ -235,7 +246,6 @@ impl Scheduler {
                     && state.queues[Priority::Prefetch as usize].is_empty()
             }
         };
-        let is_read = ask.priority == Priority::Foreground;
         if !has_room {
             return Some(if is_read { Obstacle::Lane } else { Obstacle::All });
         }
@@ -350,7 +360,7 @@ mod tests {
             in_flight_bytes,
             ..Limits::default()
         };
-        Scheduler::new(&limits)
+        Scheduler::new(&limits, Link::new(0))
     }
 
     #[test]
@@ -409,7 +419,7 @@ mod tests {
     #[test]
     fn one_layer_leaves_connections_to_the_others() {
         let limits = Limits { connections: 8, connections_per_layer: 2, ..Limits::default() };
-        let scheduler = Scheduler::new(&limits);
+        let scheduler = Scheduler::new(&limits, Link::new(0));
         let stalled: Vec<_> = (0..2)
             .map(|_| scheduler.acquire(ask(Priority::Foreground, 1)).now_or_never().unwrap())
             .collect();

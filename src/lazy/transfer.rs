@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
@@ -19,6 +19,10 @@ use super::source::SourceError;
 
 /// Parts of one range that are inflated at a time.
 const JOBS: usize = 2;
+/// How often a transfer that pauses looks whether it may go on, and how long it pauses at most: so long that it leaves
+/// the link to a read, and not for ever to a reader whose source sends next to nothing.
+const PAUSE: Duration = Duration::from_millis(10);
+const PAUSES: u32 = 100;
 
 /// Why a transfer did not bring all of its range.
 pub(super) enum Broken {
@@ -49,8 +53,21 @@ impl<'a> Transfer<'a> {
         let mut race = Race { first: self.ask_source(), second: None };
         let mut may_race = true;
         let (mut since, mut is_first) = (Instant::now(), true);
+        let link = &layer.shared.link;
+        let (mut urgent, mut receiving, mut pauses) = (None, None, 0);
         while !self.intake.is_complete() {
             while self.jobs.len() < JOBS && self.inflate_next(memory) {}
+            if self.flight.is_awaited() {
+                urgent.get_or_insert_with(|| link.urgent());
+            } else {
+                urgent = None;
+                if pauses < PAUSES && link.is_needed_by_others() {
+                    pauses += 1;
+                    tokio::time::sleep(PAUSE).await;
+                    since = Instant::now();
+                    continue;
+                }
+            }
             let patience = layer.pace.patience(&layer.shared.limits);
             let piece = tokio::select! {
                 piece = race.next(layer) => piece,
@@ -83,6 +100,10 @@ impl<'a> Transfer<'a> {
                 None => return Err(refused("fewer bytes came than were asked for")),
             };
             layer.shared.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            match &receiving {
+                None => receiving = Some(link.receiving()),
+                Some(receiving) => receiving.came(bytes.len()),
+            }
             if !self.intake.push(&bytes) {
                 return Err(refused("more bytes came than were asked for"));
             }

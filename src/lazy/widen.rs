@@ -8,6 +8,7 @@
 //! what was needed.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::extent::Extent;
 use super::flight::Flight;
@@ -20,6 +21,10 @@ use crate::estargz::EntryNo;
 const REQUEST: f64 = 2_000_000.0;
 /// How far the value of a window may fall behind that of a smaller one before the search ends.
 const SLACK: f64 = 32_768.0;
+/// How long the link may be busy with neighbours on one side, and how much less with those in front: the reader waits
+/// for these.
+const SIDE_TIME: Duration = Duration::from_millis(100);
+const IN_FRONT: u64 = 2;
 /// A neighbour larger than this is asked for on its own.
 const LARGEST: u64 = 512 << 10;
 /// A file of so many chunks or fewer is fetched as a whole.
@@ -180,6 +185,12 @@ impl Search<'_> {
     /// How far from `edge` it pays to go.
     fn best(&mut self, edge: u32, direction: Direction) -> u32 {
         let limits = &self.layer.shared.limits;
+        // A worker that begins anew on a narrow link must not let everybody wait until it knows.
+        let carried = self.layer.shared.link.bytes_in(SIDE_TIME).unwrap_or(limits.widen_bytes / 2);
+        let most = limits.widen_bytes.min(match direction {
+            Direction::Forward => carried,
+            Direction::Back => carried / IN_FRONT,
+        });
         let (mut at, mut best) = (edge, edge);
         let (mut value, mut best_value, mut total) = (0.0_f64, 0.0_f64, 0_u64);
         loop {
@@ -193,7 +204,7 @@ impl Search<'_> {
             at = if direction == Direction::Forward { last } else { first };
             let length = member.length();
             total += length;
-            if total > limits.widen_bytes || self.flights.contains_key(&member.range.start) {
+            if total > most || self.flights.contains_key(&member.range.start) {
                 break;
             }
             let is_local = member.numbers.iter().all(|n| self.layer.progress.is_set(*n));

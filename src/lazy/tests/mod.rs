@@ -17,6 +17,7 @@ mod evict;
 mod fault;
 mod fill;
 mod model;
+mod narrow;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
