@@ -7,6 +7,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::sys::heap;
+
 /// The first argument of every role; the second is the role's name.
 pub const ROLE_ARGUMENT: &str = "supervisor-role";
 
@@ -61,6 +63,7 @@ pub fn run_if_role() -> Option<ExitCode> {
         say("supervisor::run_if_role() must be called before the program starts any thread");
         return Some(ExitCode::from(MISUSED));
     }
+    heap::bound();
     match ROLES.iter().find(|(role, _)| name == *role) {
         Some((_, main)) => Some(main(args.collect())),
         None => {

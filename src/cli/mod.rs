@@ -45,6 +45,7 @@ use clap::Parser as _;
 use args::{Arguments, Command};
 use settings::Settings;
 
+use crate::sys::heap;
 use crate::telemetry;
 
 /// Exit code of a command that was used wrongly.
@@ -55,6 +56,7 @@ const EXEC_FAILED: u8 = 125;
 /// Runs the command line of this process and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    heap::bound();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {

@@ -13,7 +13,7 @@ use super::intake::Intake;
 use super::layer::LazyLayer;
 use super::scheduler::{Ask, Permit, Priority};
 use super::source::SourceError;
-use super::transfer::{Broken, Transfer};
+use super::transfer::{Broken, HOLDS, Transfer};
 use crate::telemetry::Chain;
 
 impl LazyLayer {
@@ -79,7 +79,10 @@ impl LazyLayer {
                 admission = self.health.admit() => admission,
                 () = self.closed.cancelled() => return Err(self.closed_end()),
             };
-            let bytes = if extent.content == 0 { 0 } else { transfer.intake.memory() };
+            let bytes = match extent.content {
+                0 => 0,
+                _ => transfer.intake.memory().min(HOLDS + self.wanted_bytes(claim, extent)),
+            };
             let ask = Ask { priority, lane: self.lane, bytes };
             let Permit { connection, mut memory } = match permit.take() {
                 Some(permit) => permit,
@@ -118,6 +121,13 @@ impl LazyLayer {
             }
         }
         Ok(transfer.suspects)
+    }
+
+    /// Content of `extent` that is kept until those who wait for it have taken it.
+    fn wanted_bytes(&self, claim: &Claim, extent: &Extent) -> u64 {
+        let wanted = extent.numbers.iter().filter(|number| claim.flight.is_wanted(**number));
+        let chunks = wanted.filter_map(|number| self.chunk_of(*number));
+        chunks.map(|(chunk, _, _)| u64::from(chunk.size)).sum()
     }
 
     fn tell_back(&self, after: Option<Duration>) {

@@ -18,6 +18,7 @@ use super::extent::Extent;
 use super::flight::FlightEnd;
 use super::layer::{LazyLayer, piece};
 use super::scheduler::{Ask, Priority};
+use super::transfer::HOLDS;
 use crate::estargz::EntryNo;
 
 /// Flights of one fill at a time: enough that one is on the wire while another is inflated.
@@ -291,7 +292,7 @@ impl LazyLayer {
             if flights.len() >= FLIGHTS {
                 walked = worse(walked, flights.join_next().await);
             }
-            let bytes = extent.length() + extent.content;
+            let bytes = (extent.length() + extent.content).min(HOLDS);
             let ask = Ask { priority, lane: self.lane, bytes };
             let permit = tokio::select! {
                 // The place in the queue is lost with the layer only.

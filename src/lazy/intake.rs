@@ -7,7 +7,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use super::extent::Extent;
 
 /// Compressed bytes that are inflated in one go: small files by the hundred, and yet work for several processors.
-const BATCH: u64 = 512 << 10;
+const BATCH: u64 = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct Intake {
@@ -35,6 +35,11 @@ impl Intake {
     /// The end of the range.
     pub(super) fn end(&self) -> u64 {
         self.end
+    }
+
+    /// Bytes that came and were not handed on.
+    pub(super) fn held(&self) -> usize {
+        self.buffer.len()
     }
 
     /// Whether nothing is missing.

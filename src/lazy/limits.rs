@@ -13,7 +13,8 @@ pub struct Limits {
     pub connections: usize,
     /// Fetches at a time of one layer, so that a stalled source leaves connections to the others.
     pub connections_per_layer: usize,
-    /// Compressed plus inflated bytes that fetches may hold at a time. A single fetch larger than this runs alone.
+    /// Compressed plus inflated bytes that fetches may hold at a time. A single fetch larger than this runs alone; a
+    /// range that is longer than a few MiB is never held as a whole, only what of it somebody waits for.
     pub in_flight_bytes: u64,
     /// Content kept in memory because it could not be written to the cache.
     pub memory_cache_bytes: u64,
@@ -64,7 +65,7 @@ impl Default for Limits {
         Self {
             connections: 16,
             connections_per_layer: 8,
-            in_flight_bytes: 96 * MIB,
+            in_flight_bytes: 48 * MIB,
             memory_cache_bytes: 32 * MIB,
             cache_bytes: None,
             open_files: 512,

@@ -19,6 +19,11 @@ use super::source::SourceError;
 
 /// Parts of one range that are inflated at a time.
 const JOBS: usize = 2;
+/// Bytes that have come and wait to be inflated; beyond them the sender waits.
+const HELD: usize = 1 << 20;
+/// What a transfer holds with that and with what is being inflated, besides chunks that somebody waits for.
+pub(super) const HOLDS: u64 = 4 << 20;
+
 /// How often a transfer that pauses looks whether it may go on, and how long it pauses at most: so long that it leaves
 /// the link to a read, and not for ever to a reader whose source sends next to nothing.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -69,15 +74,19 @@ impl<'a> Transfer<'a> {
                 }
             }
             let patience = layer.pace.patience(&layer.shared.limits);
+            let is_full = self.jobs.len() >= JOBS && self.intake.held() >= HELD;
             let piece = tokio::select! {
-                piece = race.next(layer) => piece,
+                piece = race.next(layer), if !is_full => piece,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
                     self.collect(done).map_err(Broken::Ended)?;
+                    if is_full {
+                        since = Instant::now();
+                    }
                     continue;
                 }
                 // One that nobody waits for has time.
                 () = tokio::time::sleep_until((since + patience).into()),
-                    if may_race && self.flight.is_awaited() =>
+                    if may_race && !is_full && self.flight.is_awaited() =>
                 {
                     since = Instant::now();
                     let extra = Ask { bytes: 0, priority: Priority::Foreground, ..ask };

@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod child;
 pub mod confine;
 pub mod fuse_device;
+pub mod heap;
 mod identity;
 mod mapped;
 pub mod mount;

@@ -41,7 +41,7 @@ use super::{ContainerId, ContainerIdError, Lack, Launch, RunPaths};
 use crate::boundary::Boundary;
 use crate::sys::process::{self, ProcessIdentity};
 use crate::sys::signal::{self, SignalFd};
-use crate::sys::{cgroup, child, mount, socket};
+use crate::sys::{cgroup, heap, mount, socket};
 use crate::telemetry::{Chain, LogFormat, LogOptions, init_logging};
 
 /// How long a monitor whose container has ended is waited for.
@@ -151,7 +151,7 @@ impl Begun {
             }
             Self::Over(begin, record) => run::Monitor::new(*begin, first).over(record),
         };
-        child::trim_heap();
+        heap::trim();
         monitor.run()
     }
 }
