@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use supervisor::fuse::{ConnectionEvent, Feature, WorkerState};
 use supervisor::registry::BlobSource;
@@ -336,8 +335,6 @@ fn stopping_by_force_frees_a_reader_that_waits() {
     let path = directory.join("large");
     let reader = std::thread::spawn(move || std::fs::read(path));
     wait_for_request(&registry);
-    let start = std::time::Instant::now();
     drop(host);
     assert!(reader.join().unwrap().is_err());
-    assert!(start.elapsed() < Duration::from_secs(10));
 }

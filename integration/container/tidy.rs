@@ -2,20 +2,17 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bundle::*;
 
 #[tokio::test]
-async fn a_monitor_is_small_and_a_start_is_quick() {
+async fn a_monitor_is_small() {
     let bench = Bench::new();
     let launch = bench.sh("c", "sleep 1000");
-    let mut times = Vec::new();
     for _ in 0..5 {
-        let begin = Instant::now();
         let handle = bench.start(&launch).await;
         running(&handle).await;
-        times.push(begin.elapsed());
         let pid = handle.seen().status.monitor.pid;
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
         let kib = |key: &str| -> u64 {
@@ -27,9 +24,6 @@ async fn a_monitor_is_small_and_a_start_is_quick() {
         handle.stop(None, Some(Duration::ZERO)).await.unwrap();
         ended(&handle).await;
     }
-    println!("launch to running: {times:?}");
-    // Generous: the test programs share two processors.
-    assert!(times.iter().min().unwrap() < &Duration::from_millis(1000), "{times:?}");
     bench.assert_tidy();
 }
 
