@@ -53,12 +53,13 @@
 //!
 //! # Processes
 //!
-//! One binary, four roles; each can be killed and is replaced while containers go on:
+//! One binary, several roles; each can be killed and is replaced while containers go on:
 //!
 //! * **control** decides and drives ([`supervise`], [`api`]): one per run directory.
 //! * **keeper** mounts FUSE once for the host and holds its descriptor ([`fuse`]).
 //! * **worker** serves every lazy layer of the host, confined ([`fuse`], [`lazy`]).
 //! * **monitor**, one per container: overlay, libcontainer, stdio to log, exit record ([`container`]).
+//! * **names** answers what services of a bridge are called ([`network::names`]).
 //!
 //! # Modules, in reading order
 //!

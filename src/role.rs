@@ -21,6 +21,7 @@ const ROLES: &[(&str, RoleMain)] = &[
     ("monitor", crate::container::monitor_main),
     ("keeper", crate::fuse::keeper_main),
     ("worker", crate::fuse::worker_main),
+    ("names", crate::network::names::names_main),
 ];
 
 /// Exit code of a role that cannot begin.

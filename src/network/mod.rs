@@ -30,8 +30,10 @@ pub mod address;
 mod attachment;
 mod forwarding;
 pub mod link;
+pub mod names;
 mod netlink;
 mod owner;
+pub mod port;
 pub mod rules;
 
 pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetError, Surroundings};
