@@ -151,15 +151,17 @@ fn layers_come_and_go_and_a_slot_is_never_used_twice() {
     assert_eq!(second.file_name().unwrap().to_str().unwrap(), second_name);
     assert_eq!(std::fs::read(second.join("f")).unwrap(), b"two");
     assert_eq!(host.mount_local(&two), second, "mounting is idempotent");
+    let listed = || std::fs::read_dir(host.lazy().mount_point()).unwrap().count();
+    assert_eq!((listed(), listed()), (2, 2));
 
     host.runtime.block_on(host.lazy().release(one.digest)).unwrap();
     host.runtime.block_on(host.lazy().release(one.digest)).unwrap();
     assert!(!first.exists());
-    let names: Vec<_> = std::fs::read_dir(host.lazy().mount_point()).unwrap().collect();
-    assert_eq!(names.len(), 1);
+    assert_eq!(listed(), 1, "a listing that the kernel keeps is dropped");
     let third = host.mount_local(&one);
     assert!(third.file_name().unwrap().to_str().unwrap().starts_with("3-"));
     assert_eq!(std::fs::read(third.join("f")).unwrap(), b"one");
+    assert_eq!(listed(), 2);
 }
 
 #[test]

@@ -102,14 +102,25 @@ impl Reply {
 }
 
 impl Negotiation {
+    /// Whether the kernel drops a listing that it keeps when the time of the directory has changed.
+    pub(super) fn looks_at_times(&self) -> bool {
+        match self {
+            // In every kernel that this program runs on (Linux 3.6).
+            Self::Fresh { .. } => true,
+            Self::Replay(reply) => reply.flags.contains(InitFlags::FUSE_AUTO_INVAL_DATA),
+        }
+    }
+
     /// Sets up the reply.
     pub(super) fn apply(&self, config: &mut KernelConfig) -> io::Result<()> {
         let refused = |_| io::Error::from(io::ErrorKind::Unsupported);
         match self {
             Self::Fresh { resend, passthrough } => {
                 let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
+                    // Without READDIRPLUS_AUTO, which would list all but the beginning without attributes: overlayfs
+                    // lists first and looks up then, and each look-up would be a request.
                     | InitFlags::FUSE_DO_READDIRPLUS
-                    | InitFlags::FUSE_READDIRPLUS_AUTO
+                    | InitFlags::FUSE_AUTO_INVAL_DATA
                     | InitFlags::FUSE_CACHE_SYMLINKS;
                 if *resend {
                     wanted |= InitFlags::FUSE_HAS_RESEND;

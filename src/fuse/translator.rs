@@ -314,7 +314,11 @@ impl fuser::Filesystem for Translator {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // Answering ENOSYS once would save this request for ever, but makes the kernel cache the root's listing too.
+        // Said once, the kernel opens directories by itself and keeps all listings: two requests less for each
+        // directory that is listed again, of which a tree has one in ten files.
+        if self.negotiation.looks_at_times() {
+            return reply.error(Errno::ENOSYS);
+        }
         let flags = if ino.0 == ROOT {
             FopenFlags::empty()
         } else {

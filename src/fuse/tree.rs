@@ -176,15 +176,24 @@ impl Tree {
     /// Attributes of any inode.
     pub(super) fn attributes(&self, ino: u64) -> Result<Entry, Refusal> {
         match self.node(ino) {
-            Ok(Node::Root) => {
-                Ok(plain_directory(u32::try_from(self.read_places().len()).unwrap_or(u32::MAX)))
-            }
+            Ok(Node::Root) => Ok(self.root()),
             Ok(Node::Entry { entry, layer, .. }) => {
                 layer.attributes(entry).ok_or(Refusal::NotFound)
             }
             Err(Refusal::Broken) if split(ino).1 == 0 => Ok(plain_directory(0)),
             Err(refusal) => Err(refusal),
         }
+    }
+
+    /// The root. Its time tells the kernel whether the listing that it keeps is the present one: a slot is never used
+    /// twice, so a digest over their numbers is as good as a time, and the same after a take-over.
+    fn root(&self) -> Entry {
+        let places = self.read_places();
+        let digest = places.keys().fold(0xcbf2_9ce4_8422_2325, |digest: u64, slot| {
+            (digest ^ u64::from(*slot)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        Entry { mtime: i64::try_from(digest >> 33).unwrap_or_default(), ..plain_directory(count) }
     }
 
     /// The inode of `name` in the directory `parent`.

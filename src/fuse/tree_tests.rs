@@ -115,6 +115,20 @@ fn a_released_slot_answers_stale_and_is_listed_no_more() {
 }
 
 #[test]
+fn the_time_of_the_root_tells_which_layers_are_listed() {
+    let (tree, digest) = tree();
+    let time = || tree.attributes(ROOT).unwrap().mtime;
+    let one = time();
+    tree.insert_broken(4, digest);
+    let two = time();
+    assert_ne!(one, two);
+    tree.remove(3);
+    assert!(![one, two].contains(&time()));
+    tree.insert_broken(3, digest);
+    assert_eq!(time(), two);
+}
+
+#[test]
 fn a_broken_layer_is_visible_and_everything_in_it_fails() {
     let (tree, digest) = tree();
     tree.insert_broken(3, digest);

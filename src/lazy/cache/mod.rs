@@ -15,6 +15,21 @@
 //! on the network. Errors of the disk make content absent and are reported; they never reach a reader.
 //!
 //! With a budget (`budget`), what was used longest ago is evicted (`evict`).
+//!
+//! Small files have a file each, too, although one packed file per layer would be cheaper. Measured with the 69,536 files
+//! of a node layer (151 MB, median 361 bytes; ext4 with a journal, one thread):
+//!
+//! | | create | CPU | on disk | read again | read after a drop of the page cache |
+//! |---|---|---|---|---|---|
+//! | a file each: create, write, stamp, rename | 3.9 s | 2.5 s | 396 MB | 0.70 s | 9.9 s |
+//! | packed: one write each | 0.3 s | 0.15 s | 148 MB | 0.11 s | 0.6 s |
+//!
+//! What the packed form cannot do decides: a file is opened in passthrough mode only when it is one by itself (the kernel
+//! takes no offset into a backing file), and then reads, mappings and programs run at the speed of the disk's file
+//! system and without the worker, which may die meanwhile; layers and images share content by its digest, down to
+//! the page cache; and what was not used for long is evicted file by file, without holes or copying. The price is
+//! 36 us of a processor and two thirds of a block for each small file that is read, which in a container that
+//! starts are a thousand or two, and all of them only in the background.
 
 mod budget;
 mod epoch;
