@@ -4,6 +4,7 @@ mod adoption;
 mod background;
 mod boundaries;
 mod bounds;
+mod depend;
 mod events;
 mod files;
 mod group;

@@ -102,6 +102,7 @@ pub(super) fn request(
         text: composition.text(),
         environment: environment.map(|(key, value)| (key.clone(), value.clone())).collect(),
         services,
+        independent: Vec::new(),
         sources: Some(sources),
     }
 }

@@ -46,6 +46,9 @@ pub(super) struct UpArguments {
     /// With -d: return as soon as the file is accepted
     #[arg(long, conflicts_with = "wait_timeout")]
     no_wait: bool,
+    /// Start only the named services, without those that they depend on
+    #[arg(long)]
+    no_deps: bool,
     /// Which project.
     #[command(flatten)]
     project: ProjectArguments,
@@ -81,7 +84,10 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
     } else {
         services.clone()
     };
-    let request = project::request(settings, &composition, services);
+    let mut request = project::request(settings, &composition, services);
+    if arguments.no_deps {
+        request.independent.clone_from(&wanted);
+    }
     if detached {
         let patience = patience(arguments.wait_timeout, arguments.no_wait);
         return connect::runtime()?

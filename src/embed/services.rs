@@ -25,6 +25,7 @@ impl Services {
                 base_dir: PathBuf::from("/"),
                 environment: BTreeMap::new(),
                 services: Vec::new(),
+                independent: Vec::new(),
                 sources: None,
             },
         }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::observed::{ContainerKey, ExitStatus, Operation, Run, ServiceKey};
+use super::observed::{ContainerKey, ExitStatus, Operation, Run, ServiceKey, Stamp};
 use super::{Millis, Phase};
 use crate::image::{Digest, ImageRef};
-use crate::spec::{Fingerprint, Service};
+use crate::spec::{Fingerprint, Service, ServiceName};
 
 /// Position of a step in [`Plan::steps`].
 pub type StepNo = usize;
@@ -50,7 +50,7 @@ pub struct ServiceStatus {
     pub phase: Phase,
     /// The container that it has, if any.
     pub container: Option<ContainerKey>,
-    /// Why it will be created or recreated as soon as its image is here.
+    /// Why it will be created or recreated as soon as its image is here and what it depends on is ready.
     pub pending: Option<Cause>,
 }
 
@@ -110,6 +110,8 @@ pub enum Action {
         container: StartTarget,
         /// Its counters from now on; to be recorded before the start.
         run: Run,
+        /// Runs of other services that it is started with; to be recorded likewise.
+        with: BTreeMap<ServiceName, Stamp>,
     },
 }
 
@@ -201,6 +203,10 @@ pub enum Cause {
     WritableLayerLost,
     /// The connection that served its lazy layers was lost.
     ContentLost,
+    /// It was healthy and is not any more.
+    Unhealthy,
+    /// A service that it is restarted with was started again.
+    DependencyRestarted(ServiceName),
     /// The service has a container that is preferred to this one.
     Duplicate,
     /// The service is no longer in the file.
@@ -241,6 +247,8 @@ impl fmt::Display for Cause {
                 f.write_str("its writable layer did not survive the host's end")
             }
             Self::ContentLost => f.write_str("the connection that served its lazy layers was lost"),
+            Self::Unhealthy => f.write_str("it is not healthy any more"),
+            Self::DependencyRestarted(name) => write!(f, "`{name}` was started again"),
             Self::Duplicate => f.write_str("the service has another container"),
             Self::ServiceRemoved => f.write_str("it is no longer in the file"),
             Self::ManualStop => f.write_str("stopped by hand"),
@@ -292,7 +300,12 @@ impl fmt::Display for Plan {
         }
         for (service, status) in &self.services {
             if let Some(cause) = &status.pending {
-                writeln!(f, "later, when the image is here: create and start {service}: {cause}")?;
+                let when = match &status.phase {
+                    Phase::Blocked { on, why } => format!("when {on} is ready ({why})"),
+                    Phase::DependencyFailed { on, .. } => format!("if {on} is put right"),
+                    _ => "when the image is here".to_owned(),
+                };
+                writeln!(f, "later, {when}: create and start {service}: {cause}")?;
             }
         }
         Ok(())

@@ -17,6 +17,8 @@
 //! * A container of another instance, or of a project without a [`Goal`], appears in no plan.
 //! * Stops come before starts, and are in the opposite order. A restart keeps the container, and what runs is started
 //!   only after it was stopped, by whichever control. What replaces a container is started only after that one was stopped *and* removed.
+//! * A service starts only while every condition of its `depends_on` holds, whatever the start is for; what depends on
+//!   a service is stopped before it where both are stopped.
 //! * An image is here and verified before the container that it replaces is touched.
 //! * The same input gives the same plan.
 //!
@@ -27,6 +29,8 @@
 //! also when control or the host restarted in between, and a request ends a wait for the next restart.
 
 mod action;
+mod depend;
+mod end;
 mod gate;
 mod observed;
 mod phase;
@@ -44,8 +48,8 @@ mod tests;
 pub use action::{Action, Cause, Plan, ServiceStatus, StartTarget, Step, StepNo};
 pub use observed::{
     Container, ContainerKey, ContainerState, Content, CreateFailure, Exit, ExitStatus, Failure,
-    ImageState, ManualStop, Monitor, Observed, Operation, PullFault, Run, ServiceKey,
-    ServiceRecord, WritableLayer,
+    Health, ImageState, ManualStop, Monitor, Observed, Operation, PullFault, Run, ServiceKey,
+    ServiceRecord, Stamp, Unhealthy, WritableLayer,
 };
 pub use phase::{Phase, StoppedBy};
 pub use plan::{Goal, Moment, plan};

@@ -129,8 +129,41 @@ pub struct Container {
     pub content: Content,
     /// Its counters, as the last start gave them ([`Action::Start`](super::Action::Start)).
     pub run: Run,
+    /// What the checks of the program that runs say.
+    pub health: Health,
+    /// When its last run began; `None` until it has run.
+    pub stamp: Option<Stamp>,
+    /// Runs of other services that its last start was made with, as [`Action::Start`](super::Action::Start) said.
+    pub with: BTreeMap<ServiceName, Stamp>,
     /// The last operation on it if that failed; gone when a later operation succeeds.
     pub failed: Option<(Operation, Failure)>,
+}
+
+/// When a run began, by whichever clock: tells runs apart, and puts them in no order.
+pub type Stamp = i64;
+
+/// What the checks of a running program say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It has no checks.
+    Unchecked,
+    /// No check has succeeded yet, and not enough have failed.
+    Starting,
+    /// The last checks succeeded.
+    Healthy,
+    /// Too many failed in a row.
+    Unhealthy(Unhealthy),
+}
+
+/// A program whose checks fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unhealthy {
+    /// Since when.
+    pub since: Millis,
+    /// When it had become healthy before that; `None`: it never was in this run.
+    pub was_healthy_since: Option<Millis>,
+    /// What the last check said.
+    pub reason: String,
 }
 
 /// What a container does.
@@ -185,6 +218,10 @@ pub struct Exit {
     pub at: Millis,
     /// How long it ran.
     pub ran_for: Millis,
+    /// It was told to end.
+    pub asked: bool,
+    /// What its checks said last.
+    pub health: Health,
 }
 
 /// How a program ended.

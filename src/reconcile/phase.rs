@@ -1,7 +1,8 @@
 //! What a service is doing, in words that a person understands.
 
 use super::Millis;
-use super::observed::{ExitStatus, Operation};
+use super::observed::{ExitStatus, Health, Operation};
+use crate::spec::ServiceName;
 
 /// The state of one service after a plan was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,12 +19,35 @@ pub enum Phase {
         /// When the next attempt is due.
         retry_at: Millis,
     },
+    /// It starts as soon as another one is where it has to be.
+    Blocked {
+        /// The other one.
+        on: ServiceName,
+        /// How that one is, in a few words.
+        why: String,
+    },
+    /// It does not start, because another one will not come to where it has to be by itself.
+    DependencyFailed {
+        /// The other one; where several wait for each other, the last of them.
+        on: ServiceName,
+        /// What became of it.
+        reason: String,
+    },
     /// A container is being created or started.
     Starting,
     /// Its program runs.
     Running {
         /// When it was started.
         since: Millis,
+        /// What its checks say.
+        health: Health,
+    },
+    /// Its program runs, but is not healthy any more, and is started again at `at`.
+    Unhealthy {
+        /// When.
+        at: Millis,
+        /// What the last check said.
+        reason: String,
     },
     /// Its program ended and is started again at `at`.
     Restarting {
@@ -64,6 +88,8 @@ pub enum StoppedBy {
     Hand,
     /// The host's shutdown. It holds as long as this control lives.
     HostShutdown,
+    /// Its failing checks, as the file wants it. It holds until the user asks for a start.
+    Unhealthy,
 }
 
 impl Phase {
@@ -73,14 +99,15 @@ impl Phase {
         match self {
             Self::Pulling { .. } => "pulling",
             Self::WaitingForRegistry { .. } => "waiting",
+            Self::Blocked { .. } => "blocked",
             Self::Starting => "starting",
-            Self::Running { .. } => "running",
+            Self::Running { .. } | Self::Unhealthy { .. } => "running",
             Self::Restarting { .. } => "restarting",
             Self::Exited { .. } => "exited",
             Self::Stopping => "stopping",
             Self::Stopped { .. } => "stopped",
             Self::Removing => "removing",
-            Self::Failed { .. } => "failed",
+            Self::Failed { .. } | Self::DependencyFailed { .. } => "failed",
         }
     }
 
@@ -111,11 +138,22 @@ impl Phase {
                 format!("failed, retry in {} s: {reason}", seconds(*at))
             }
             Self::Failed { reason, retry_at: None } => format!("failed: {reason}"),
+            Self::Blocked { on, why } => format!("blocked on {on} ({why})"),
+            Self::DependencyFailed { reason, .. } => format!("failed: {reason}"),
+            Self::Running { health: Health::Starting, .. } => "starting".to_owned(),
+            Self::Running { health: Health::Healthy, .. } => "healthy".to_owned(),
+            Self::Running { health: Health::Unhealthy(unhealthy), .. } => {
+                format!("degraded: {}", unhealthy.reason)
+            }
+            Self::Unhealthy { at, reason } => {
+                format!("unhealthy, restarting in {} s: {reason}", seconds(*at))
+            }
+            Self::Stopped { by: StoppedBy::Unhealthy } => "stopped (unhealthy)".to_owned(),
             Self::Stopped { by: StoppedBy::Hand } => "stopped (manual)".to_owned(),
             Self::Stopped { by: StoppedBy::HostShutdown } => "stopped (host shutdown)".to_owned(),
             Self::Pulling { percent: None }
             | Self::Starting
-            | Self::Running { .. }
+            | Self::Running { health: Health::Unchecked, .. }
             | Self::Stopping
             | Self::Removing => self.word().to_owned(),
         }

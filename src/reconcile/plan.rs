@@ -1,8 +1,10 @@
-//! [`plan`]: decides every service on its own, then puts the steps of all in one order.
+//! [`plan`]: decides every service, those that others depend on first, then puts the steps of all in one order.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::action::{Action, Cause, Plan, StartTarget, Step, StepNo};
+use super::depend::{self, Surroundings};
 use super::observed::{Container, ContainerKey, ImageState, Observed, PullFault, ServiceKey};
 use super::phase::StoppedBy;
 use super::restart::{LONGEST_DELAY, backoff, jitter};
@@ -15,13 +17,26 @@ use crate::spec::{Desired, ProjectName, ServiceName};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Goal {
     /// Its services run as described; containers of services that are not described are stopped and removed.
-    Up(Desired),
+    Up(Arc<Desired>),
     /// Nothing of it runs; containers stay, with their writable layers.
-    Stop,
+    Stop(Arc<Desired>),
     /// It has no containers.
-    Down,
+    Down(Arc<Desired>),
     /// Nothing of it runs while the host goes down; containers stay, and what the user wants is not changed.
-    Shutdown,
+    Shutdown(Arc<Desired>),
+}
+
+impl Goal {
+    /// What is described of the project: what runs, or in which order it ends.
+    #[must_use]
+    pub fn desired(&self) -> &Desired {
+        match self {
+            Self::Up(desired)
+            | Self::Stop(desired)
+            | Self::Down(desired)
+            | Self::Shutdown(desired) => desired,
+        }
+    }
 }
 
 /// When a plan is made.
@@ -93,37 +108,61 @@ pub(super) fn pull_status(
 #[must_use]
 pub fn plan(goals: &BTreeMap<ProjectName, Goal>, observed: &Observed, moment: Moment) -> Plan {
     let mut decisions: Vec<(ServiceKey, Decision)> = Vec::new();
-    for (project, goal) in goals {
-        for service in services(project, goal, observed) {
-            let key = ServiceKey { project: project.clone(), service };
-            let containers: Vec<(&ContainerKey, &Container)> = observed
-                .containers
-                .iter()
-                .filter(|(_, c)| c.instance == observed.instance && c.service == key)
-                .collect();
-            let decider = Decider::new(&key, observed, moment);
-            let decision = match goal {
-                Goal::Up(desired) => match desired.services.get(&key.service) {
-                    Some(wanted) => decider.up(wanted, containers),
-                    None => decider.down(&containers, &Cause::ServiceRemoved),
-                },
-                Goal::Stop => decider.stop(&containers, &Cause::ProjectStop, StoppedBy::Hand),
-                Goal::Shutdown => {
-                    decider.stop(&containers, &Cause::HostShutdown, StoppedBy::HostShutdown)
-                }
-                Goal::Down => decider.down(&containers, &Cause::ProjectDown),
-            };
-            decisions.push((key, decision));
+    let mut dependents = BTreeMap::new();
+    let mut ours: BTreeMap<&ServiceKey, Vec<(&ContainerKey, &Container)>> = BTreeMap::new();
+    for (key, container) in &observed.containers {
+        if container.instance == observed.instance {
+            ours.entry(&container.service).or_default().push((key, container));
         }
     }
-    assemble(decisions)
+    for (project, goal) in goals {
+        let dependents_here = depend::dependents(goal.desired());
+        let held = depend::held_by_ends(project, goal.desired(), observed);
+        let mut decided: BTreeMap<ServiceName, Decision> = BTreeMap::new();
+        let order = depend::ordered(&services(project, goal, observed), goal.desired());
+        for service in &order {
+            let key = ServiceKey { project: project.clone(), service: service.clone() };
+            let wanted = goal.desired().services.get(service);
+            let mut around = match (goal, wanted) {
+                (Goal::Up(_), Some(wanted)) => {
+                    depend::surroundings(&wanted.depends_on, &decided, observed)
+                }
+                _ => Surroundings::none(),
+            };
+            around.dependent_ends = held.contains(service);
+            let containers = ours.remove(&key).unwrap_or_default();
+            let decider = Decider::new(&key, observed, moment, around);
+            let decision = match (goal, wanted) {
+                (Goal::Up(_), Some(wanted)) => decider.up(wanted, containers),
+                (Goal::Up(_), None) => decider.down(&containers, &Cause::ServiceRemoved),
+                (Goal::Stop(_), _) => {
+                    decider.stop(&containers, &Cause::ProjectStop, StoppedBy::Hand)
+                }
+                (Goal::Shutdown(_), _) => {
+                    decider.stop(&containers, &Cause::HostShutdown, StoppedBy::HostShutdown)
+                }
+                (Goal::Down(_), _) => decider.down(&containers, &Cause::ProjectDown),
+            };
+            decided.insert(service.clone(), decision);
+        }
+        dependents.insert(project, dependents_here);
+        decisions.extend(order.into_iter().filter_map(|service| {
+            let decision = decided.remove(&service)?;
+            Some((ServiceKey { project: project.clone(), service }, decision))
+        }));
+    }
+    assemble(decisions, &dependents)
 }
+
+/// Who depends on each service, by project.
+type Dependents<'a> =
+    BTreeMap<&'a ProjectName, BTreeMap<&'a ServiceName, BTreeSet<&'a ServiceName>>>;
 
 /// Services that are wanted or have a container of ours.
 fn services(project: &ProjectName, goal: &Goal, observed: &Observed) -> BTreeSet<ServiceName> {
     let mut services: BTreeSet<ServiceName> = match goal {
         Goal::Up(desired) => desired.services.keys().cloned().collect(),
-        Goal::Stop | Goal::Down | Goal::Shutdown => BTreeSet::new(),
+        Goal::Stop(_) | Goal::Down(_) | Goal::Shutdown(_) => BTreeSet::new(),
     };
     let ours = observed
         .containers
@@ -134,7 +173,7 @@ fn services(project: &ProjectName, goal: &Goal, observed: &Observed) -> BTreeSet
 }
 
 /// One order for the steps of all services.
-fn assemble(decisions: Vec<(ServiceKey, Decision)>) -> Plan {
+fn assemble(decisions: Vec<(ServiceKey, Decision)>, dependents: &Dependents<'_>) -> Plan {
     let mut plan = Plan { steps: Vec::new(), services: BTreeMap::new(), wake_at: None };
     let mut pulls: BTreeMap<ImageRef, (u32, Cause, Vec<ServiceKey>)> = BTreeMap::new();
     // Steps with the decision and the place in it that they come from.
@@ -163,25 +202,39 @@ fn assemble(decisions: Vec<(ServiceKey, Decision)>) -> Plan {
     });
     let places: BTreeMap<(usize, usize), StepNo> =
         steps.iter().enumerate().map(|(number, (place, _))| (*place, number)).collect();
-    let stops: Vec<(StepNo, ProjectName)> = steps
-        .iter()
-        .enumerate()
-        .filter(|(_, (_, step))| {
-            matches!(step.action, Action::Stop { .. }) && step.cause == Cause::ServiceRemoved
-        })
-        .filter_map(|(number, (_, step))| Some((number, step.action.service()?.project.clone())))
-        .collect();
+    let mut stops: BTreeMap<ServiceKey, Vec<StepNo>> = BTreeMap::new();
+    let mut removals: BTreeMap<ProjectName, Vec<StepNo>> = BTreeMap::new();
+    for (number, (_, step)) in steps.iter().enumerate() {
+        let Action::Stop { service, .. } = &step.action else { continue };
+        stops.entry(service.clone()).or_default().push(number);
+        if step.cause == Cause::ServiceRemoved {
+            removals.entry(service.project.clone()).or_default().push(number);
+        }
+    }
     for ((n, _), mut step) in steps {
         let global = |local: &StepNo| places[&(n, *local)];
         step.requires = step.requires.iter().map(global).collect();
         if let Action::Start { container: StartTarget::Created(local), .. } = &mut step.action {
             *local = global(local);
         }
-        // A renamed service is one removed and one created: the new one needs what the old one holds, its port
-        // above all.
-        if let Action::Create { service, .. } | Action::Start { service, .. } = &step.action {
-            let of_project = stops.iter().filter(|(_, project)| *project == service.project);
-            step.after = of_project.map(|(number, _)| *number).collect();
+        match &step.action {
+            // A renamed service is one removed and one created: the new one needs what the old one holds, its port
+            // above all.
+            Action::Create { service, .. } | Action::Start { service, .. } => {
+                step.after = removals.get(&service.project).cloned().unwrap_or_default();
+            }
+            Action::Stop { service, .. } => {
+                let those = dependents.get(&service.project);
+                let those = those.and_then(|those| those.get(&service.service));
+                for dependent in those.into_iter().flatten() {
+                    let project = service.project.clone();
+                    let key = ServiceKey { project, service: (*dependent).clone() };
+                    let stops = stops.get(&key).into_iter().flatten();
+                    // Later ones only where services depend on each other, which no file can have.
+                    step.after.extend(stops.copied().filter(|number| *number < plan.steps.len()));
+                }
+            }
+            _ => {}
         }
         plan.steps.push(step);
     }

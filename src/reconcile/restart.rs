@@ -5,7 +5,7 @@
 //! reason do not come back at one moment; the limits hold with it.
 
 use super::Millis;
-use super::observed::{Exit, ExitStatus, Run};
+use super::observed::{Exit, ExitStatus, Run, Unhealthy};
 use crate::spec::RestartPolicy;
 
 /// The first delay.
@@ -14,6 +14,8 @@ const FIRST_DELAY: Millis = 1_000;
 pub const LONGEST_DELAY: Millis = 60_000;
 /// A run of this length ends a row of restarts, as under Docker.
 pub const HEALTHY_RUN: Millis = 10_000;
+/// A program that was healthy for so long ends a row of restarts for its health.
+const HEALTHY_SPAN: Millis = 60_000;
 /// Largest part of a delay that is taken off, in thousandths.
 const JITTER: u64 = 200;
 
@@ -69,12 +71,26 @@ pub(super) fn verdict(policy: RestartPolicy, exit: &Exit, run: Run) -> Verdict {
     Verdict::Restart { run: next, streak }
 }
 
+/// The counters after a restart of a container with the counters `run` because it was healthy since `since` and is not
+/// any more, and what the delay before it follows from.
+pub(super) fn after_unhealthy(unhealthy: &Unhealthy, since: Millis, run: Run) -> (Run, u32) {
+    let span = unhealthy.since.saturating_sub(since);
+    let streak = if span >= HEALTHY_SPAN { 0 } else { run.streak };
+    let next = Run {
+        request: run.request,
+        restarts: run.restarts.saturating_add(1),
+        streak: streak.saturating_add(1),
+    };
+    (next, streak)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn exit(code: u8, ran_for: Millis) -> Exit {
-        Exit { status: ExitStatus::Code(code), at: 0, ran_for }
+        let health = super::super::Health::Unchecked;
+        Exit { status: ExitStatus::Code(code), at: 0, ran_for, asked: false, health }
     }
 
     #[test]

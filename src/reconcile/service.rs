@@ -1,15 +1,16 @@
 //! The decision for one service: which of its containers is kept, what is done with it and with the others.
 
 use super::action::{Action, Cause, ServiceStatus, StartTarget, Step, StepNo};
+use super::depend::{Readiness, Surroundings};
 use super::gate::Gate;
 use super::observed::{
-    Container, ContainerKey, ContainerState, ManualStop, Monitor, Observed, Operation, Run,
-    ServiceKey, ServiceRecord, WritableLayer,
+    Container, ContainerKey, ContainerState, ManualStop, Observed, Run, ServiceKey, ServiceRecord,
+    WritableLayer,
 };
 use super::phase::StoppedBy;
 use super::plan::{Moment, pull_status};
 use super::target::{Kept, Target};
-use super::want::Want;
+use super::want::{Want, Wishes};
 use super::{Millis, Phase};
 use crate::image::{Digest, ImageRef};
 use crate::spec::Service;
@@ -24,23 +25,30 @@ pub(super) struct Decision {
 }
 
 /// Something stands in the way until it is observed to be gone.
-struct Blocked(Phase);
+pub(super) struct Blocked(pub(super) Phase);
 
 /// Collects the steps of one service.
 pub(super) struct Decider<'a> {
-    key: &'a ServiceKey,
+    pub(super) key: &'a ServiceKey,
     observed: &'a Observed,
-    record: ServiceRecord,
-    moment: Moment,
+    pub(super) record: ServiceRecord,
+    pub(super) moment: Moment,
+    pub(super) around: Surroundings,
     steps: Vec<Step>,
     pull: Option<(ImageRef, u32, Cause)>,
     wake_at: Option<Millis>,
 }
 
 impl<'a> Decider<'a> {
-    pub(super) fn new(key: &'a ServiceKey, observed: &'a Observed, moment: Moment) -> Self {
+    pub(super) fn new(
+        key: &'a ServiceKey,
+        observed: &'a Observed,
+        moment: Moment,
+        around: Surroundings,
+    ) -> Self {
         let record = observed.records.get(key).cloned().unwrap_or_default();
-        Self { key, observed, record, moment, steps: Vec::new(), pull: None, wake_at: None }
+        let (steps, pull, wake_at) = (Vec::new(), None, None);
+        Self { key, observed, record, moment, around, steps, pull, wake_at }
     }
 
     /// The service should run as `wanted`.
@@ -76,8 +84,13 @@ impl<'a> Decider<'a> {
         let phase = match kept {
             None => self.create(&target, &mut pending),
             Some((key, container)) => {
-                let want =
-                    Want::of(key, container, &self.record, wanted.restart_policy(), self.moment);
+                let wishes = Wishes {
+                    wanted,
+                    record: &self.record,
+                    around: &self.around,
+                    moment: self.moment,
+                };
+                let want = Want::of(key, container, &wishes);
                 let lost =
                     matches!(want, Want::Start { .. }) && container.writable == WritableLayer::Lost;
                 let cause =
@@ -172,21 +185,27 @@ impl<'a> Decider<'a> {
                 let action =
                     Action::AdoptMonitor { service: self.key.clone(), container: key.clone() };
                 self.step(action, cause, Vec::new());
-                Phase::Running { since }
+                Phase::Running { since, health: container.health.clone() }
             }
-            Want::Start { cause, run } => {
-                let container = StartTarget::Existing(key.clone());
-                let action = Action::Start { service: self.key.clone(), container, run };
-                self.step(action, cause, before);
-                Phase::Starting
-            }
+            Want::Start { cause, run } => match self.held_back() {
+                Some(phase) => phase,
+                None => {
+                    self.start(StartTarget::Existing(key.clone()), run, cause, before);
+                    Phase::Starting
+                }
+            },
+            Want::Stop { cause } => match self.end(key, container, &cause) {
+                Err(Blocked(phase)) => phase,
+                Ok(_) => Phase::Stopping,
+            },
             Want::Restart { cause, run } => match self.end(key, container, &cause) {
                 Err(Blocked(phase)) => phase,
                 Ok(ended) => {
                     before.extend(ended);
-                    let container = StartTarget::Existing(key.clone());
-                    let action = Action::Start { service: self.key.clone(), container, run };
-                    self.step(action, cause, before);
+                    // What it depends on is looked at again before the second half.
+                    if self.around.readiness == Readiness::Met {
+                        self.start(StartTarget::Existing(key.clone()), run, cause, before);
+                    }
                     Phase::Stopping
                 }
             },
@@ -211,6 +230,21 @@ impl<'a> Decider<'a> {
             self.wake(at);
             *pending = Some(cause);
             return if lost { phase } else { self.keep(key, container, want, before) };
+        }
+        if let Some(phase) = self.held_back() {
+            // What runs is better than what could not start, unless what it depends on ends at this moment.
+            let ends = matches!(self.around.readiness, Readiness::Waiting { ends: true, .. });
+            *pending = Some(cause.clone());
+            return match &container.state {
+                ContainerState::Running { .. } if ends => match self.end(key, container, &cause) {
+                    Err(Blocked(phase)) => phase,
+                    Ok(_) => Phase::Stopping,
+                },
+                ContainerState::Running { .. } | ContainerState::Busy(_) => {
+                    self.keep(key, container, want, before)
+                }
+                ContainerState::Created | ContainerState::Exited(_) => phase,
+            };
         }
         // Counters go on when only the files were lost; a changed service begins anew.
         let run = match (&cause, want) {
@@ -242,9 +276,28 @@ impl<'a> Decider<'a> {
                 return phase;
             }
         };
+        if let Some(phase) = self.held_back() {
+            *pending = Some(cause);
+            return phase;
+        }
         let run = Run { request: self.record.request, ..Run::default() };
         self.create_and_start(target, manifest, &cause, run, Vec::new());
         Phase::Starting
+    }
+
+    /// The phase of a service that is to start, as long as one that it depends on keeps it from that.
+    fn held_back(&self) -> Option<Phase> {
+        match self.around.readiness.clone() {
+            Readiness::Met => None,
+            Readiness::Waiting { on, why, .. } => Some(Phase::Blocked { on, why }),
+            Readiness::Hopeless { on, reason } => Some(Phase::DependencyFailed { on, reason }),
+        }
+    }
+
+    fn start(&mut self, container: StartTarget, run: Run, cause: Cause, before: Vec<StepNo>) {
+        let with = self.around.with.clone();
+        let action = Action::Start { service: self.key.clone(), container, run, with };
+        self.step(action, cause, before);
     }
 
     fn create_and_start(
@@ -263,9 +316,7 @@ impl<'a> Decider<'a> {
             request: run.request,
         };
         let created = self.step(create, cause.clone(), before);
-        let container = StartTarget::Created(created);
-        let start = Action::Start { service: self.key.clone(), container, run };
-        self.step(start, cause.clone(), vec![created]);
+        self.start(StartTarget::Created(created), run, cause.clone(), vec![created]);
     }
 
     fn wait_for_image(&mut self, target: &Target<'_>) -> Phase {
@@ -278,64 +329,6 @@ impl<'a> Decider<'a> {
         status.phase
     }
 
-    /// Stops and removes a container; gives the last step.
-    fn teardown(
-        &mut self,
-        key: &ContainerKey,
-        container: &Container,
-        cause: &Cause,
-    ) -> Result<StepNo, Blocked> {
-        let operations = [Operation::Adopt, Operation::Stop, Operation::Remove];
-        self.check(key, container, &operations)?;
-        let ended = self.end(key, container, cause)?;
-        let action = Action::Remove { service: self.key.clone(), container: key.clone() };
-        Ok(self.step(action, cause.clone(), ended.into_iter().collect()))
-    }
-
-    /// Stops a container; gives the step, or nothing if it does not run.
-    fn end(
-        &mut self,
-        key: &ContainerKey,
-        container: &Container,
-        cause: &Cause,
-    ) -> Result<Option<StepNo>, Blocked> {
-        self.check(key, container, &[Operation::Adopt, Operation::Stop])?;
-        if !matches!(container.state, ContainerState::Running { .. }) {
-            return Ok(None);
-        }
-        let mut requires = Vec::new();
-        if container.monitor == Monitor::Lost {
-            // The monitor is the one who can stop it, and who sees how it ended.
-            let action = Action::AdoptMonitor { service: self.key.clone(), container: key.clone() };
-            requires.push(self.step(action, Cause::MonitorLost, Vec::new()));
-        }
-        let grace = self.record.grace.filter(|_| cause.is_asked_for());
-        let action = Action::Stop { service: self.key.clone(), container: key.clone(), grace };
-        Ok(Some(self.step(action, cause.clone(), requires)))
-    }
-
-    /// Whether `operations` can be begun on a container now.
-    fn check(
-        &mut self,
-        key: &ContainerKey,
-        container: &Container,
-        operations: &[Operation],
-    ) -> Result<(), Blocked> {
-        if let ContainerState::Busy(operation) = container.state {
-            return Err(Blocked(Phase::of(operation)));
-        }
-        if container.monitor == Monitor::Adopting {
-            return Err(Blocked(Phase::Stopping));
-        }
-        match Gate::of(self.moment, key, container, operations) {
-            Gate::Shut(phase, at) => {
-                self.wake(at);
-                Err(Blocked(phase))
-            }
-            Gate::Open | Gate::Retry(_) => Ok(()),
-        }
-    }
-
     /// Whether a container like this may be created; only another one, or a new request, is tried at once.
     fn create_gate(&self, target: &Target<'_>, manifest: Digest) -> Gate {
         let failed = self.record.create_failure.as_ref().filter(|failed| {
@@ -346,12 +339,12 @@ impl<'a> Decider<'a> {
         Gate::of_creation(self.moment, self.key, failed)
     }
 
-    fn step(&mut self, action: Action, cause: Cause, requires: Vec<StepNo>) -> StepNo {
+    pub(super) fn step(&mut self, action: Action, cause: Cause, requires: Vec<StepNo>) -> StepNo {
         self.steps.push(Step { action, cause, requires, after: Vec::new() });
         self.steps.len() - 1
     }
 
-    fn wake(&mut self, at: Millis) {
+    pub(super) fn wake(&mut self, at: Millis) {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 }

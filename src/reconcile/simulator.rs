@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::image::{Digest, ImageRef};
-use crate::spec::ProjectName;
+use crate::spec::{Condition, Dependency, ProjectName, RestartPolicy, Service, ServiceName};
 
 /// The host, its clock, and what registries hold.
 #[derive(Debug, Clone)]
@@ -12,6 +12,8 @@ pub(super) struct Host {
     pub(super) observed: Observed,
     pub(super) now: Millis,
     pub(super) registry: BTreeMap<ImageRef, Digest>,
+    /// Services as they were last wanted: which conditions a start has to keep, and who has checks.
+    wanted: BTreeMap<ServiceKey, Service>,
     serial: u64,
 }
 
@@ -26,7 +28,82 @@ pub(super) enum Outcome {
 
 impl Host {
     pub(super) fn new(observed: Observed, registry: BTreeMap<ImageRef, Digest>) -> Self {
-        Self { observed, now: 1_000_000, registry, serial: 1_000 }
+        Self { observed, now: 1_000_000, registry, wanted: BTreeMap::new(), serial: 1_000 }
+    }
+
+    /// Takes note of what is wanted from now on.
+    pub(super) fn know(&mut self, goals: &BTreeMap<ProjectName, Goal>) {
+        self.wanted.clear();
+        for (project, goal) in goals {
+            let Goal::Up(desired) = goal else { continue };
+            self.wanted.extend(desired.services.iter().map(|(name, service)| {
+                let key = ServiceKey { project: project.clone(), service: name.clone() };
+                (key, service.clone())
+            }));
+        }
+    }
+
+    /// Whether what `service` needs of `on` holds, as a host would see it.
+    pub(super) fn holds(
+        &self,
+        service: &ServiceKey,
+        on: &ServiceName,
+        dependency: &Dependency,
+    ) -> bool {
+        let key = ServiceKey { project: service.project.clone(), service: on.clone() };
+        if !self.wanted.contains_key(&key) {
+            return true;
+        }
+        if self.observed.records.get(&key).is_some_and(|record| record.stopped.is_some()) {
+            return false;
+        }
+        let mut containers = self.ours(&key);
+        containers.any(|c| match (&c.state, dependency.condition) {
+            (ContainerState::Running { .. }, Condition::Started) => true,
+            (ContainerState::Running { .. }, Condition::Healthy) => c.health == Health::Healthy,
+            (ContainerState::Exited(exit), Condition::Completed) => {
+                exit.status == ExitStatus::Code(0)
+            }
+            (ContainerState::Exited(_), Condition::Started) => true,
+            _ => false,
+        })
+    }
+
+    /// Lets some time pass in which checks succeed, and programs end that others want the end of. `false` if there
+    /// was nothing of that kind.
+    pub(super) fn tick(&mut self) -> bool {
+        let is_awaited = |key: &ServiceKey| {
+            self.wanted.iter().any(|(other, service)| {
+                let dependency = service.depends_on.get(&key.service);
+                other.project == key.project
+                    && dependency.is_some_and(|d| d.condition == Condition::Completed)
+            })
+        };
+        let ends = |key: &ServiceKey| {
+            let policy = self.wanted.get(key).map(Service::restart_policy);
+            let may_end =
+                [Some(RestartPolicy::No), Some(RestartPolicy::OnFailure { max: Some(2) })];
+            is_awaited(key) && may_end.contains(&policy)
+        };
+        let running = self.keys(|c| {
+            c.instance == self.observed.instance
+                && matches!(c.state, ContainerState::Running { .. })
+                && self.wanted.contains_key(&c.service)
+        });
+        let (ending, others): (BTreeSet<_>, BTreeSet<_>) =
+            running.into_iter().partition(|key| ends(&self.observed.containers[key].service));
+        for key in &ending {
+            self.exit(key, ExitStatus::Code(0));
+        }
+        let mut changed = !ending.is_empty();
+        for key in others {
+            let container = self.container(&key);
+            if container.health == Health::Starting {
+                container.health = Health::Healthy;
+                changed = true;
+            }
+        }
+        changed
     }
 
     pub(super) fn plan(&self, goals: &BTreeMap<ProjectName, Goal>) -> Plan {
@@ -79,6 +156,8 @@ impl Host {
                     status: ExitStatus::Signal(15),
                     at: now,
                     ran_for: 0,
+                    asked: true,
+                    health: Health::Unchecked,
                 }),
             };
         }
@@ -97,7 +176,10 @@ impl Host {
         let ContainerState::Running { since } = container.state else {
             panic!("{key} does not run")
         };
-        container.state = ContainerState::Exited(Exit { status, at: now, ran_for: now - since });
+        let health = container.health.clone();
+        let ran_for = now.saturating_sub(since);
+        let exit = Exit { status, at: now, ran_for, asked: false, health };
+        container.state = ContainerState::Exited(exit);
     }
 
     fn carry_out(
@@ -118,6 +200,9 @@ impl Host {
                 let key = container.clone();
                 self.exit(&key, ExitStatus::Signal(15));
                 self.container(&key).failed = None;
+                if let ContainerState::Exited(exit) = &mut self.container(&key).state {
+                    exit.asked = true;
+                }
             }
             Action::Remove { container, .. } => {
                 let gone = self.observed.containers.remove(container).unwrap();
@@ -145,21 +230,35 @@ impl Host {
                     writable: WritableLayer::Usable,
                     content: Content::Usable,
                     run: Run { request: *request, ..Run::default() },
+                    health: Health::Unchecked,
+                    stamp: None,
+                    with: BTreeMap::new(),
                     failed: None,
                 };
                 self.observed.containers.insert(key.clone(), container);
                 self.observed.records.entry(service.clone()).or_default().create_failure = None;
                 return Some(key);
             }
-            Action::Start { container, run, service } => {
+            Action::Start { container, run, service, with } => {
                 let key = target(container, created);
                 assert!(
                     !self.ours(service).any(|c| matches!(c.state, ContainerState::Running { .. })),
                     "{service} runs already"
                 );
+                let wanted = self.wanted.get(service).cloned();
+                for (on, dependency) in wanted.iter().flat_map(|wanted| &wanted.depends_on) {
+                    let holds = !dependency.required || self.holds(service, on, dependency);
+                    assert!(holds, "{service} starts without {on}");
+                }
+                let is_checked = wanted.is_some_and(|wanted| wanted.healthcheck.is_some());
+                self.serial += 1;
+                let stamp = i64::try_from(self.serial).unwrap();
                 let container = self.container(&key);
                 assert_eq!(container.writable, WritableLayer::Usable);
                 container.run = *run;
+                container.stamp = Some(stamp);
+                container.with.clone_from(with);
+                container.health = if is_checked { Health::Starting } else { Health::Unchecked };
                 container.content = Content::Usable;
                 container.state = ContainerState::Running { since: now };
                 container.failed = None;

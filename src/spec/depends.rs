@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::field::Checker;
 use super::raw::{Entry, Node, Value};
-use super::{Service, ServiceName};
+use super::{Desired, Service, ServiceName};
 
 /// What a service waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dependency {
     /// What the other one must have reached.
     pub condition: Condition,
-    /// Whether the service waits for ever if the other one is not there.
+    /// Whether the service waits for it even if it cannot come to its condition.
     pub required: bool,
-    /// Whether it is restarted with the other one.
+    /// Whether it is restarted when the other one was started again, for whatever reason.
     pub restart: bool,
 }
 
@@ -26,6 +26,25 @@ pub enum Condition {
     Healthy,
     /// It ended with code 0.
     Completed,
+}
+
+impl Desired {
+    /// `named` and all that these depend on, directly or not, as far as they are described.
+    #[must_use]
+    pub fn with_dependencies<'a>(
+        &self,
+        named: impl IntoIterator<Item = &'a ServiceName>,
+    ) -> BTreeSet<ServiceName> {
+        let mut found = BTreeSet::new();
+        let mut open: Vec<&ServiceName> = named.into_iter().collect();
+        while let Some(name) = open.pop() {
+            let Some(service) = self.services.get(name) else { continue };
+            if found.insert(name.clone()) {
+                open.extend(service.depends_on.keys());
+            }
+        }
+        found
+    }
 }
 
 impl Checker<'_> {

@@ -94,8 +94,9 @@ impl Service {
             limits,
             privileges,
             ports,
-            // The planner's, not the container's, and nothing acts on them yet.
+            // The planner's, not the container's: it applies at once.
             depends_on: _,
+            // Nothing acts on it yet.
             healthcheck: _,
             extensions: _,
         } = self;

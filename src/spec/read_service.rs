@@ -150,7 +150,6 @@ fn surroundings(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Serv
         "profiles" => checker.profiles(path, value),
         "depends_on" => {
             service.depends_on = checker.depends_on(path, value);
-            checker.leave(found);
         }
         "healthcheck" => {
             service.healthcheck = checker.healthcheck(path, value);

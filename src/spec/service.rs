@@ -75,7 +75,7 @@ pub struct Service {
     pub privileges: Privileges,
     /// Ports that can be reached from outside.
     pub ports: Vec<Port>,
-    /// Which services come first. Nothing acts on it yet.
+    /// Which services come first; not part of the fingerprint, since it is the planner's and not the container's.
     pub depends_on: BTreeMap<ServiceName, Dependency>,
     /// How its health is found out. Nothing acts on it yet.
     pub healthcheck: Option<Healthcheck>,
@@ -97,6 +97,12 @@ impl Service {
     #[must_use]
     pub fn grace(&self) -> Duration {
         self.stop_grace_period.unwrap_or(Self::DEFAULT_GRACE)
+    }
+
+    /// What happens when it was healthy and is not any more.
+    #[must_use]
+    pub fn on_unhealthy(&self) -> super::UnhealthyAction {
+        self.extensions.on_unhealthy.unwrap_or(super::UnhealthyAction::Restart)
     }
 
     /// The network mode that holds. Host, until bridges exist; compose's default will then be the default here.

@@ -319,7 +319,7 @@ configs: {x: {content: y}, two: {content: a, file: b}, unset: {environment: NOT_
 
 #[test]
 fn what_is_not_supported_is_left_out_when_that_is_allowed() {
-    let text = "services:\n  web: {image: a, depends_on: [db], volumes: ['nfs:/data', './a:/b'], tty: true}\n  \
+    let text = "services:\n  web: {image: a, links: [db], volumes: ['nfs:/data', './a:/b'], tty: true}\n  \
         db: {image: b, healthcheck: {test: x}, build: .}\nvolumes: {nfs: {driver: nfs}}\nsecrets: {s: {external: true}}\n";
     let input = ParseInput {
         file: "f",
@@ -332,7 +332,7 @@ fn what_is_not_supported_is_left_out_when_that_is_allowed() {
     let checked = validate::parse(text, &input, &allow).unwrap_or_else(|p| panic!("{p}"));
     let left_out: Vec<&str> = checked.left_out.iter().map(|p| p.path.as_str()).collect();
     let expected = [
-        "web.depends_on",
+        "web.links",
         "web.tty",
         "db.healthcheck",
         "db.build",
@@ -422,7 +422,7 @@ fn the_schema_takes_what_the_parser_takes() {
     for (text, expected) in [
         ("services: {a: {imag: a}}", "unknown key imag"),
         ("services: {a: {image: [a]}}", "image: "),
-        ("services: {a: {image: a, depends_on: [b]}}", "not allowed"),
+        ("services: {a: {image: a, links: [b]}}", "not allowed"),
         ("services: {a: {image: a, network_mode: hots}}", "fits nothing"),
         ("service: {}", "unknown key service"),
         ("services: {a: {deploy: {replica: 1}}}", "unknown key replica"),

@@ -20,10 +20,14 @@ fn standing(phase: &Phase) -> Standing {
     match phase {
         Phase::Running { .. } => Standing::Up,
         Phase::Exited { status: ExitStatus::Code(0), .. } => Standing::Done,
-        Phase::Exited { .. } | Phase::Failed { retry_at: None, .. } => Standing::Failed,
+        Phase::Exited { .. }
+        | Phase::DependencyFailed { .. }
+        | Phase::Failed { retry_at: None, .. } => Standing::Failed,
         Phase::Stopped { .. } => Standing::Stopped,
         Phase::Pulling { .. }
         | Phase::WaitingForRegistry { .. }
+        | Phase::Blocked { .. }
+        | Phase::Unhealthy { .. }
         | Phase::Starting
         | Phase::Restarting { .. }
         | Phase::Stopping
@@ -111,6 +115,7 @@ impl Driver {
                 base_dir: std::path::PathBuf::new(),
                 environment: std::collections::BTreeMap::new(),
                 services: Vec::new(),
+                independent: Vec::new(),
                 sources: None,
             };
             let requests = std::collections::BTreeMap::new();
@@ -137,12 +142,15 @@ impl Driver {
                     project.record.wish == Wish::Up && project.record.request.file == request.file;
                 if goes_on && !request.services.is_empty() {
                     let asked = desired;
-                    let union = if earlier.is_empty() {
+                    // What is asked for now says for itself whether it starts alone.
+                    let before = &project.record.request.independent;
+                    let others = before.iter().filter(|name| !request.services.contains(name));
+                    request.independent.extend(others.cloned());
+                    request.services = if earlier.is_empty() {
                         Vec::new()
                     } else {
                         earlier.iter().chain(&request.services).cloned().collect()
                     };
-                    request.services = union;
                     let all = super::project::parse(&request)?;
                     project.ask(request, asked, &running);
                     project.desired = all;
@@ -230,6 +238,11 @@ impl Driver {
             }
             (phase, _) => phase.render(self.clock.now()),
         };
+        if let Phase::DependencyFailed { on, .. } = &status.phase {
+            for line in self.last_lines(project, on) {
+                text.push_str(&format!("\n  {on}  | {line}"));
+            }
+        }
         if let (Phase::Running { .. }, Some(pending)) = (&status.phase, &status.pending) {
             text = format!("{text}, to be recreated: {pending}");
         }

@@ -1,5 +1,6 @@
 //! Begins actions: notes that one is under way and lets it run beside the loop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,10 @@ use super::held::{ContainerRecord, Held};
 use super::images::Extent;
 use super::report::EventLevel;
 use crate::container::ContainerId;
-use crate::reconcile::{Action, ContainerKey, ImageState, Operation, ServiceKey, StartTarget};
-use crate::spec::Prefetch;
+use crate::reconcile::{
+    Action, ContainerKey, ImageState, Operation, ServiceKey, Stamp, StartTarget,
+};
+use crate::spec::{Prefetch, ServiceName};
 
 impl Driver {
     pub(super) fn begin(&mut self, action: Action) {
@@ -52,6 +55,7 @@ impl Driver {
                     request,
                     restarts: 0,
                     streak: 0,
+                    with: BTreeMap::new(),
                     started_in_boot: None,
                     connection: None,
                     exit: None,
@@ -67,8 +71,8 @@ impl Driver {
                     host.create(id, record, settings, outcomes).await;
                 });
             }
-            Action::Start { service, container: StartTarget::Existing(container), run } => {
-                self.begin_start(&service, &container, run);
+            Action::Start { service, container: StartTarget::Existing(container), run, with } => {
+                self.begin_start(&service, &container, run, with);
             }
             // Its creation comes first, and then it exists.
             Action::Start { container: StartTarget::Created(_), .. } => {}
@@ -112,6 +116,7 @@ impl Driver {
         service: &ServiceKey,
         container: &ContainerKey,
         run: crate::reconcile::Run,
+        with: BTreeMap<ServiceName, Stamp>,
     ) {
         let settings = self
             .projects
@@ -123,6 +128,7 @@ impl Driver {
         let kept = self.kept(service);
         let Some(held) = self.begin_operation(container, Operation::Start) else { return };
         held.record.set_run(run);
+        held.record.with = with;
         held.record.started_in_boot = crate::sys::process::boot_id().ok();
         held.record.exit = None;
         held.status = None;

@@ -151,13 +151,15 @@ impl Driver {
 
     pub(super) fn pass(&mut self) {
         let goal = |project: &Project| match project.goal() {
-            Goal::Up(_) if self.host_shutdown.is_some() => Goal::Shutdown,
+            Goal::Up(desired) if self.host_shutdown.is_some() => Goal::Shutdown(desired),
             goal => goal,
         };
         let goals: BTreeMap<ProjectName, Goal> =
             self.projects.iter().map(|(name, project)| (name.clone(), goal(project))).collect();
         let moment = Moment { now: self.clock.now(), jitter_seed: self.jitter_seed };
-        self.plan = plan(&goals, &self.observed(), moment);
+        let next = plan(&goals, &self.observed(), moment);
+        let before = std::mem::replace(&mut self.plan, next);
+        self.tell_changes(&before);
         let mut begun = BTreeSet::new();
         for number in 0..self.plan.steps.len() {
             let step = self.plan.steps[number].clone();

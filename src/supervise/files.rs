@@ -165,6 +165,7 @@ mod tests {
             base_dir: folder.path().to_path_buf(),
             environment: BTreeMap::new(),
             services: Vec::new(),
+            independent: Vec::new(),
             sources: Some(Sources {
                 files: vec![file.clone()],
                 project_dir: folder.path().to_path_buf(),

@@ -1,5 +1,6 @@
 //! One container as control holds it: its durable record, its monitor, and what is under way.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use jiff::Timestamp;
@@ -11,8 +12,8 @@ use crate::container::{
 };
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::{
-    Container, ContainerState, Content, Exit, ExitStatus, Failure, Monitor, Operation, Run,
-    ServiceKey, WritableLayer,
+    Container, ContainerState, Content, Exit, ExitStatus, Failure, Health, Monitor, Operation, Run,
+    ServiceKey, Stamp, WritableLayer,
 };
 use crate::spec::{Fingerprint, ProjectName, ServiceName};
 use crate::store::Record;
@@ -37,6 +38,9 @@ pub(super) struct ContainerRecord {
     pub(super) restarts: u32,
     #[serde(default)]
     pub(super) streak: u32,
+    /// Runs of other services that its last start was made with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) with: BTreeMap<ServiceName, Stamp>,
     /// Boot in which it was last started; none before its first start.
     #[serde(default)]
     pub(super) started_in_boot: Option<String>,
@@ -81,6 +85,7 @@ impl ContainerRecord {
             request: 0,
             restarts: 0,
             streak: 0,
+            with: BTreeMap::new(),
             started_in_boot,
             connection: None,
             exit: None,
@@ -192,6 +197,12 @@ impl Held {
         }
     }
 
+    /// Tells its last run from others.
+    fn stamp(&self) -> Option<Stamp> {
+        let ended = self.record.exit.as_ref().and_then(|exit| exit.started_at);
+        self.started_at().or(ended).map(Timestamp::as_microsecond)
+    }
+
     /// Whether anything of it runs or may run.
     pub(super) fn may_run(&self) -> bool {
         self.monitor_lost
@@ -228,6 +239,9 @@ impl Held {
             writable: if self.writable_lost { WritableLayer::Lost } else { WritableLayer::Usable },
             content: if self.content_lost(connection) { Content::Lost } else { Content::Usable },
             run: self.record.run(),
+            health: Health::Unchecked,
+            stamp: self.stamp(),
+            with: self.record.with.clone(),
             failed: self.failed.clone(),
         }
     }
@@ -261,10 +275,16 @@ impl Held {
                 status: exit_status(&exit.outcome),
                 at: clock.at(exit.ended_at),
                 ran_for: exit.started_at.map_or(0, |start| clock.between(start, exit.ended_at)),
+                asked: exit.stop_requested,
+                health: Health::Unchecked,
             }),
-            (None, Some(_)) => {
-                ContainerState::Exited(Exit { status: ExitStatus::Unknown, at: 0, ran_for: 0 })
-            }
+            (None, Some(_)) => ContainerState::Exited(Exit {
+                status: ExitStatus::Unknown,
+                at: 0,
+                ran_for: 0,
+                asked: false,
+                health: Health::Unchecked,
+            }),
             (Some(_), _) | (None, None) => ContainerState::Created,
         }
     }

@@ -11,6 +11,7 @@
 
 mod answer;
 mod begin;
+mod changes;
 mod clock;
 mod control;
 mod driver;

@@ -82,10 +82,16 @@ pub(super) fn parse(request: &UpRequest) -> Result<Desired, RequestError> {
             )));
         }
     }
+    for name in &request.independent {
+        if let Some(service) = desired.services.get_mut(name.as_str()) {
+            service.depends_on.clear();
+        }
+    }
     if !request.services.is_empty() {
-        desired
-            .services
-            .retain(|name, _| request.services.iter().any(|chosen| name.as_str() == chosen));
+        let is_named =
+            |name: &&ServiceName| request.services.iter().any(|one| name.as_str() == one);
+        let chosen = desired.with_dependencies(desired.services.keys().filter(is_named));
+        desired.services.retain(|name, _| chosen.contains(name));
     }
     Ok(desired)
 }
@@ -138,10 +144,11 @@ impl Project {
     }
 
     pub(super) fn goal(&self) -> Goal {
+        let desired = std::sync::Arc::new(self.desired.clone());
         match self.record.wish {
-            Wish::Up => Goal::Up(self.desired.clone()),
-            Wish::Stop => Goal::Stop,
-            Wish::Down => Goal::Down,
+            Wish::Up => Goal::Up(desired),
+            Wish::Stop => Goal::Stop(desired),
+            Wish::Down => Goal::Down(desired),
         }
     }
 

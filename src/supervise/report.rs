@@ -239,8 +239,11 @@ pub struct UpRequest {
     pub base_dir: PathBuf,
     /// Variables of the caller that the file takes over by name.
     pub environment: BTreeMap<String, String>,
-    /// Only these services; all when empty.
+    /// Only these services, and those that they depend on; all when empty.
     pub services: Vec<String>,
+    /// Services that start without those that they depend on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub independent: Vec<String>,
     /// What the text was put together from, to do it again when a file changes. Absent in requests of older
     /// versions, and when `text` is `file`'s.
     #[serde(default, skip_serializing_if = "Option::is_none")]

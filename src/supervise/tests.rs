@@ -79,6 +79,7 @@ impl Fixture {
             base_dir: PathBuf::from("/"),
             environment: BTreeMap::new(),
             services: Vec::new(),
+            independent: Vec::new(),
             sources: None,
         };
         self.ask(|reply| Request::Up(Box::new(request), reply)).come().await.unwrap();

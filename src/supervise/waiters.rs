@@ -113,7 +113,7 @@ impl Driver {
         let record = self.projects.get(name).and_then(|project| project.records.get(service));
         let (request, restart) = record.map_or((0, 0), |record| (record.request, record.restart));
         match (&status.phase, held) {
-            (Phase::Failed { reason, .. }, _) => {
+            (Phase::Failed { reason, .. } | Phase::DependencyFailed { reason, .. }, _) => {
                 Progress::Failed(format!("service `{service}` could not be started: {reason}"))
             }
             (Phase::Running { .. }, Some(held))

@@ -82,6 +82,7 @@ impl Driver {
             Err(error) => return drop(reply.send(Err(error))),
         };
         self.host.expect_start();
+        let services = self.with_stopped_dependencies(&name, services);
         let running = self.running(&name);
         if let Some(project) = self.projects.get_mut(&name) {
             for service in &services {
@@ -97,6 +98,22 @@ impl Driver {
         }
         self.tell_asked(&name, "services-start", "is to be started", &services);
         self.wait_for(&name, services, Until::Started, reply);
+    }
+
+    /// `services` and those that they depend on and that were stopped by hand: nothing could start without them.
+    fn with_stopped_dependencies(
+        &self,
+        name: &ProjectName,
+        mut services: BTreeSet<ServiceName>,
+    ) -> BTreeSet<ServiceName> {
+        let Some(project) = self.projects.get(name) else { return services };
+        let mut needed = project.desired.with_dependencies(&services);
+        needed.retain(|other| {
+            let stopped = project.records.get(other).is_some_and(|r| r.stopped.is_some());
+            stopped || project.record.wish == Wish::Stop
+        });
+        services.append(&mut needed);
+        services
     }
 
     /// Stops services and starts them again, in the same containers.

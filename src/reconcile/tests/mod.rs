@@ -1,15 +1,17 @@
 //! Single situations in words, then the laws over random hosts, goals and faults.
 
+mod depend;
 mod properties;
 mod wishes;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::simulator::{Host, Outcome};
 use super::*;
 use crate::image::{Digest, ImageRef};
-use crate::spec::{Desired, ParseInput, ProjectChoice, ProjectName};
+use crate::spec::{Desired, ParseInput, ProjectChoice, ProjectName, Selection, Unsupported};
 
 type Goals = BTreeMap<ProjectName, Goal>;
 
@@ -22,11 +24,18 @@ fn desired(project: &str, services: &str) -> Desired {
         base_dir: Path::new("/"),
         environment: &environment,
     };
-    crate::spec::parse(&format!("services: {services}"), &input).unwrap()
+    let selection = Selection { unsupported: Unsupported::LeaveOut, ..Selection::default() };
+    crate::spec::parse_selected(&format!("services: {services}"), &input, &selection).unwrap()
 }
 
 fn up(services: &str) -> Goals {
-    BTreeMap::from([("p".parse().unwrap(), Goal::Up(desired("p", services)))])
+    BTreeMap::from([("p".parse().unwrap(), Goal::Up(desired("p", services).into()))])
+}
+
+/// A project of which nothing is known but its containers.
+fn nothing() -> Arc<Desired> {
+    let services = BTreeMap::new();
+    Arc::new(Desired { project: "p".parse().unwrap(), services })
 }
 
 fn goal(goal: Goal) -> Goals {
@@ -54,6 +63,7 @@ fn key(service: &str) -> ServiceKey {
 
 /// Plans and applies without faults until there is nothing to do now.
 fn run(host: &mut Host, goals: &Goals) {
+    host.know(goals);
     for _ in 0..10 {
         let plan = host.plan(goals);
         if plan.is_empty() {
@@ -235,12 +245,12 @@ fn a_manual_stop_holds_and_keeps_the_container() {
 #[test]
 fn a_project_is_stopped_with_its_containers_kept_and_taken_down_without() {
     let mut host = running(&up("{web: {image: i}, api: {image: j}}"));
-    run(&mut host, &goal(Goal::Stop));
+    run(&mut host, &goal(Goal::Stop(nothing())));
     assert_eq!(host.keys(|c| matches!(c.state, ContainerState::Exited(_))).len(), 2);
-    assert_eq!(phase(&host, &goal(Goal::Stop), "web"), "stopped (manual)");
-    run(&mut host, &goal(Goal::Down));
+    assert_eq!(phase(&host, &goal(Goal::Stop(nothing())), "web"), "stopped (manual)");
+    run(&mut host, &goal(Goal::Down(nothing())));
     assert!(host.keys(|_| true).is_empty());
-    assert!(host.plan(&goal(Goal::Down)).services.is_empty());
+    assert!(host.plan(&goal(Goal::Down(nothing()))).services.is_empty());
 }
 
 #[test]
@@ -251,7 +261,7 @@ fn a_dead_monitor_is_replaced_and_stands_in_before_a_stop() {
     host.container(&container).monitor = Monitor::Lost;
     let plan = host.plan(&goals);
     assert_eq!(steps(&plan), [format!("adopt p/web (container {container}): its monitor died")]);
-    let down = host.plan(&goal(Goal::Down));
+    let down = host.plan(&goal(Goal::Down(nothing())));
     assert!(matches!(down.steps[0].action, Action::AdoptMonitor { .. }));
     assert_eq!((&down.steps[1].requires, &down.steps[2].requires), (&vec![0], &vec![1]));
     host.apply(&plan, |_| true);
@@ -259,7 +269,7 @@ fn a_dead_monitor_is_replaced_and_stands_in_before_a_stop() {
     assert!(plan.is_empty() && plan.wake_at.is_some(), "a failed adoption waits: {plan}");
     host.container(&container).monitor = Monitor::Adopting;
     assert!(host.plan(&goals).is_empty());
-    assert!(host.plan(&goal(Goal::Down)).is_empty());
+    assert!(host.plan(&goal(Goal::Down(nothing()))).is_empty());
 }
 
 #[test]

@@ -11,20 +11,49 @@ const PROJECTS: [&str; 3] = ["p", "q", "foreign"];
 const POLICIES: [&str; 4] = ["'no'", "always", "on-failure:2", "unless-stopped"];
 
 fn service_text() -> impl Strategy<Value = String> {
-    (0..2usize, 0..2, 0..4usize).prop_map(|(image, variant, policy)| {
-        let image = ["i", "j"][image];
-        format!("{{image: {image}, environment: {{V: {variant}}}, restart: {}}}", POLICIES[policy])
+    (0..2usize, 0..2, 0..4usize, any::<bool>()).prop_map(|(image, variant, policy, checked)| {
+        let (image, policy) = (["i", "j"][image], POLICIES[policy]);
+        let check = if checked { "healthcheck: {test: x}, " } else { "" };
+        format!("{{{check}image: {image}, restart: {policy}, environment: {{V: {variant} }} }}")
+    })
+}
+
+/// What one service has of another: condition, `required`, `restart`.
+fn dependency() -> impl Strategy<Value = Option<String>> {
+    let conditions = ["service_started", "service_healthy", "service_completed_successfully"];
+    let dependency = (prop::sample::select(conditions.to_vec()), any::<bool>(), any::<bool>());
+    let text = dependency.prop_map(|(condition, required, restart)| {
+        format!("{{condition: {condition}, required: {required}, restart: {restart}}}")
+    });
+    prop::option::weighted(0.5, text)
+}
+
+/// Whose dependencies they are and on whom, in either direction of the names.
+fn dependencies() -> impl Strategy<Value = Vec<(usize, usize, Option<String>)>> {
+    (any::<bool>(), [dependency(), dependency(), dependency()]).prop_map(|(turned, texts)| {
+        let pairs = [(1, 0), (2, 0), (2, 1)].into_iter().zip(texts);
+        let turn = |n: usize| if turned { 2 - n } else { n };
+        pairs.map(|((one, other), text)| (turn(one), turn(other), text)).collect()
     })
 }
 
 fn project(name: &'static str) -> impl Strategy<Value = Goal> {
     let services =
         prop::collection::btree_map(prop::sample::select(&SERVICES[..]), service_text(), 1..4);
-    let up = services.prop_map(move |services| {
-        let body: Vec<_> = services.iter().map(|(name, text)| format!("{name}: {text}")).collect();
-        Goal::Up(desired(name, &format!("{{{}}}", body.join(", "))))
+    let up = (services, dependencies()).prop_map(move |(services, dependencies)| {
+        let body = services.iter().map(|(name, text)| {
+            let needs = dependencies.iter().filter_map(|(one, other, text)| {
+                let text = text.as_ref().filter(|_| services.contains_key(SERVICES[*other]))?;
+                (SERVICES[*one] == *name).then(|| format!("{}: {text}", SERVICES[*other]))
+            });
+            let needs: Vec<_> = needs.collect();
+            let text = text.trim_end_matches('}');
+            format!("{name}: {text}, depends_on: {{{}}}}}", needs.join(", "))
+        });
+        let body: Vec<_> = body.collect();
+        Goal::Up(desired(name, &format!("{{{}}}", body.join(", "))).into())
     });
-    prop_oneof![6 => up, 1 => Just(Goal::Stop), 1 => Just(Goal::Down), 1 => Just(Goal::Shutdown)]
+    prop_oneof![6 => up, 1 => Just(Goal::Stop(nothing())), 1 => Just(Goal::Down(nothing())), 1 => Just(Goal::Shutdown(nothing()))]
 }
 
 pub(super) fn goals() -> impl Strategy<Value = Goals> {
@@ -50,7 +79,13 @@ fn operation() -> impl Strategy<Value = Operation> {
 
 fn state() -> impl Strategy<Value = ContainerState> {
     let exit = (0..3u8, 0..1_100_000u64, 0..20_000u64).prop_map(|(code, at, ran_for)| {
-        ContainerState::Exited(Exit { status: ExitStatus::Code(code), at, ran_for })
+        ContainerState::Exited(Exit {
+            status: ExitStatus::Code(code),
+            at,
+            ran_for,
+            asked: false,
+            health: Health::Unchecked,
+        })
     });
     let busy = operation()
         .prop_filter("adoption is a state of the monitor", |o| *o != Operation::Adopt)
@@ -60,6 +95,20 @@ fn state() -> impl Strategy<Value = ContainerState> {
         2 => exit,
         1 => Just(ContainerState::Created),
         1 => busy,
+    ]
+}
+
+fn health() -> impl Strategy<Value = Health> {
+    let unhealthy =
+        (0..1_100_000u64, prop::option::of(0..500_000u64)).prop_map(|(since, before)| {
+            let reason = "exit 1".to_owned();
+            Health::Unhealthy(Unhealthy { since, was_healthy_since: before, reason })
+        });
+    prop_oneof![
+        2 => Just(Health::Unchecked),
+        1 => Just(Health::Starting),
+        1 => Just(Health::Healthy),
+        1 => unhealthy,
     ]
 }
 
@@ -73,35 +122,46 @@ fn container() -> impl Strategy<Value = Container> {
         prop::option::weighted(0.2, (operation(), failure())),
     );
     let run = (0..2u64, 0..4u32, 0..4u32);
-    (identity, content, condition, run).prop_map(|(identity, content, condition, run)| {
-        let (is_ours, project, service, serial) = identity;
-        let (text, is_current) = content;
-        let (state, monitor, is_lost, failed) = condition;
-        let made = desired("p", &format!("{{x: {text}}}")).services["x"].clone();
-        let name = made.image.to_string();
-        let name = if name.contains("/i:") { "i" } else { "j" };
-        let runs = matches!(state, ContainerState::Running { .. });
-        Container {
-            instance: if is_ours { "ours" } else { "theirs" }.into(),
-            service: ServiceKey {
-                project: PROJECTS[project].parse().unwrap(),
-                service: SERVICES[service].parse().unwrap(),
-            },
-            serial,
-            fingerprint: made.fingerprint(),
-            manifest: Digest::of(if is_current { name.as_bytes() } else { b"older" }),
-            monitor: match monitor {
-                0 if runs => Monitor::Lost,
-                1 if runs => Monitor::Adopting,
-                _ => Monitor::Alive,
-            },
-            writable: if is_lost && !runs { WritableLayer::Lost } else { WritableLayer::Usable },
-            content: Content::Usable,
-            run: Run { request: run.0, restarts: run.1, streak: run.2 },
-            failed,
-            state,
-        }
-    })
+    let with = prop::collection::btree_map(prop::sample::select(&SERVICES[..]), 0..3i64, 0..2usize);
+    let around = (health(), with);
+    (identity, content, condition, run, around).prop_map(
+        |(identity, content, condition, run, around)| {
+            let (is_ours, project, service, serial) = identity;
+            let (text, is_current) = content;
+            let (state, monitor, is_lost, failed) = condition;
+            let made = desired("p", &format!("{{x: {text}}}")).services["x"].clone();
+            let name = made.image.to_string();
+            let name = if name.contains("/i:") { "i" } else { "j" };
+            let runs = matches!(state, ContainerState::Running { .. });
+            Container {
+                instance: if is_ours { "ours" } else { "theirs" }.into(),
+                service: ServiceKey {
+                    project: PROJECTS[project].parse().unwrap(),
+                    service: SERVICES[service].parse().unwrap(),
+                },
+                serial,
+                fingerprint: made.fingerprint(),
+                manifest: Digest::of(if is_current { name.as_bytes() } else { b"older" }),
+                monitor: match monitor {
+                    0 if runs => Monitor::Lost,
+                    1 if runs => Monitor::Adopting,
+                    _ => Monitor::Alive,
+                },
+                writable: if is_lost && !runs {
+                    WritableLayer::Lost
+                } else {
+                    WritableLayer::Usable
+                },
+                content: Content::Usable,
+                run: Run { request: run.0, restarts: run.1, streak: run.2 },
+                health: if runs { around.0 } else { Health::Unchecked },
+                stamp: (!matches!(state, ContainerState::Created)).then_some(1),
+                with: around.1.into_iter().map(|(name, at)| (name.parse().unwrap(), at)).collect(),
+                failed,
+                state,
+            }
+        },
+    )
 }
 
 fn image_state(name: &'static str) -> impl Strategy<Value = ImageState> {
@@ -178,6 +238,17 @@ pub(super) fn check_plan(host: &Host, goals: &Goals, plan: &Plan) -> Result<(), 
             prop_assert_eq!(removed.count(), host.ours(service).count());
         }
     }
+    // What depends on a service ends before it.
+    for (number, step) in plan.steps.iter().enumerate() {
+        let Action::Stop { service, .. } = &step.action else { continue };
+        let depends_on = goals[&service.project].desired().services.get(&service.service);
+        for (other, ends) in plan.steps.iter().enumerate() {
+            let Action::Stop { service: on, .. } = &ends.action else { continue };
+            let is_first = depends_on.is_some_and(|s| s.depends_on.contains_key(&on.service))
+                && on.project == service.project;
+            prop_assert!(!is_first || (number < other && ends.after.contains(&number)), "{}", plan);
+        }
+    }
     let kinds: Vec<u8> = plan.steps.iter().map(|step| step.action.rank()).collect();
     prop_assert!(kinds.is_sorted(), "stops before starts: {}", plan);
     prop_assert!(plan.wake_at.is_none_or(|at| at > host.now), "a wake-up in the past");
@@ -202,6 +273,16 @@ fn is_settled(host: &Host, goals: &Goals, container: &Container) -> bool {
         && container.monitor == Monitor::Alive
         && container.fingerprint == service.fingerprint()
         && current
+        && container.with.is_empty()
+        && !matches!(container.health, Health::Unhealthy(_))
+}
+
+/// Whether a condition of a service does not hold, or one further down that keeps it from that.
+fn waits(host: &Host, desired: &Desired, service: &ServiceKey) -> bool {
+    desired.services[&service.service].depends_on.iter().any(|(on, needs)| {
+        let other = ServiceKey { project: service.project.clone(), service: on.clone() };
+        !host.holds(service, on, needs) || waits(host, desired, &other)
+    })
 }
 
 /// Whether the goals hold on `host`.
@@ -212,7 +293,7 @@ pub(super) fn check_converged(host: &Host, goals: &Goals) -> Result<(), TestCase
             ours.filter(|c| c.instance == "ours" && c.service.project == *project).collect();
         let Goal::Up(desired) = goal else {
             let runs = ours.iter().any(|c| matches!(c.state, ContainerState::Running { .. }));
-            prop_assert!(!runs && (*goal != Goal::Down || ours.is_empty()));
+            prop_assert!(!runs && (!matches!(goal, Goal::Down(_)) || ours.is_empty()));
             continue;
         };
         for container in &ours {
@@ -230,6 +311,11 @@ pub(super) fn check_converged(host: &Host, goals: &Goals) -> Result<(), TestCase
                     "{}",
                     key
                 );
+                continue;
+            }
+            // What waits for another one has perhaps no container, or not the one that is wanted.
+            if waits(host, desired, &key) {
+                prop_assert!(containers.len() < 2, "{}", key);
                 continue;
             }
             prop_assert_eq!(containers.len(), 1, "{}", key);
@@ -268,6 +354,7 @@ proptest! {
             containers.filter(|(_, c)| is_foreign(c, &goals)).collect()
         };
         host.settle();
+        host.know(&goals);
         let before = foreign(&host);
         for round in 0.. {
             let plan = host.plan(&goals);
@@ -281,11 +368,12 @@ proptest! {
             host.apply(&plan, |_| faults.pop().unwrap_or(false));
             if plan.is_empty() {
                 match plan.wake_at {
-                    None => break,
+                    None if !host.tick() => break,
+                    None => {}
                     Some(at) => host.now = at,
                 }
             }
-            prop_assert!(round < 60, "no end: {}", plan);
+            prop_assert!(round < 90, "no end: {}", plan);
         }
         check_converged(&host, &goals)?;
         prop_assert_eq!(before, foreign(&host));
@@ -307,6 +395,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         host.settle();
+        host.know(&goals);
         for round in 0..6u64 {
             let plan = host.plan(&goals);
             let outcomes = host.apply(&plan, |action| {

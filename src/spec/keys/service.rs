@@ -46,7 +46,11 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done("cpus", Number, "most processors that it uses, such as `0.5`"),
     done("cpuset", Text, "processors that it may run on, such as `0-2,4`"),
     rejected("credential_spec", NO_WINDOWS),
-    rejected("depends_on", "services start at the same time in this version"),
+    done(
+        "depends_on",
+        Any,
+        "list of services, or mapping from them to `condition`, `required`, `restart`; holds at every start, and what depends on a service is stopped before it",
+    ),
     done("deploy", Object(DEPLOY), "see below"),
     accepted("develop", Any, "only `watch` of a build tool reads it"),
     rejected("device_cgroup_rules", "use of devices is not granted"),
