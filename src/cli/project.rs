@@ -148,7 +148,15 @@ pub(super) async fn required(
     files: &[PathBuf],
     named: Option<&str>,
 ) -> anyhow::Result<String> {
-    if let Some(name) = name(settings, files, named)? {
+    or_only(client, name(settings, files, named)?).await
+}
+
+/// `name`, or the only project that control knows.
+pub(super) async fn or_only(
+    client: &crate::api::ApiClient,
+    name: Option<String>,
+) -> anyhow::Result<String> {
+    if let Some(name) = name {
         return Ok(name);
     }
     let projects: Vec<String> = client
@@ -171,6 +179,14 @@ pub(super) async fn selected(
     arguments: &super::args::ProjectArguments,
 ) -> anyhow::Result<String> {
     required(settings, client, &arguments.file, arguments.project_name.as_deref()).await
+}
+
+/// As [`name`], from a command's flags.
+pub(super) fn named(
+    settings: &Settings,
+    arguments: &super::args::ProjectArguments,
+) -> anyhow::Result<Option<String>> {
+    name(settings, &arguments.file, arguments.project_name.as_deref())
 }
 
 #[cfg(test)]

@@ -55,8 +55,14 @@ pub(super) struct RestartArguments {
 
 pub(super) fn run(settings: &Settings, arguments: StartArguments) -> anyhow::Result<ExitCode> {
     connect::runtime()?.block_on(async {
-        let client = connect::connect_or_start(settings).await?;
-        let project = project::selected(settings, &client, &arguments.project).await?;
+        // The files are read while control answers the first time.
+        let (client, named) = tokio::join!(
+            biased;
+            connect::connect_or_start(settings),
+            async { project::named(settings, &arguments.project) }
+        );
+        let client = client?;
+        let project = project::or_only(&client, named?).await?;
         let request = StartRequest { services: arguments.services.clone() };
         let limit = Duration::from_secs(arguments.wait_timeout);
         let asked = ask(&client, &project, "start", &request);
