@@ -207,7 +207,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// What the state directory and the run directory hold.
-const OURS: [&str; 18] = [
+const OURS: [&str; 19] = [
     "api.sock",
     "blobs",
     "containers",
@@ -215,6 +215,7 @@ const OURS: [&str; 18] = [
     "control.log",
     "events",
     "files",
+    "filters",
     "images",
     "layers",
     "lazy",
