@@ -1,3 +1,5 @@
+//! Subnets and addresses, over sequences of requests.
+
 use proptest::prelude::*;
 
 use super::*;
