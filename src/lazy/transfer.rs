@@ -75,6 +75,10 @@ impl<'a> Transfer<'a> {
             }
             let patience = layer.pace.patience(&layer.shared.limits);
             let is_full = self.jobs.len() >= JOBS && self.intake.held() >= HELD;
+            if is_full {
+                // How long we take says nothing of the link.
+                receiving = None;
+            }
             let piece = tokio::select! {
                 piece = race.next(layer), if !is_full => piece,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
