@@ -8,6 +8,7 @@ mod depend;
 mod events;
 mod files;
 mod group;
+mod health;
 pub(crate) mod image;
 mod instances;
 mod lifecycle;

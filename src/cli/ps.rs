@@ -113,7 +113,7 @@ fn json_line(report: &ServiceReport) -> serde_json::Value {
         "Command": report.command,
         "State": report.state,
         "Status": report.status,
-        "Health": "",
+        "Health": report.health,
         "ExitCode": report.exit_code.unwrap_or(0),
         "CreatedAt": created,
         "StartedAt": report.started_at.map(|time| time.to_string()).unwrap_or_default(),

@@ -100,7 +100,7 @@ impl SocketLink {
         }
         loop {
             match self.receive().await {
-                Ok(Some(Message::Status { status })) => return Ok(status),
+                Ok(Some(Message::Status { status })) => return Ok(*status),
                 Ok(Some(Message::Refused { reason })) => return Err(Greeting::Refused(reason)),
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return Err(Greeting::Lost),
@@ -132,7 +132,7 @@ impl SocketLink {
     fn handle(&mut self, message: Message, seen: &watch::Sender<Seen>) {
         let answer = match message {
             Message::Status { status } => {
-                seen.send_modify(|seen| seen.status = status);
+                seen.send_modify(|seen| seen.status = *status);
                 return;
             }
             Message::Done => Ok(()),

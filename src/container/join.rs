@@ -18,7 +18,7 @@ use super::executor::{NotExecuted, Program, Restriction, TRANSIENT};
 use super::filter::{self, FilterError};
 use super::image_root::ImageRoot;
 use super::oci;
-use super::record::{read_json, write_json};
+use super::record::read_json;
 use super::start::{StartError, await_execution, resolve_user};
 use super::{ExecRequest, Launch};
 use crate::sys::{cgroup, child, socket};
@@ -104,7 +104,8 @@ fn join(
     let process = oci::exec_process(&container, request, user.as_ref(), &TRANSIENT);
     let own = std::process::id();
     let process_path = paths.runtime.join(format!("exec-{own}.json"));
-    write_json(&process_path, &process).map_err(JoinError::Prepare)?;
+    // It is read once, by this process: nothing of it needs to survive anything.
+    fs::write(&process_path, process.to_string()).map_err(JoinError::Prepare)?;
     let console_path = paths.runtime.join(format!("exec-{own}.sock"));
     let built = build(launch, request, streams, &container, &process_path, &console_path);
     let _ = fs::remove_file(&process_path);

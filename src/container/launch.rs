@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bounds, ContainerId, Content, RunPaths, Signal};
+use super::{Bounds, ContainerId, Content, HealthCheck, RunPaths, Signal};
 
 /// The version of [`Launch`] that this program writes. Fields are only added, with a default; a change of meaning
 /// raises it.
@@ -50,6 +50,9 @@ pub struct Launch {
     /// What it may use of the host and what it is allowed to do, where that is not the default.
     #[serde(default, skip_serializing_if = "Bounds::is_default")]
     pub bounds: Bounds,
+    /// How it is found out whether its program is well; `None`: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// How it is asked to stop when nobody says otherwise.
     pub stop: StopPolicy,
     /// Where its output goes.
@@ -304,6 +307,7 @@ impl Launch {
             mounts: Vec::new(),
             network: Network::Host,
             bounds: Bounds::default(),
+            health: None,
             stop: StopPolicy::default(),
             log,
             start_timeout_secs: default_start_timeout(),

@@ -19,12 +19,14 @@ mod executor;
 mod filter;
 mod finish;
 mod handle;
+mod health;
 mod id;
 mod image_root;
 mod join;
 mod launch;
 mod monitor;
 mod oci;
+mod probe;
 mod record;
 mod remove;
 mod run_paths;
@@ -44,6 +46,7 @@ pub use handle::{
     Link, MonitorError, MonitorHandle, Seen, WaitingMonitor, exit_record, launch_record, list,
     running_process,
 };
+pub use health::{HealthCheck, HealthState, HealthStatus, Probe};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
     HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::ContainerId;
+use super::{ContainerId, HealthStatus};
 use crate::sys::process::{Ended, ProcessIdentity};
 
 /// The version of [`Status`], [`ExitRecord`] and `RunRecord` that this program writes.
@@ -28,6 +28,9 @@ pub struct Status {
     /// What became of its writable layer; `None` until it is mounted.
     #[serde(default)]
     pub writable: Option<WritableState>,
+    /// What its checks say; `None` until its program runs, and without checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthStatus>,
 }
 
 /// How far a container is.
@@ -100,6 +103,9 @@ pub struct ExitRecord {
     /// It was asked to stop.
     #[serde(default)]
     pub stop_requested: bool,
+    /// What its checks said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthStatus>,
     /// What could not be cleaned up, in words; empty when nothing is left.
     #[serde(default)]
     pub left_behind: Vec<String>,
@@ -165,6 +171,9 @@ pub(crate) struct RunRecord {
     /// It was asked to stop.
     #[serde(default)]
     pub(crate) stop_requested: bool,
+    /// What its checks said when that last changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) health: Option<HealthStatus>,
 }
 
 /// The end of a first process.
@@ -234,6 +243,7 @@ mod tests {
             outcome: Outcome::NotStarted { reason: "x".to_owned(), code: 127 },
             oom_killed: false,
             stop_requested: false,
+            health: None,
             left_behind: Vec::new(),
         });
         let text = serde_json::to_string(&phase).unwrap();

@@ -187,6 +187,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         writable,
         ended: None,
         stop_requested: false,
+        health: None,
     };
     record::write_json(&paths.process, &run)
         .map_err(|error| StartError::Prepare(paths.process.clone(), error))?;

@@ -47,7 +47,7 @@ pub(crate) enum Message {
     /// Answer to a hello.
     Hello { version: u32, id: ContainerId, software: String },
     /// Answer to `status` and `watch`, then pushed.
-    Status { status: Status },
+    Status { status: Box<Status> },
     /// The request is accepted.
     Done,
     /// The request is not.

@@ -3,13 +3,15 @@
 //! Only what the user wrote is in a fingerprint. A default of ours that changes therefore recreates nothing by itself.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Access, CopyUp, Dns, ExtraHost, Grant, GrantContent, GrantKind, HostAddress, Limits,
-    NamedVolume, Port, Privileges, Service, Swap, SystemCalls, Tmpfs,
+    Access, CopyUp, Dns, ExtraHost, Grant, GrantContent, GrantKind, HealthTest, Healthcheck,
+    HostAddress, Limits, NamedVolume, Port, Privileges, Probe, ProbeTarget, Service, Swap,
+    SystemCalls, Tmpfs,
 };
 use crate::image::{Digest, Hasher};
 
@@ -96,9 +98,8 @@ impl Service {
             ports,
             // The planner's, not the container's: it applies at once.
             depends_on: _,
-            // Nothing acts on it yet.
-            healthcheck: _,
-            extensions: _,
+            healthcheck,
+            extensions,
         } = self;
         let mut fields = BTreeMap::new();
         let mut add = |field: &str, value: Option<Value>| {
@@ -151,6 +152,8 @@ impl Service {
             (*privileges != Privileges::default()).then(|| privileges_json(privileges)),
         );
         add("ports", some(ports).map(ports_json));
+        add("healthcheck", healthcheck.as_ref().and_then(healthcheck_json));
+        add("x-supervisor.probe", extensions.probe.as_ref().map(probe_json));
         Fingerprint { schema: SCHEMA, fields }
     }
 
@@ -159,6 +162,33 @@ impl Service {
     pub fn config_hash(&self) -> Digest {
         self.fingerprint().hash()
     }
+}
+
+/// A check that is disabled is none: containers of versions that made none have no such field.
+fn healthcheck_json(check: &Healthcheck) -> Option<Value> {
+    let test = match &check.test {
+        Some(HealthTest::Disabled) => return None,
+        Some(HealthTest::Command(words)) => json!(["CMD", words]),
+        Some(HealthTest::Shell(text)) => json!(["CMD-SHELL", text]),
+        None => Value::Null,
+    };
+    let Healthcheck { test: _, interval, timeout, start_period, start_interval, retries } = check;
+    let times = [interval, timeout, start_period, start_interval].map(|time| nanos(*time));
+    Some(json!([test, times, retries]))
+}
+
+fn probe_json(probe: &Probe) -> Value {
+    let Probe { target, interval, timeout, start_period, retries } = probe;
+    let target = match target {
+        ProbeTarget::Tcp(port) => json!(["tcp", port]),
+        ProbeTarget::Http { port, path } => json!(["http", port, path]),
+    };
+    let times = [interval, timeout, start_period].map(|time| nanos(*time));
+    json!([target, times, retries])
+}
+
+fn nanos(time: Option<Duration>) -> Option<String> {
+    time.map(|time| time.as_nanos().to_string())
 }
 
 fn some<T>(list: &[T]) -> Option<&[T]> {

@@ -5,7 +5,7 @@ use super::keys::{self, HasImage};
 use super::object::Found;
 use super::raw::{Node, Value};
 use super::volume::Mounted;
-use super::{GrantKind, HealthTest, NetworkMode, Service, ServiceName};
+use super::{GrantKind, NetworkMode, Service, ServiceName};
 use crate::image::ImageRef;
 
 /// `None` only after a problem was reported.
@@ -153,11 +153,6 @@ fn surroundings(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Serv
         }
         "healthcheck" => {
             service.healthcheck = checker.healthcheck(path, value);
-            let disabled = Some(HealthTest::Disabled);
-            if service.healthcheck.as_ref().is_some_and(|check| check.test != disabled) {
-                let message = format!("`healthcheck` is not supported: {}", found.key.text);
-                checker.unsupported(found.at, path, message);
-            }
         }
         "x-supervisor" => service.extensions = checker.extensions(path, value),
         _ => return false,

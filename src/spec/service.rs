@@ -77,7 +77,7 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Which services come first; not part of the fingerprint, since it is the planner's and not the container's.
     pub depends_on: BTreeMap<ServiceName, Dependency>,
-    /// How its health is found out. Nothing acts on it yet.
+    /// How its health is found out.
     pub healthcheck: Option<Healthcheck>,
     /// Our own words.
     pub extensions: Extensions,

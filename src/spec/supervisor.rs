@@ -21,9 +21,9 @@ pub struct Extensions {
     pub lazy: Lazy,
     /// What happens to reads when the registry is gone. Nothing acts on it yet.
     pub on_registry_loss: Option<RegistryLoss>,
-    /// What happens to a service that becomes unhealthy. Nothing acts on it yet.
+    /// What happens to a service that becomes unhealthy.
     pub on_unhealthy: Option<UnhealthyAction>,
-    /// How health is found out from outside. Nothing acts on it yet.
+    /// How health is found out from outside.
     pub probe: Option<Probe>,
     /// Who comes first when the host has too little, the highest. Nothing acts on it yet.
     pub priority: Option<i32>,

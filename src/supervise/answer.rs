@@ -6,7 +6,7 @@ use super::handle::{Reply, Request, RequestError, RequestErrorKind};
 use super::project::{Project, ProjectRecord, Wish};
 use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, Standing, UpRequest};
 use crate::container::Phase as RunPhase;
-use crate::reconcile::{ContainerKey, ExitStatus, ManualStop, Phase};
+use crate::reconcile::{ContainerKey, ExitStatus, Health, ManualStop, Phase};
 use crate::spec::{ProjectName, ServiceName};
 
 /// A report whose content share is still to be asked for, which takes a round trip to the worker.
@@ -18,14 +18,16 @@ pub(super) struct Draft {
 /// A failure that is tried again is still coming: whoever waits has a limit of its own.
 fn standing(phase: &Phase) -> Standing {
     match phase {
-        Phase::Running { .. } => Standing::Up,
+        Phase::Running { health: Health::Unchecked | Health::Healthy, .. } => Standing::Up,
         Phase::Exited { status: ExitStatus::Code(0), .. } => Standing::Done,
         Phase::Exited { .. }
+        | Phase::Running { health: Health::Unhealthy(_), .. }
         | Phase::DependencyFailed { .. }
         | Phase::Failed { retry_at: None, .. } => Standing::Failed,
         Phase::Stopped { .. } => Standing::Stopped,
         Phase::Pulling { .. }
         | Phase::WaitingForRegistry { .. }
+        | Phase::Running { health: Health::Starting, .. }
         | Phase::Blocked { .. }
         | Phase::Unhealthy { .. }
         | Phase::Starting
@@ -263,6 +265,7 @@ impl Driver {
             command: held.map(|held| held.record.command.join(" ")).unwrap_or_default(),
             state,
             status: text,
+            health: super::health::word(held.and_then(super::held::Held::health)).to_owned(),
             exit_code: held.and_then(|held| held.record.exit.as_ref()?.outcome.code()),
             pid: held.and_then(super::held::Held::pid),
             created_at: held.map(|held| held.record.created_at),

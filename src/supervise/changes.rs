@@ -3,8 +3,9 @@
 use super::driver::Driver;
 use super::events::Subject;
 use super::report::EventLevel;
+use crate::container::{HealthState, HealthStatus};
 use crate::logs::{LogReader, ReadOptions};
-use crate::reconcile::{Phase, Plan};
+use crate::reconcile::{ContainerKey, Phase, Plan};
 use crate::spec::{ProjectName, ServiceName};
 
 /// Lines of its output that are shown of a service whose failure keeps others from starting.
@@ -27,6 +28,22 @@ impl Driver {
             let attributes = [("dependency", on.to_string())];
             self.events.emit(subject, EventLevel::Error, "dependency-failed", message, attributes);
         }
+    }
+
+    /// Tells that the checks of a container say something else.
+    pub(super) fn tell_health(&self, container: &ContainerKey, health: Option<&HealthStatus>) {
+        let Some(health) = health else { return };
+        let (level, kind, message) = match health.state {
+            HealthState::Starting => return,
+            HealthState::Healthy => {
+                (EventLevel::Info, "container-healthy", format!("{container} is healthy"))
+            }
+            HealthState::Unhealthy => {
+                let message = format!("{container} is unhealthy: {}", health.reason);
+                (EventLevel::Warning, "container-unhealthy", message)
+            }
+        };
+        self.emit_for(container, level, kind, message);
     }
 
     /// The last lines that a service has written.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::Clock;
 use crate::container::{
-    ContainerId, ExitRecord, MonitorHandle, Outcome, Phase, Status, WritableState,
+    ContainerId, ExitRecord, HealthStatus, MonitorHandle, Outcome, Phase, Status, WritableState,
 };
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::{
@@ -197,6 +197,12 @@ impl Held {
         }
     }
 
+    /// What the checks of its program say, while that runs.
+    pub(super) fn health(&self) -> Option<&HealthStatus> {
+        let status = self.status.as_ref()?;
+        status.health.as_ref().filter(|_| status.phase.process().is_some())
+    }
+
     /// Tells its last run from others.
     fn stamp(&self) -> Option<Stamp> {
         let ended = self.record.exit.as_ref().and_then(|exit| exit.started_at);
@@ -239,7 +245,7 @@ impl Held {
             writable: if self.writable_lost { WritableLayer::Lost } else { WritableLayer::Usable },
             content: if self.content_lost(connection) { Content::Lost } else { Content::Usable },
             run: self.record.run(),
-            health: Health::Unchecked,
+            health: super::health::observed(self.health(), clock),
             stamp: self.stamp(),
             with: self.record.with.clone(),
             failed: self.failed.clone(),
@@ -276,7 +282,7 @@ impl Held {
                 at: clock.at(exit.ended_at),
                 ran_for: exit.started_at.map_or(0, |start| clock.between(start, exit.ended_at)),
                 asked: exit.stop_requested,
-                health: Health::Unchecked,
+                health: super::health::observed(exit.health.as_ref(), clock),
             }),
             (None, Some(_)) => ContainerState::Exited(Exit {
                 status: ExitStatus::Unknown,

@@ -120,6 +120,7 @@ pub(super) fn launch(
     launch.extra_hosts = extra_hosts(service);
     launch.resolv_conf = resolv_conf(service);
     launch.bounds = bounds(service);
+    launch.health = super::health::check(service, image);
     launch.stop =
         StopPolicy { signal: stop_signal(service, image), grace_ms: millis(service.grace()) };
     launch

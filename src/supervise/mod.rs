@@ -22,6 +22,7 @@ mod find;
 mod findings;
 mod handle;
 mod handle_services;
+mod health;
 mod heartbeat;
 mod held;
 mod image_requests;

@@ -79,7 +79,13 @@ impl Driver {
         self.emit_for(container, EventLevel::Error, &kind, message);
     }
 
-    fn emit_for(&self, container: &ContainerKey, level: EventLevel, kind: &str, message: String) {
+    pub(super) fn emit_for(
+        &self,
+        container: &ContainerKey,
+        level: EventLevel,
+        kind: &str,
+        message: String,
+    ) {
         let Some(held) = self.containers.get(container) else { return };
         let subject = Subject::Service(held.record.project.as_str(), held.record.service.as_str());
         self.events.emit(subject, level, kind, message, [("container", container.to_string())]);
@@ -191,6 +197,8 @@ impl Driver {
             _ => None,
         };
         let phase = seen.status.phase.clone();
+        let health_before = held.status.as_ref().and_then(|status| status.health.clone());
+        let health = seen.status.health.clone();
         let exit = held.observe(seen.status);
         if seen.link == Link::Closed {
             held.monitor = None;
@@ -209,6 +217,9 @@ impl Driver {
                 "container-started",
                 format!("{container} started"),
             );
+        }
+        if health != health_before {
+            self.tell_health(container, health.as_ref());
         }
         if let Some(exit) = exit {
             self.ended(container, exit);

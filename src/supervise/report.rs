@@ -27,6 +27,9 @@ pub struct ServiceReport {
     pub state: String,
     /// The same with its circumstances, for people.
     pub status: String,
+    /// What its checks say: `starting`, `healthy`, `unhealthy`; empty where there are none.
+    #[serde(default)]
+    pub health: String,
     /// Of the last run that ended.
     pub exit_code: Option<i32>,
     /// Of the container's first process, while it runs.

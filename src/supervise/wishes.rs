@@ -269,7 +269,11 @@ impl Driver {
     /// Services that run or are just being started.
     pub(super) fn running(&self, name: &ProjectName) -> BTreeSet<ServiceName> {
         let statuses = self.plan.services.iter().filter(|(key, status)| {
-            key.project == *name && matches!(status.phase, Phase::Running { .. } | Phase::Starting)
+            key.project == *name
+                && matches!(
+                    status.phase,
+                    Phase::Running { .. } | Phase::Unhealthy { .. } | Phase::Starting
+                )
         });
         statuses.map(|(key, _)| key.service.clone()).collect()
     }

@@ -125,6 +125,16 @@ fn from_status(status: i32) -> Ended {
     }
 }
 
+/// Moves the calling process into the network namespace of the process `pid`, so it is for a forked child only.
+///
+/// # Errors
+/// When there is no such process; those of setns(2).
+pub fn enter_network_of(pid: i32) -> io::Result<()> {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    let network = Some(rustix::thread::LinkNameSpaceType::Network);
+    Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), network)?)
+}
+
 /// A copy of the mount that is `/` for the process `pid`, attached nowhere. Moves the calling process into that
 /// process's mount namespace, so it is for a forked child only.
 ///

@@ -32,6 +32,7 @@ pub(super) fn adopt(mut monitor: Monitor, kept: Option<OwnedFd>) -> Monitor {
     monitor.status = Status { writable: Some(run.writable.clone()), ..monitor.status };
     monitor.started_at = Some(run.started_at);
     monitor.stop_requested = run.stop_requested;
+    monitor.status.health.clone_from(&run.health);
     if let Some(RunEnd { outcome, at }) = run.ended {
         monitor.ended_at = Some(at);
         monitor.end_with(outcome);
@@ -53,6 +54,7 @@ pub(super) fn adopt(mut monitor: Monitor, kept: Option<OwnedFd>) -> Monitor {
     Boundary::ROOT_TAKEN_OVER.reach(&monitor.launch.run_dir);
     monitor.init = Some(init);
     monitor.status.phase = Phase::Running { process: run.process, started_at: run.started_at };
+    monitor.begin_health(run.started_at, run.health);
     info!(container = %monitor.launch.id, "adopted");
     Boundary::ADOPTED.reach(&monitor.launch.run_dir);
     monitor

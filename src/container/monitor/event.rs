@@ -56,6 +56,7 @@ impl Monitor {
             let left_behind = vec!["cleaning up took too long, or failed".to_owned()];
             self.complete(Finished { left_behind, oom_killed: false });
         }
+        self.on_probe_ended(pid, ended);
         let mut answers = Vec::new();
         for session in &mut self.sessions {
             answers.extend(session.on_ended(pid, ended).map(|message| (session.client, message)));
@@ -87,6 +88,9 @@ impl Monitor {
                         } else {
                             Phase::Running { process, started_at }
                         };
+                    }
+                    if !self.stop_requested {
+                        self.begin_health(started_at, None);
                     }
                     self.tell_status();
                     Boundary::RUNNING.reach(&self.launch.run_dir);

@@ -16,6 +16,7 @@ mod adopt;
 mod children;
 mod client;
 mod event;
+mod health;
 mod output;
 mod poll;
 mod request;

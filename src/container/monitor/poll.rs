@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
+use super::health::{Health, ProbeSource};
 use super::output::Output;
 use super::run::Monitor;
 
@@ -22,6 +23,8 @@ pub(super) enum Source {
     Starting,
     /// The child that starts the program of a session, by its position.
     Session(usize),
+    /// A check of the container's health.
+    Probe(ProbeSource),
     /// The child that cleans up.
     Finishing,
     /// A first process that is nobody's child.
@@ -52,6 +55,10 @@ impl Monitor {
             let child = session.child.iter();
             all.extend(child.map(|child| (Source::Session(number), PollFd::new(child, input))));
         }
+        let probes = self.health.iter().flat_map(Health::polled);
+        all.extend(
+            probes.map(|(source, fd)| (Source::Probe(source), PollFd::from_borrowed_fd(fd, input))),
+        );
         // One that is being asked how it ended is ready all the time.
         let init = self.init.iter().filter(|init| !init.is_child && self.exit_until.is_none());
         all.extend(init.map(|init| (Source::Init, PollFd::new(&init.pidfd, input))));

@@ -56,12 +56,12 @@ impl Monitor {
                 id: self.launch.id.clone(),
                 software: versions().build.to_owned(),
             }),
-            Request::Status => Some(Message::Status { status: self.status.clone() }),
+            Request::Status => Some(Message::Status { status: Box::new(self.status.clone()) }),
             Request::Watch => {
                 if let Some(client) = self.clients.iter_mut().find(|c| c.number == client) {
                     client.watches = true;
                 }
-                Some(Message::Status { status: self.status.clone() })
+                Some(Message::Status { status: Box::new(self.status.clone()) })
             }
             Request::Stop { signal, grace_ms } => {
                 self.stop(signal, grace_ms);
@@ -77,6 +77,8 @@ impl Monitor {
             return;
         }
         self.stop_requested = true;
+        // What is on its way out need not be well.
+        self.end_health();
         if self.starting.is_some() && !self.init.as_ref().is_some_and(Init::has_begun) {
             self.kill_all();
             let reason = "it was stopped before it had started".to_owned();

@@ -16,6 +16,7 @@ use super::super::{ExitRecord, Lack, Launch, Outcome, Phase, RunPaths, Status};
 use super::Begin;
 use super::children::Child;
 use super::client::Client;
+use super::health::Health;
 use super::output::Output;
 use super::poll::Source;
 use super::session::Session;
@@ -72,6 +73,7 @@ pub(super) struct Monitor {
     next_client: u64,
     pub(super) starting: Option<Child>,
     pub(super) sessions: Vec<Session>,
+    pub(super) health: Option<Health>,
     pub(super) finishing: Option<Child>,
     pub(super) outcome: Option<Outcome>,
     pub(super) ended_at: Option<Timestamp>,
@@ -100,6 +102,7 @@ impl Monitor {
             monitor: identity.clone(),
             phase: Phase::Starting,
             writable: None,
+            health: None,
         };
         let mut monitor = Self {
             launch,
@@ -114,6 +117,7 @@ impl Monitor {
             next_client: 0,
             starting: None,
             sessions: Vec::new(),
+            health: None,
             finishing: None,
             outcome: None,
             ended_at: None,
@@ -204,6 +208,7 @@ impl Monitor {
             Source::Client(number) => self.on_client(number),
             Source::Starting => self.on_progress(),
             Source::Session(number) => self.on_joined(number),
+            Source::Probe(source) => self.on_probe(source),
             Source::Finishing => self.on_finished(),
             Source::Init => self.on_init_ready(),
         }
@@ -215,6 +220,7 @@ impl Monitor {
             return;
         }
         let at = *self.ended_at.get_or_insert_with(Timestamp::now);
+        self.end_health();
         self.note_end(RunEnd { outcome: outcome.clone(), at });
         self.outcome = Some(outcome);
         self.kill_at = None;
@@ -266,6 +272,7 @@ impl Monitor {
             outcome: self.outcome.clone().unwrap_or(Outcome::Unknown),
             oom_killed: finished.oom_killed,
             stop_requested: self.stop_requested,
+            health: self.status.health.clone(),
             left_behind: finished.left_behind,
         };
         Boundary::FINISHED.reach(&self.launch.run_dir);
@@ -315,6 +322,7 @@ impl Monitor {
         for session in &mut self.sessions {
             session.check_deadlines(now);
         }
+        self.check_health(now);
         if self.kill_at.is_some_and(|at| at <= now) {
             self.kill_all();
             self.kill_at = Some(now + KILL_AGAIN);
@@ -332,6 +340,7 @@ impl Monitor {
             self.exit_until.filter(|_| asking).map(|_| Instant::now() + Duration::from_millis(20));
         children
             .chain(sessions)
+            .chain(self.health.as_ref().and_then(Health::next_deadline))
             .chain(self.kill_at)
             .chain(self.farewell_until)
             .chain(ask_again)
@@ -350,7 +359,7 @@ impl Monitor {
     }
 
     pub(super) fn tell_status(&mut self) {
-        let message = Message::Status { status: self.status.clone() };
+        let message = Message::Status { status: Box::new(self.status.clone()) };
         for client in self.clients.iter_mut().filter(|client| client.watches) {
             client.send(&message, Vec::new());
         }

@@ -103,6 +103,16 @@ impl Session {
         }
     }
 
+    /// Ends it, whatever became of it.
+    pub(super) fn kill(&mut self) {
+        if let Some(child) = &self.child {
+            child.kill();
+        }
+        if let Some((_, pidfd)) = &self.program {
+            let _ = send_signal(pidfd.as_fd(), SIGKILL);
+        }
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.child.as_ref().map(|child| child.deadline).into_iter().chain(self.deadline).min()
     }

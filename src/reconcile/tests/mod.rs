@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::simulator::{Host, Outcome};
 use super::*;
 use crate::image::{Digest, ImageRef};
-use crate::spec::{Desired, ParseInput, ProjectChoice, ProjectName, Selection, Unsupported};
+use crate::spec::{Desired, ParseInput, ProjectChoice, ProjectName};
 
 type Goals = BTreeMap<ProjectName, Goal>;
 
@@ -24,8 +24,7 @@ fn desired(project: &str, services: &str) -> Desired {
         base_dir: Path::new("/"),
         environment: &environment,
     };
-    let selection = Selection { unsupported: Unsupported::LeaveOut, ..Selection::default() };
-    crate::spec::parse_selected(&format!("services: {services}"), &input, &selection).unwrap()
+    crate::spec::parse(&format!("services: {services}"), &input).unwrap()
 }
 
 fn up(services: &str) -> Goals {

@@ -88,7 +88,7 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done(
         "healthcheck",
         Object(HEALTHCHECK),
-        "only `disable: true` and `test: NONE`: health is not checked in this version",
+        "see below; what was healthy and is not any more is restarted, see `on_unhealthy`",
     ),
     done("hostname", Text, "host name in the container"),
     done(
@@ -200,12 +200,12 @@ pub(in super::super) const SERVICE: &[Key] = &[
 /// The keys of `healthcheck`.
 pub(in super::super) const HEALTHCHECK: &[Key] = &[
     done("disable", Bool, "`true`: health is not checked, not by the image's check either"),
-    done("interval", Text, "from one check to the next"),
-    done("retries", Number, "failures in a row that make it unhealthy"),
-    done("start_interval", Text, "the same as `interval`, while it starts"),
+    done("interval", Text, "from one check to the next, `30s` where absent"),
+    done("retries", Number, "failures in a row that make it unhealthy, `3` where absent"),
+    done("start_interval", Text, "the same as `interval` until it is healthy, `1s` where absent"),
     done("start_period", Text, "how long failures do not count after the start"),
     done("test", Texts, "`[CMD, …]`, `[CMD-SHELL, …]`, `[NONE]`, or a text for a shell"),
-    done("timeout", Text, "how long one check may take"),
+    done("timeout", Text, "how long one check may take, `30s` where absent"),
 ];
 
 /// The keys of `deploy`.

@@ -87,9 +87,17 @@ pub(in super::super) const SUPERVISOR: &[Key] = &[
         "how files of the image come to this host; a service's word wins over that for all",
     ),
     rejected("on_registry_loss", "reads wait until the registry is back, in this version"),
-    rejected("on_unhealthy", "health is not checked in this version"),
+    done(
+        "on_unhealthy",
+        Choice(&["restart", "stop", "none"]),
+        "what happens to a service that was healthy and is not any more: `restart` (default), `stop` or `none`",
+    ),
     rejected("priority", "all services count alike in this version"),
-    rejected("probe", "health is not checked in this version"),
+    done(
+        "probe",
+        Object(PROBE),
+        "health without a program in the container: a port on its loopback, instead of `healthcheck`",
+    ),
 ];
 
 /// The keys of `x-supervisor.lazy`.
