@@ -260,6 +260,33 @@ fn the_shutdown_of_the_host_stops_all_and_is_not_remembered() {
 }
 
 #[test]
+fn the_shutdown_of_the_host_stops_what_depends_on_others_before_them() {
+    let program = Program::new();
+    program.services(&file(&[
+        service("db", SLOW_END),
+        service("app", SLOW_END).key("depends_on: [db]"),
+        service("web", SLOW_END).key("depends_on: [app]"),
+    ]));
+    let all = ["db", "app", "web"];
+    up_in_background(&program, &all);
+    for service in all {
+        program.wrote(service, "ready");
+    }
+    program.ok(["shutdown-services"]);
+    let lines = program.ok(["logs", "--format", "json"]);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let time = |service: &str, text: &str| -> jiff::Timestamp {
+        let is_it = |line: &&Value| line["service"] == service && line["text"] == text;
+        let line = lines.iter().find(is_it).unwrap_or_else(|| panic!("{service}: {lines:?}"));
+        line["time"].as_str().unwrap().parse().unwrap()
+    };
+    // None is asked to end before those that need it have ended.
+    assert!(time("web", "stopped") < time("app", "stopping"), "{lines:?}");
+    assert!(time("app", "stopped") < time("db", "stopping"), "{lines:?}");
+    program.ok(["down"]);
+}
+
+#[test]
 fn a_start_that_cannot_work_says_why() {
     let program = Program::new();
     let mut broken = service("broken", "");
