@@ -12,6 +12,7 @@ mod health;
 pub(crate) mod image;
 mod instances;
 mod lifecycle;
+mod plan;
 mod projects;
 mod reconcile;
 mod roles;

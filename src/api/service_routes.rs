@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use super::caller::{Caller, Permission};
 use super::server::{Context, lines, received};
 use super::wire::{InspectQuery, ServicesQuery, StartRequest, StopRequest, names};
+use crate::supervise::report::UpRequest;
 use crate::supervise::{RequestError, StopOptions};
 
 pub(super) fn routes() -> Router<Context> {
@@ -21,6 +22,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/v1/projects/{project}/restart", post(restart))
         .route("/v1/projects/{project}/wait", get(wait))
         .route("/v1/inspect", get(inspect))
+        .route("/v1/plan", post(plan))
         .route("/v1/host/shutdown", post(host_shutdown).delete(host_resume))
 }
 
@@ -92,6 +94,15 @@ async fn inspect(
 ) -> Result<Response, RequestError> {
     caller.require(Permission::Read(query.project.as_deref()))?;
     Ok(Json(context.control.inspect(query.project, names(&query.names)).await?).into_response())
+}
+
+async fn plan(
+    caller: Caller,
+    State(context): State<Context>,
+    Json(request): Json<UpRequest>,
+) -> Result<Response, RequestError> {
+    caller.require(Permission::Read(Some(&request.project)))?;
+    Ok(Json(context.control.plan(request).await?).into_response())
 }
 
 async fn host_shutdown(

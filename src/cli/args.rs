@@ -14,6 +14,7 @@ use super::inspect::InspectArguments;
 use super::install::InstallArguments;
 use super::logs::LogsArguments;
 use super::man::ManArguments;
+use super::plan::PlanArguments;
 use super::project;
 use super::start::{RestartArguments, StartArguments};
 use super::stop::StopArguments;
@@ -152,6 +153,8 @@ pub(super) enum Command {
     Config(ConfigArguments),
     /// Start the services of a file, keep them as it says, and follow their logs
     Up(UpArguments),
+    /// Print what `up` would do, and why
+    Plan(PlanArguments),
     /// Stop the project's services; remove their containers and mounts; keep images
     Down(DownArguments),
     /// Stop services and keep their containers

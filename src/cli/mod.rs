@@ -25,6 +25,7 @@ mod look_up;
 pub mod man;
 mod moment;
 mod output;
+mod plan;
 mod progress;
 mod project;
 mod ps;
@@ -87,6 +88,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Config(arguments) => config::run(&settings, &arguments),
         Command::Up(arguments) => up::run(&settings, arguments),
+        Command::Plan(arguments) => plan::run(&settings, arguments),
         Command::Down(arguments) => down::run(&settings, arguments),
         Command::Stop(arguments) => stop::run(&settings, arguments),
         Command::Start(arguments) => start::run(&settings, arguments),

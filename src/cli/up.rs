@@ -60,34 +60,8 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
         detached || arguments.wait_timeout.is_none(),
         "`--wait-timeout` is for `up -d`: an attached `up` shows the services and waits for nothing"
     );
-    let (mut files, services) = targets(arguments.targets);
-    ensure!(
-        files.is_empty() || arguments.project.file.is_empty(),
-        "services files are given with `-f` and without; choose one way"
-    );
-    files.extend(arguments.project.file);
-    let composition = project::compose(
-        settings,
-        &files,
-        arguments.project.project_name.as_deref(),
-        &services,
-        Interpolation::Replace,
-    )?;
-    let desired = project::check(&composition)?;
-    composition.warnings.iter().for_each(|warning| output::warning(&warning.to_string()));
-    for name in &services {
-        let known = desired.services.keys().any(|service| service.as_str() == name);
-        ensure!(known, "no such service in `{}`: `{name}`", composition.main_file());
-    }
-    let wanted = if services.is_empty() {
-        desired.services.keys().map(ToString::to_string).collect()
-    } else {
-        services.clone()
-    };
-    let mut request = project::request(settings, &composition, services);
-    if arguments.no_deps {
-        request.independent.clone_from(&wanted);
-    }
+    let (request, wanted) =
+        requested(settings, arguments.targets, arguments.project, arguments.no_deps)?;
     if detached {
         let patience = patience(arguments.wait_timeout, arguments.no_wait);
         return connect::runtime()?
@@ -101,8 +75,46 @@ fn patience(wait_timeout: Option<u64>, no_wait: bool) -> background::Patience {
     (!no_wait).then_some(Duration::from_secs(wait_timeout.unwrap_or(WAIT_TIMEOUT)))
 }
 
+/// The request that is meant, and the services that are waited for. `alone`: without those that they depend on.
+pub(super) fn requested(
+    settings: &Settings,
+    targets: Vec<String>,
+    project: ProjectArguments,
+    alone: bool,
+) -> anyhow::Result<(UpRequest, Vec<String>)> {
+    let (mut files, services) = split(targets);
+    ensure!(
+        files.is_empty() || project.file.is_empty(),
+        "services files are given with `-f` and without; choose one way"
+    );
+    files.extend(project.file);
+    let composition = super::project::compose(
+        settings,
+        &files,
+        project.project_name.as_deref(),
+        &services,
+        Interpolation::Replace,
+    )?;
+    let desired = super::project::check(&composition)?;
+    composition.warnings.iter().for_each(|warning| output::warning(&warning.to_string()));
+    for name in &services {
+        let known = desired.services.keys().any(|service| service.as_str() == name);
+        ensure!(known, "no such service in `{}`: `{name}`", composition.main_file());
+    }
+    let wanted = if services.is_empty() {
+        desired.services.keys().map(ToString::to_string).collect()
+    } else {
+        services.clone()
+    };
+    let mut request = super::project::request(settings, &composition, services);
+    if alone {
+        request.independent.clone_from(&wanted);
+    }
+    Ok((request, wanted))
+}
+
 /// A target is a file if it looks like one, else a service.
-fn targets(targets: Vec<String>) -> (Vec<PathBuf>, Vec<String>) {
+fn split(targets: Vec<String>) -> (Vec<PathBuf>, Vec<String>) {
     let is_file = |target: &String| {
         let lower = target.to_ascii_lowercase();
         target.contains('/') || lower.ends_with(".yml") || lower.ends_with(".yaml")

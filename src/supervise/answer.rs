@@ -60,6 +60,7 @@ impl Driver {
             Request::Wait { project, services, reply } => {
                 drop(reply.send(self.wait(&project, &services)));
             }
+            Request::Plan(request, reply) => drop(reply.send(self.preview(*request))),
             Request::Inspect { project, names, reply } => {
                 self.inspect(project.as_deref(), &names, reply);
             }
@@ -131,44 +132,14 @@ impl Driver {
     }
 
     fn up(&mut self, request: UpRequest) -> Result<(), RequestError> {
-        let mut request = request;
         let desired = super::project::parse(&request)?;
         let name = desired.project.clone();
         self.check_host()?;
         let running = self.running(&name);
         match self.projects.get_mut(&name) {
-            Some(project) => {
-                // Services named now join those that run by an earlier request.
-                let earlier = &project.record.request.services;
-                let goes_on =
-                    project.record.wish == Wish::Up && project.record.request.file == request.file;
-                if goes_on && !request.services.is_empty() {
-                    let asked = desired;
-                    // What is asked for now says for itself whether it starts alone.
-                    let before = &project.record.request.independent;
-                    let others = before.iter().filter(|name| !request.services.contains(name));
-                    request.independent.extend(others.cloned());
-                    request.services = if earlier.is_empty() {
-                        Vec::new()
-                    } else {
-                        earlier.iter().chain(&request.services).cloned().collect()
-                    };
-                    let all = super::project::parse(&request)?;
-                    project.ask(request, asked, &running);
-                    project.desired = all;
-                } else {
-                    project.ask(request, desired, &running);
-                }
-            }
+            Some(project) => project.join(request, desired, &running)?,
             None => {
-                let record = ProjectRecord {
-                    request: request.clone(),
-                    wish: Wish::Up,
-                    requests: std::collections::BTreeMap::new(),
-                    wishes: std::collections::BTreeMap::new(),
-                };
-                let mut project = Project::new(record, desired.clone());
-                project.ask(request, desired, &running);
+                let project = Project::asked(request, desired, &running);
                 self.projects.insert(name.clone(), project);
             }
         }

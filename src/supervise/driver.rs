@@ -37,7 +37,7 @@ pub(super) struct Driver {
     pub(super) host: Arc<Host>,
     pub(super) events: EventLog,
     pub(super) clock: Clock,
-    jitter_seed: u64,
+    pub(super) jitter_seed: u64,
     pub(super) projects: BTreeMap<ProjectName, Project>,
     pub(super) containers: BTreeMap<ContainerKey, Held>,
     pub(super) images: BTreeMap<ImageRef, ImageState>,
@@ -130,7 +130,7 @@ impl Driver {
         }
     }
 
-    fn observed(&self) -> Observed {
+    pub(super) fn observed(&self) -> Observed {
         let records = self.projects.iter().flat_map(|(name, project)| {
             project.records.iter().map(move |(service, record)| {
                 (ServiceKey { project: name.clone(), service: service.clone() }, record.clone())

@@ -7,8 +7,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::lazy_mounts::Users;
 use super::report::{
-    Event, ExecTarget, ExitReport, ImageReport, LogSource, MountableImage, PullProgress,
-    ServiceReport, UpRequest,
+    Event, ExecTarget, ExitReport, ImageReport, LogSource, MountableImage, PlanReport,
+    PullProgress, ServiceReport, UpRequest,
 };
 
 /// Requests that wait while one is handled; handling one takes microseconds, so this is a burst of callers.
@@ -102,6 +102,8 @@ pub(super) enum Request {
         services: Vec<String>,
         reply: Reply<mpsc::Receiver<ExitReport>>,
     },
+    /// What `up` would do.
+    Plan(Box<UpRequest>, Reply<PlanReport>),
     Inspect {
         project: Option<String>,
         names: Vec<String>,

@@ -3,7 +3,7 @@
 use tokio::sync::mpsc;
 
 use super::handle::{ControlHandle, Request, RequestError, StopOptions};
-use super::report::ExitReport;
+use super::report::{ExitReport, PlanReport, UpRequest};
 
 impl ControlHandle {
     /// Stops services and keeps their containers, until somebody asks for a start: also across a restart of control
@@ -82,6 +82,14 @@ impl ControlHandle {
         names: Vec<String>,
     ) -> Result<Vec<serde_json::Value>, RequestError> {
         self.ask(|reply| Request::Inspect { project, names, reply }).await
+    }
+
+    /// What [`Self::up`] with this request would do. Nothing is changed by asking.
+    ///
+    /// # Errors
+    /// Those of [`Self::up`].
+    pub async fn plan(&self, request: UpRequest) -> Result<PlanReport, RequestError> {
+        self.ask(|reply| Request::Plan(Box::new(request), reply)).await
     }
 
     /// Stops everything because the host goes down, in reverse order, and starts nothing any more. Nobody's wishes

@@ -35,6 +35,7 @@ mod lazy_link;
 mod lazy_mounts;
 mod log_stream;
 mod outcome;
+mod preview;
 mod project;
 mod pull_error;
 pub mod report;

@@ -169,6 +169,50 @@ impl Project {
         self.desired = desired;
     }
 
+    /// A project that nobody has asked for before.
+    pub(super) fn asked(
+        request: UpRequest,
+        desired: Desired,
+        running: &BTreeSet<ServiceName>,
+    ) -> Self {
+        let record = ProjectRecord {
+            request: request.clone(),
+            wish: Wish::Up,
+            requests: BTreeMap::new(),
+            wishes: BTreeMap::new(),
+        };
+        let mut project = Self::new(record, desired.clone());
+        project.ask(request, desired, running);
+        project
+    }
+
+    /// Takes over a request that means `desired`. Services that it names join those of an earlier one of the same file.
+    pub(super) fn join(
+        &mut self,
+        mut request: UpRequest,
+        desired: Desired,
+        running: &BTreeSet<ServiceName>,
+    ) -> Result<(), RequestError> {
+        let earlier = &self.record.request;
+        let goes_on = self.record.wish == Wish::Up && earlier.file == request.file;
+        if !goes_on || request.services.is_empty() {
+            self.ask(request, desired, running);
+            return Ok(());
+        }
+        // What is asked for now says for itself whether it starts alone.
+        let others = earlier.independent.iter().filter(|name| !request.services.contains(name));
+        request.independent.extend(others.cloned());
+        request.services = if earlier.services.is_empty() {
+            Vec::new()
+        } else {
+            earlier.services.iter().chain(&request.services).cloned().collect()
+        };
+        let all = parse(&request)?;
+        self.ask(request, desired, running);
+        self.desired = all;
+        Ok(())
+    }
+
     /// Takes over a new text of the file, which asks for nothing to run again that has ended. Services that are new
     /// in it have not been asked for before, so they are now.
     pub(super) fn reread(&mut self, request: UpRequest, desired: Desired) {

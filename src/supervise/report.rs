@@ -229,6 +229,63 @@ pub struct ExecTarget {
     pub container: String,
 }
 
+/// What `up` would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// Of which project.
+    pub project: String,
+    /// What is done first, in order.
+    pub steps: Vec<PlannedStep>,
+    /// What follows as soon as something else has come true.
+    pub later: Vec<PlannedLater>,
+}
+
+/// One action and why it is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStep {
+    /// One word: `adopt`, `stop`, `remove`, `pull`, `create`, `start`.
+    pub action: String,
+    /// For which services; a pull may be for several.
+    pub services: Vec<String>,
+    /// The container, where it exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The image of a pull or of a new container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Why, for people.
+    pub cause: String,
+    /// Keys of the file whose values differ from those that the container was made with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<String>,
+    /// Of a stop: how long the service is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<Downtime>,
+}
+
+/// How long a service is down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Downtime {
+    /// Most milliseconds that its end may take: its grace period.
+    pub stop_at_most_ms: u64,
+    /// It starts right after that; else it stays down, or waits for what it depends on.
+    pub starts_again: bool,
+}
+
+/// Something that is done later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedLater {
+    /// Which service is created and started.
+    pub service: String,
+    /// Why.
+    pub cause: String,
+    /// Keys of the file whose values differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<String>,
+    /// What is waited for.
+    pub when: String,
+}
+
 /// A project that should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpRequest {
