@@ -51,7 +51,8 @@ pub struct NetworkSpec {
 }
 
 /// Whether a network leads anywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reach {
     /// To wherever the host leads, behind the host's address; ports can be published.
     #[default]
@@ -120,7 +121,7 @@ impl Attachment {
 }
 
 /// A port of a container that is reached at a port of the host.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Publication {
     /// Where. `None`: at every address of the host, of the family of `to`.
     pub host_ip: Option<IpAddr>,
@@ -165,7 +166,8 @@ impl fmt::Display for Transport {
 }
 
 /// Whether a container may reach the host's own services.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum HostAccess {
     /// No.
     #[default]

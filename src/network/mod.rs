@@ -8,6 +8,9 @@
 //!                        └──► names: what is called how, for the resolver of every container
 //! ```
 //!
+//! [`NetworkState`] says who is in which network, durably; all else follows from it, and [`HostNetwork`] makes the host
+//! so: after a start, a crash or somebody else's `nft flush ruleset` alike.
+//!
 //! What it owns: interfaces, one nftables table, two kinds of sysctl, and the durable [`AddressBook`] (which its
 //! caller keeps). What it does not: namespaces. A container's namespace is made by whoever starts the container, lives
 //! as long as its processes, and takes its end of every veth pair along when it goes; so there is nothing to collect
@@ -29,16 +32,24 @@
 pub mod address;
 mod attachment;
 mod forwarding;
+mod host;
 pub mod link;
 pub mod names;
 mod netlink;
 mod owner;
 pub mod port;
 pub mod rules;
+mod state;
+#[cfg(test)]
+mod state_tests;
+mod wish;
 
 pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetError, Surroundings};
 pub use attachment::{
     Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Publication, Reach, Subnet, Transport,
 };
 pub use forwarding::{SettingError, ensure_forwarding, prepare_bridge};
+pub use host::{Applied, HostNetwork, HostNetworkError};
 pub use owner::{LinkKind, Owner, OwnerError};
+pub use state::NetworkState;
+pub use wish::{JoinError, MemberWish, MembershipWish, PortWish};

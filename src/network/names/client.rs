@@ -34,10 +34,12 @@ pub struct NamesClient {
 }
 
 impl NamesClient {
-    /// How the resolver of `directory` is started.
+    /// How the resolver of `directory` is started, in the control group `group`.
     #[must_use]
-    pub fn command(directory: &Path, level: &str) -> RoleCommand {
-        RoleCommand::new([NAMES_ROLE.as_ref(), directory.as_os_str(), level.as_ref()])
+    pub fn command(directory: &Path, level: &str, group: &str) -> RoleCommand {
+        let own = [crate::ROLE_ARGUMENT, NAMES_ROLE].map(std::ffi::OsStr::new);
+        let rest = [directory.as_os_str(), level.as_ref(), group.as_ref()];
+        RoleCommand::new(own.into_iter().chain(rest))
     }
 
     /// Connects.

@@ -1,4 +1,4 @@
-//! The process that answers: `supervisor-role names DIRECTORY LEVEL`.
+//! The process that answers: `supervisor-role names DIRECTORY LEVEL GROUP`.
 //!
 //! It reads its table at the start and when it is told to, and takes sockets over its own socket. One per directory;
 //! a second one waits for the first one's end, so that a successor can be started before.
@@ -21,7 +21,7 @@ use super::NameTable;
 use super::serve::Server;
 use super::upstream::HostResolvers;
 use crate::sys::confine::{self, Admin, Rights};
-use crate::sys::{readiness, signal, socket};
+use crate::sys::{cgroup, readiness, signal, socket};
 use crate::telemetry;
 
 /// The name of the role.
@@ -68,12 +68,16 @@ pub(super) enum Reply {
 
 /// Runs the role.
 pub(crate) fn names_main(args: Vec<OsString>) -> ExitCode {
-    let [directory, level] = args.as_slice() else { return ExitCode::from(2) };
+    let [directory, level, group] = args.as_slice() else { return ExitCode::from(2) };
     let _ = telemetry::init_logging(&telemetry::LogOptions {
         level: level.to_string_lossy().into_owned(),
         format: telemetry::LogFormat::Text,
     });
     signal::ignore_sigpipe();
+    // Not in control's group, which ends with it under a service manager. A host without groups has none to leave.
+    for (place, error) in cgroup::enter(&group.to_string_lossy()).unwrap_or_default() {
+        tracing::debug!(place = %place.display(), %error, "a control group cannot be entered");
+    }
     match run(&PathBuf::from(directory)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

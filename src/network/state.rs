@@ -1,0 +1,335 @@
+//! Who is in which network, and what follows from it: attachments, rules, names. Computes only.
+//!
+//! [`NetworkState`] is a durable record, kept by whoever runs containers: a container that goes on while control is
+//! replaced keeps its ports and names, because they follow from the record and from nothing else.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+use super::link::Bridge;
+use super::names::{NameClient, NameTable, NamedHost, NamedNetwork, Outside, Ready};
+use super::port::{self, HostPort};
+use super::rules::{NetworkRules, Ruleset};
+use super::wish::{JoinError, MemberWish, MembershipWish};
+use super::{
+    AddressBook, AddressError, Addresses, Attachment, EndpointWish, HostAccess, NetworkKey,
+    Publication, Reach, Surroundings,
+};
+
+/// Where ports come from that nobody chose; the same as the kernel's own.
+const ANY_PORT: RangeInclusive<u16> = 32768..=60999;
+
+/// All networks and their containers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkState {
+    /// Subnets and addresses.
+    pub book: AddressBook,
+    networks: BTreeMap<NetworkKey, Known>,
+    members: BTreeMap<String, Member>,
+    /// Ports that were chosen, by who has them and what they lead to: kept across recreation.
+    chosen: BTreeMap<String, u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    reach: Reach,
+}
+
+/// A container in networks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Member {
+    endpoint: String,
+    memberships: Vec<Membership>,
+    publications: Vec<Publication>,
+    host_access: HostAccess,
+    dns: Vec<IpAddr>,
+    ready: Ready,
+}
+
+/// One network of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Membership {
+    network: NetworkKey,
+    addresses: Addresses,
+    canonical: String,
+    names: Vec<String>,
+}
+
+impl NetworkState {
+    /// Puts a container into its networks; one that is in some already is taken out of them first. `is_free` says
+    /// whether no process of the host has a port.
+    ///
+    /// # Errors
+    /// When it cannot have what it wants. Nothing is changed then.
+    pub fn join(
+        &mut self,
+        wish: &MemberWish,
+        surroundings: &Surroundings,
+        is_free: impl Fn(HostPort) -> bool,
+    ) -> Result<(), JoinError> {
+        let mut next = self.clone();
+        next.members.remove(&wish.container);
+        let mut memberships = Vec::with_capacity(wish.networks.len());
+        for wanted in &wish.networks {
+            let key = &wanted.network.key;
+            next.book.ensure_network(&wanted.network, surroundings)?;
+            next.networks.insert(key.clone(), Known { reach: wanted.network.reach });
+            let addresses = next.address(&wish.endpoint, wanted)?;
+            memberships.push(Membership {
+                network: key.clone(),
+                addresses,
+                canonical: wanted.canonical.clone(),
+                names: wanted.names.clone(),
+            });
+        }
+        let way_in = wish.networks.iter().position(|n| n.network.reach == Reach::Outside);
+        let publications = match way_in.and_then(|at| memberships.get(at)) {
+            Some(way_in) => next.publish(wish, way_in.addresses, &is_free)?,
+            None if wish.ports.is_empty() => Vec::new(),
+            None => return Err(JoinError::NoWayIn(wish.endpoint.clone())),
+        };
+        let member = Member {
+            endpoint: wish.endpoint.clone(),
+            memberships,
+            publications,
+            host_access: wish.host_access,
+            dns: wish.dns.clone(),
+            ready: Ready::No,
+        };
+        next.members.insert(wish.container.clone(), member);
+        *self = next;
+        Ok(())
+    }
+
+    /// One more address in a network, with those that its containers have.
+    fn address(
+        &mut self,
+        endpoint: &str,
+        wanted: &MembershipWish,
+    ) -> Result<Addresses, AddressError> {
+        let key = &wanted.network.key;
+        let here = self.members.values().filter(|member| member.endpoint != endpoint);
+        let here = here.flat_map(|member| {
+            let of_it = member.memberships.iter().filter(|m| m.network == *key);
+            of_it.map(|membership| EndpointWish {
+                name: member.endpoint.clone(),
+                // They run with these, so that nobody else can have them.
+                v4: Some(membership.addresses.v4),
+                v6: membership.addresses.v6,
+            })
+        });
+        let mut all: Vec<EndpointWish> = here.collect();
+        all.push(EndpointWish { name: endpoint.to_owned(), v4: wanted.v4, v6: wanted.v6 });
+        let given = self.book.assign(key, &all)?;
+        given.get(endpoint).copied().ok_or_else(|| AddressError::NoNetwork(key.clone()))
+    }
+
+    fn publish(
+        &mut self,
+        wish: &MemberWish,
+        to: Addresses,
+        is_free: &impl Fn(HostPort) -> bool,
+    ) -> Result<Vec<Publication>, JoinError> {
+        let mut publications = Vec::new();
+        for wanted in &wish.ports {
+            let (target, transport) = (wanted.target, wanted.transport);
+            let address = wanted.host_ip.filter(|address| !address.is_unspecified());
+            let at = |port| HostPort { address, port, transport };
+            let owner = |port: HostPort, taken: &[Publication]| {
+                let own = taken.iter().map(|p| (wish.endpoint.as_str(), HostPort::of(p)));
+                let all = self.members.values().flat_map(|member| {
+                    member.publications.iter().map(|p| (member.endpoint.as_str(), HostPort::of(p)))
+                });
+                let mut others = all.chain(own);
+                others.find(|(_, other)| other.collides(&port)).map(|(name, _)| name.to_owned())
+            };
+            let range = wanted.published.clone().unwrap_or(ANY_PORT);
+            let chosen = if range.start() == range.end() {
+                // What the user wrote; a process of the host that has it is told by whoever asks for it.
+                let port = at(*range.start());
+                if let Some(owner) = owner(port, &publications) {
+                    return Err(JoinError::Published { port, owner });
+                }
+                *range.start()
+            } else {
+                let name = format!("{} {target}/{transport}", wish.endpoint);
+                let had = self.chosen.get(&name).copied();
+                let usable = |port| owner(at(port), &publications).is_none() && is_free(at(port));
+                let chosen = port::choose(had, range.clone(), usable);
+                let endpoint = wish.endpoint.clone();
+                let chosen = chosen.ok_or(JoinError::NoPort { endpoint, range })?;
+                self.chosen.insert(name, chosen);
+                chosen
+            };
+            let addresses = [Some(IpAddr::V4(to.v4)), to.v6.map(IpAddr::V6)];
+            for to in addresses.into_iter().flatten() {
+                if address.is_none_or(|address| address.is_ipv6() == to.is_ipv6()) {
+                    let host_ip = address;
+                    let (host_port, to_port) = (chosen, target);
+                    publications.push(Publication { host_ip, host_port, transport, to, to_port });
+                }
+            }
+        }
+        Ok(publications)
+    }
+
+    /// Takes a container out of its networks; what it had is kept for the next one of its name.
+    pub fn leave(&mut self, container: &str) {
+        self.members.remove(container);
+    }
+
+    /// Takes out every container for which `runs` is false, and forgets networks without any.
+    pub fn keep(&mut self, runs: impl Fn(&str) -> bool) {
+        self.members.retain(|container, _| runs(container));
+        let Self { networks, members, .. } = self;
+        networks.retain(|key, _| {
+            members.values().any(|member| member.memberships.iter().any(|m| m.network == *key))
+        });
+    }
+
+    /// Notes whether a container can be used.
+    pub fn set_ready(&mut self, container: &str, ready: Ready) {
+        if let Some(member) = self.members.get_mut(container) {
+            member.ready = ready;
+        }
+    }
+
+    /// Containers that are in networks.
+    pub fn containers(&self) -> impl Iterator<Item = &str> {
+        self.members.keys().map(String::as_str)
+    }
+
+    /// Where a container is published.
+    #[must_use]
+    pub fn publications(&self, container: &str) -> &[Publication] {
+        self.members.get(container).map_or(&[], |member| &member.publications)
+    }
+
+    /// The bridges of all networks.
+    #[must_use]
+    pub fn bridges(&self) -> Vec<Bridge> {
+        let bridge = |key: &NetworkKey| {
+            let entry = self.book.network(key)?;
+            let v4 = match entry.v4.gateway {
+                IpAddr::V4(address) => (address, entry.v4.net.prefix_len()),
+                IpAddr::V6(_) => return None,
+            };
+            let v6 = entry.v6.as_ref().and_then(|family| match family.gateway {
+                IpAddr::V6(address) => Some((address, family.net.prefix_len())),
+                IpAddr::V4(_) => None,
+            });
+            Some(Bridge { network: key.clone(), v4, v6 })
+        };
+        self.networks.keys().filter_map(bridge).collect()
+    }
+
+    /// Whether a network has addresses of version 6.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        let mut entries = self.networks.keys().filter_map(|key| self.book.network(key));
+        entries.any(|entry| entry.v6.is_some())
+    }
+
+    /// The interfaces of a container. `bridge` is the name of a network's bridge.
+    #[must_use]
+    pub fn attachments(
+        &self,
+        container: &str,
+        bridge: impl Fn(&NetworkKey) -> String,
+    ) -> Vec<Attachment> {
+        let Some(member) = self.members.get(container) else { return Vec::new() };
+        let is_open = |key| self.networks.get(key).is_some_and(|k| k.reach == Reach::Outside);
+        let way_out = member.memberships.iter().position(|m| is_open(&m.network));
+        let attachment = |(n, membership): (usize, &Membership)| {
+            let entry = self.book.network(&membership.network)?;
+            let addresses = membership.addresses;
+            let is_way_out = way_out == Some(n);
+            let gateway4 = match entry.v4.gateway {
+                IpAddr::V4(address) if is_way_out => Some(address),
+                _ => None,
+            };
+            let gateway6 = match entry.v6.as_ref().map(|family| family.gateway) {
+                Some(IpAddr::V6(address)) if is_way_out => Some(address),
+                _ => None,
+            };
+            let v6 = entry.v6.as_ref().map(|family| family.net.prefix_len());
+            Some(Attachment {
+                what: format!("{}@{}", member.endpoint, membership.network),
+                bridge: bridge(&membership.network),
+                interface: format!("eth{n}"),
+                mac: Attachment::mac_for(&format!("{}@{}", member.endpoint, membership.network)),
+                v4: Some((addresses.v4, entry.v4.net.prefix_len())),
+                v6: addresses.v6.zip(v6),
+                gateway4,
+                gateway6,
+            })
+        };
+        member.memberships.iter().enumerate().filter_map(attachment).collect()
+    }
+
+    /// The rules that all of this needs.
+    #[must_use]
+    pub fn ruleset(&self, bridge: impl Fn(&NetworkKey) -> String) -> Ruleset {
+        let network = |(key, known): (&NetworkKey, &Known)| {
+            let entry = self.book.network(key)?;
+            let families = [Some(&entry.v4), entry.v6.as_ref()];
+            let containers = self.members.values().flat_map(|member| {
+                let of_it = member.memberships.iter().filter(|m| m.network == *key);
+                of_it.flat_map(|membership| {
+                    let Addresses { v4, v6 } = membership.addresses;
+                    let all = [Some(IpAddr::V4(v4)), v6.map(IpAddr::V6)];
+                    all.into_iter().flatten().map(|address| (address, member.host_access))
+                })
+            });
+            Some(NetworkRules {
+                bridge: bridge(key),
+                subnets: families.into_iter().flatten().map(|family| family.net).collect(),
+                reach: known.reach,
+                containers: containers.collect(),
+            })
+        };
+        Ruleset {
+            networks: self.networks.iter().filter_map(network).collect(),
+            publications: self
+                .members
+                .values()
+                .flat_map(|member| member.publications.iter().cloned())
+                .collect(),
+        }
+    }
+
+    /// What the resolver knows.
+    #[must_use]
+    pub fn name_table(&self) -> NameTable {
+        let mut table = NameTable::default();
+        for key in self.networks.keys() {
+            let Some(entry) = self.book.network(key) else { continue };
+            let families = [Some(&entry.v4), entry.v6.as_ref()];
+            let subnets = families.into_iter().flatten().map(|family| family.net).collect();
+            table.networks.insert(key.clone(), NamedNetwork { subnets, hosts: Vec::new() });
+        }
+        for (container, member) in &self.members {
+            for membership in &member.memberships {
+                let Some(network) = table.networks.get_mut(&membership.network) else { continue };
+                network.hosts.push(NamedHost {
+                    canonical: membership.canonical.clone(),
+                    names: membership.names.clone(),
+                    v4: Some(membership.addresses.v4),
+                    v6: membership.addresses.v6,
+                    ready: member.ready,
+                });
+            }
+            let networks: Vec<NetworkKey> =
+                member.memberships.iter().map(|m| m.network.clone()).collect();
+            let is_open = |key| self.networks.get(key).is_some_and(|k| k.reach == Reach::Outside);
+            let outside =
+                if networks.iter().any(is_open) { Outside::Asked } else { Outside::Closed };
+            let client = NameClient { networks, servers: member.dns.clone(), outside };
+            table.clients.insert(container.clone(), client);
+        }
+        table
+    }
+}
