@@ -12,6 +12,7 @@ mod health;
 pub(crate) mod image;
 mod instances;
 mod lifecycle;
+mod networks;
 mod plan;
 mod projects;
 mod reconcile;

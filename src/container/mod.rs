@@ -25,6 +25,7 @@ mod image_root;
 mod join;
 mod launch;
 mod monitor;
+mod network;
 mod oci;
 mod probe;
 mod record;
@@ -49,8 +50,8 @@ pub use handle::{
 pub use health::{HealthCheck, HealthState, HealthStatus, Probe};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
-    HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
-    MountKind, Network, Process, Rootfs, StopPolicy, Writable,
+    Attached, HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow,
+    LogTarget, Mount, MountKind, Network, Process, Rootfs, StopPolicy, Writable,
 };
 pub(crate) use monitor::monitor_main;
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};

@@ -39,7 +39,7 @@ pub(super) struct Facts {
     pub(super) layout: CgroupLayout,
     /// Its host name.
     pub(super) hostname: String,
-    /// For [`Network::None`]: a namespace with nothing but loopback, which the runtime would not bring up. Relative to
+    /// For [`Network::None`] and [`Network::Attached`]: a namespace that is set up already. Relative to
     /// the descriptors of the starting process, which the container's first process has too.
     pub(super) network: Option<PathBuf>,
     /// Files of ours by their path in the container, such as `/etc/hosts`.
@@ -243,7 +243,9 @@ fn namespaces(launch: &Launch, facts: &Facts) -> Value {
     }
     match &launch.network {
         Network::Host => {}
-        Network::None => list.push(json!({ "type": "network", "path": facts.network })),
+        Network::None | Network::Attached(_) => {
+            list.push(json!({ "type": "network", "path": facts.network }));
+        }
         Network::Namespace(path) => list.push(json!({ "type": "network", "path": path })),
     }
     Value::Array(list)

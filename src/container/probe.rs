@@ -30,9 +30,11 @@ pub(super) fn run(
     if child::die_with(monitor).and_then(|()| child::close_all_except(&[probed])).is_err() {
         return 1;
     }
-    let entered = match launch.network {
+    let entered = match &launch.network {
         Network::Host => Ok(()),
-        Network::None | Network::Namespace(_) => child::enter_network_of(init),
+        Network::None | Network::Namespace(_) | Network::Attached(_) => {
+            child::enter_network_of(init)
+        }
     };
     let outcome = entered.and_then(|()| look(probe, timeout));
     let failure = Probed(outcome.err().map(|error| error.to_string()));

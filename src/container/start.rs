@@ -26,9 +26,12 @@ use super::oci::{self, Facts};
 use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
 use super::user::{self, ResolvedUser, UserError};
 use super::writable::{self, WritableLayer};
-use super::{Lack, Launch, MountKind, Network, RunPaths, content, volume};
+use super::{Lack, Launch, MountKind, Network, RunPaths, content, network, volume};
 use crate::boundary::Boundary;
 use crate::logs::Stream;
+use crate::network::OwnerError;
+use crate::network::link::LinkError;
+use crate::network::names::EntryError;
 use crate::sys::process::ProcessIdentity;
 use crate::sys::{cgroup, child, mount, socket};
 use crate::telemetry::Chain;
@@ -71,6 +74,12 @@ pub(super) enum StartError {
     NoSource(PathBuf),
     #[error("could not make a network namespace")]
     Network(#[source] io::Error),
+    #[error(transparent)]
+    Instance(#[from] OwnerError),
+    #[error("could not connect the container to its networks")]
+    Attach(#[source] LinkError),
+    #[error("could not give the container a resolver")]
+    Resolver(#[source] EntryError),
     #[error("could not prepare the filter of system calls")]
     Filter(#[source] FilterError),
     #[error("the runtime could not create the container")]
@@ -126,10 +135,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     let [stdout, stderr] = Stream::ALL.map(|stream| open_output(&paths.fifo(stream), &user));
     make_sources(launch, &paths)?;
     // Stays open until the container has joined it.
-    let network = match launch.network {
-        Network::None => Some(child::make_loopback_network().map_err(StartError::Network)?),
-        Network::Host | Network::Namespace(_) => None,
-    };
+    let network = network::make(launch)?;
     let mut facts = Facts {
         network: network
             .as_ref()
@@ -321,10 +327,16 @@ fn write_files(
     let of_host = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut hosts = match launch.network {
         Network::Host => of_host("/etc/hosts"),
-        Network::None | Network::Namespace(_) => {
+        Network::None | Network::Namespace(_) | Network::Attached(_) => {
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned()
         }
     };
+    if let Network::Attached(attached) = &launch.network {
+        // What many programs look their own address up by.
+        for (address, _) in attached.attachments.iter().filter_map(|attachment| attachment.v4) {
+            hosts.push_str(&format!("{address}\t{}\n", hostname(launch)));
+        }
+    }
     if !hosts.is_empty() && !hosts.ends_with('\n') {
         hosts.push('\n');
     }

@@ -319,15 +319,15 @@ impl<'a> Checker<'a> {
         let mode = match text.as_str() {
             "host" => Ok(NetworkMode::Host),
             "none" => Ok(NetworkMode::None),
-            "bridge" => Err(Refusal::unsupported(format!(
-                "`{text}` is not supported in this version; use `host` or `none`"
-            ))),
+            "bridge" => Ok(NetworkMode::Bridge),
             _ if text.starts_with("service:") || text.starts_with("container:") => {
                 Err(Refusal::unsupported(format!(
-                    "`{text}` is not supported in this version; use `host` or `none`"
+                    "`{text}` is not supported in this version; use `bridge`, `host` or `none`"
                 )))
             }
-            _ => Err(format!("unknown network mode `{text}`; use `host` or `none`").into()),
+            _ => {
+                Err(format!("unknown network mode `{text}`; use `bridge`, `host` or `none`").into())
+            }
         };
         self.refused(path, node, mode)
     }

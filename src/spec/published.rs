@@ -1,5 +1,4 @@
-//! Published ports. Services use the host's network in this version, so a port is published when it is open, and as
-//! the port that it is.
+//! Published ports. A service that uses the host's network publishes a port by opening it, as the port that it is.
 
 use std::net::IpAddr;
 
@@ -123,8 +122,12 @@ impl Checker<'_> {
 /// Whether the host's network gives what is asked for.
 fn reached(port: &Port, network: NetworkMode) -> Result<(), Refusal> {
     let target = port.target;
-    if network == NetworkMode::None {
-        return Err("the service has no network (`network_mode: none`)".to_owned().into());
+    match network {
+        NetworkMode::None => {
+            return Err("the service has no network (`network_mode: none`)".to_owned().into());
+        }
+        NetworkMode::Bridge => return Ok(()),
+        NetworkMode::Host => {}
     }
     if let Some(address) = port.host_ip.filter(|address| !address.is_unspecified()) {
         return Err(Refusal::unsupported(format!(

@@ -105,7 +105,8 @@ impl Service {
         self.extensions.on_unhealthy.unwrap_or(super::UnhealthyAction::Restart)
     }
 
-    /// The network mode that holds. Host, until bridges exist; compose's default will then be the default here.
+    /// The network mode that holds. Host, until every project has a bridge of its own; compose's
+    /// default will then be the default here.
     #[must_use]
     pub fn network(&self) -> NetworkMode {
         self.network_mode.unwrap_or(NetworkMode::Host)
@@ -213,6 +214,8 @@ pub enum NetworkMode {
     Host,
     /// A namespace with nothing but a loopback.
     None,
+    /// A namespace on the bridge that all such services of this host share.
+    Bridge,
 }
 
 impl fmt::Display for NetworkMode {
@@ -220,6 +223,7 @@ impl fmt::Display for NetworkMode {
         f.write_str(match self {
             Self::Host => "host",
             Self::None => "none",
+            Self::Bridge => "bridge",
         })
     }
 }

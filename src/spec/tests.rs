@@ -261,7 +261,7 @@ services:
     restart: sometimes
     stop_signal: SIGFOO
     stop_grace_period: 10
-    network_mode: bridge
+    network_mode: service:web
     working_dir: app
     user: 'a:b:c'
     ports: ['80:80']

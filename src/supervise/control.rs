@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::bridges::{Bridges, BridgesOptions};
 use super::driver::Driver;
 use super::events::{EventLog, Subject};
 use super::execute::Host;
@@ -156,9 +157,17 @@ impl Control {
             on_demand: options.idle_limit.is_some(),
         };
         let shutdown = CancellationToken::new();
+        let bridges = Bridges::start(BridgesOptions {
+            store: store.clone(),
+            run_dir: run_dir.clone(),
+            instance: Arc::clone(&instance),
+            exe: Arc::clone(&exe),
+            log_level: options.log_level.clone(),
+            events: events.clone(),
+        });
         let host = {
             let (features, expecting) = (options.features, Arc::default());
-            Arc::new(Host { store, images, exe, run_dir, instance, features, expecting })
+            Arc::new(Host { store, images, exe, run_dir, instance, features, bridges, expecting })
         };
         let mut driver = Driver::new(host, events, shutdown.clone());
         driver.on_demand = options.idle_limit;

@@ -107,6 +107,7 @@ impl Driver {
             }
         }
         self.shutdown.cancel();
+        self.host.bridges.flush().await;
         if !self.any_runs() {
             self.host.leave_nothing().await;
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::begin::until_kept;
+use super::bridges::Bridges;
 use super::files::{Reread, RereadError};
 use super::held::ContainerRecord;
 use super::images::{Extent, Images};
@@ -23,7 +24,7 @@ use crate::container::{
 use crate::host::Features;
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::ContainerKey;
-use crate::spec::{Prefetch, Service};
+use crate::spec::{NetworkMode, Prefetch, Service};
 use crate::store::{CONTAINER_RECORD, Store, record};
 use crate::sys::cgroup;
 use crate::sys::process::SealedExe;
@@ -38,6 +39,7 @@ pub(super) struct Host {
     pub(super) run_dir: PathBuf,
     pub(super) instance: Arc<str>,
     pub(super) features: Features,
+    pub(super) bridges: Bridges,
     /// Somebody is in [`Host::expect_start`] already.
     pub(super) expecting: Arc<AtomicBool>,
 }
@@ -246,7 +248,12 @@ impl Host {
             log: self.log_path(record.project.as_str(), record.service.as_str()),
             volumes: self.store.root().join("volumes"),
         };
-        let launch = launch::launch(service, &image.config, mounted.layers, place, &self.features);
+        let mut launch =
+            launch::launch(service, &image.config, mounted.layers, place, &self.features);
+        if service.network() == NetworkMode::Bridge {
+            let wish = launch::member(id, record.project.as_str(), service);
+            launch::attach(&mut launch, service, self.bridges.join(wish).await?);
+        }
         let wish = &service.extensions.lazy;
         let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish);
         let launching = waiting.launch(&self.exe, &launch);

@@ -31,6 +31,8 @@ impl Driver {
                 None => self.find_unrecorded(id).await,
             }
         }
+        let ids = self.containers.values().map(|held| &held.id);
+        self.host.bridges.settle(super::bridges::running(&self.host.run_dir, ids));
         self.connection_changed();
         // Also of runs that ended meanwhile it must be known whether they lost their content.
         let served = self.containers.values().any(|held| held.record.connection.is_some());

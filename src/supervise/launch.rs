@@ -3,15 +3,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::bridges::Joined;
 use crate::container::{
-    Bounds, Content, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget, Mount,
-    MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
+    Bounds, ContainerId, Content, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget,
+    Mount, MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
 };
 use crate::host::Features;
 use crate::image::ImageConfig;
+use crate::network::{
+    HostAccess, Ipv6, MemberWish, MembershipWish, NetworkKey, NetworkSpec, PortWish, Reach,
+    Transport, names,
+};
 use crate::spec::{
-    self, Access, CopyUp, GrantContent, HostAddress, LogDriver, LogMode, NetworkMode, Service,
-    Swap, SystemCalls,
+    self, Access, CopyUp, GrantContent, HostAddress, LogDriver, LogMode, NetworkMode, Protocol,
+    Service, Swap, SystemCalls,
 };
 
 /// Where the pieces of one container are.
@@ -91,7 +96,8 @@ pub(super) fn launch(
     launch.lacks = lacks.map(|(_, lack)| lack).collect();
     launch.network = match service.network() {
         NetworkMode::Host => Network::Host,
-        NetworkMode::None => Network::None,
+        // A bridge's interfaces come with `attach`.
+        NetworkMode::None | NetworkMode::Bridge => Network::None,
     };
     launch.mounts = service
         .volumes
@@ -124,6 +130,56 @@ pub(super) fn launch(
     launch.stop =
         StopPolicy { signal: stop_signal(service, image), grace_ms: millis(service.grace()) };
     launch
+}
+
+/// What a service with `network_mode: bridge` wants: the bridge that all such services share. They have no names for
+/// each other there, as under Docker, because services of any project are on it.
+pub(super) fn member(id: &ContainerId, project: &str, service: &Service) -> MemberWish {
+    let name = &service.name;
+    let port = |port: &spec::Port| PortWish {
+        host_ip: port.host_ip,
+        published: port.published.map(|(first, last)| first..=last),
+        target: port.target,
+        transport: match port.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+            Protocol::Sctp => Transport::Sctp,
+        },
+    };
+    let names_host = service.extra_hosts.iter().any(|host| host.address == HostAddress::Gateway);
+    MemberWish {
+        container: id.to_string(),
+        endpoint: format!("{project}/{name}-1"),
+        networks: vec![MembershipWish {
+            network: NetworkSpec {
+                key: NetworkKey::shared(),
+                reach: Reach::Outside,
+                ipv6: Ipv6::AsHost,
+                subnets: Vec::new(),
+            },
+            v4: None,
+            v6: None,
+            canonical: format!("{project}-{name}-1.bridge"),
+            names: Vec::new(),
+        }],
+        ports: service.ports.iter().map(port).collect(),
+        host_access: if names_host { HostAccess::Granted } else { HostAccess::Denied },
+        dns: service.dns.servers.clone(),
+    }
+}
+
+/// Launches a container into the networks that it has joined.
+pub(super) fn attach(launch: &mut Launch, service: &Service, joined: Joined) {
+    let gateway = joined.gateway.map_or_else(|| "127.0.0.1".to_owned(), |ip| ip.to_string());
+    for (entry, host) in launch.extra_hosts.iter_mut().zip(&service.extra_hosts) {
+        if host.address == HostAddress::Gateway {
+            entry.address.clone_from(&gateway);
+        }
+    }
+    // A dot alone searches nowhere.
+    let search: Vec<String> = service.dns.search.iter().filter(|s| *s != ".").cloned().collect();
+    launch.resolv_conf = Some(names::resolv_conf(&search, &service.dns.options));
+    launch.network = Network::Attached(joined.attached);
 }
 
 /// A container that shares the host's network reaches the host as itself.

@@ -11,6 +11,7 @@
 
 mod answer;
 mod begin;
+mod bridges;
 mod changes;
 mod clock;
 mod control;

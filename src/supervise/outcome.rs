@@ -7,8 +7,11 @@ use super::files::{Reread, RereadError};
 use super::held::is_host_fault;
 use super::pull_error::PullError;
 use super::report::EventLevel;
-use crate::container::{Link, MonitorHandle, Phase, Seen, WritableState};
+use crate::container::{
+    HealthState, HealthStatus, Link, MonitorHandle, Phase, Seen, WritableState,
+};
 use crate::image::{Digest, ImageRef};
+use crate::network::names::Ready;
 use crate::reconcile::{
     ContainerKey, CreateFailure, Failure, ImageState, Operation, PullFault, ServiceKey,
 };
@@ -199,6 +202,16 @@ impl Driver {
         let phase = seen.status.phase.clone();
         let health_before = held.status.as_ref().and_then(|status| status.health.clone());
         let health = seen.status.health.clone();
+        match phase {
+            Phase::Running { .. } => {
+                let is_well = |health: &HealthStatus| health.state == HealthState::Healthy;
+                let ready =
+                    if health.as_ref().is_none_or(is_well) { Ready::Yes } else { Ready::No };
+                self.host.bridges.ready(container.as_str(), ready);
+            }
+            Phase::Ended(_) => self.host.bridges.left(container.as_str()),
+            _ => {}
+        }
         let exit = held.observe(seen.status);
         if seen.link == Link::Closed {
             held.monitor = None;

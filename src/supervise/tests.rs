@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::bridges::{Bridges, BridgesOptions};
 use super::driver::Driver;
 use super::events::EventLog;
 use super::execute::Host;
@@ -51,8 +52,16 @@ impl Fixture {
         let lazy = LazyMounts::new(&options, &run_dir, store.root(), INSTANCE, own, told);
         let images = Arc::new(Images::new(client, layers, lazy, events.clone()));
         let features = options.features;
-        let (instance, expecting) = (INSTANCE.into(), Arc::default());
-        let host = Host { store, images, exe, run_dir, instance, features, expecting };
+        let (instance, expecting) = (Arc::from(INSTANCE), Arc::default());
+        let bridges = Bridges::start(BridgesOptions {
+            store: store.clone(),
+            run_dir: run_dir.clone(),
+            instance: Arc::clone(&instance),
+            exe: Arc::clone(&exe),
+            log_level: "warn".to_owned(),
+            events: events.clone(),
+        });
+        let host = Host { store, images, exe, run_dir, instance, features, bridges, expecting };
         let driver = Driver::new(Arc::new(host), events, CancellationToken::new());
         Self { driver, folder }
     }

@@ -116,7 +116,7 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done(
         "network_mode",
         Choice(&["host", "none", "bridge"]),
-        "`host` (default in this version) or `none`",
+        "`host` (default in this version), `none`, or `bridge`: the bridge that such services share",
     ),
     rejected("networks", NO_BRIDGE),
     rejected("oom_kill_disable", "newer kernels have no such setting"),
@@ -131,7 +131,8 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done(
         "ports",
         Items,
-        "all forms, if the published port is the container's: services use the host's network in this version",
+        "all forms with `network_mode: bridge`; with the host's network, which is the default in this version, if the \
+         published port is the container's",
     ),
     rejected("post_start", "hooks are not run"),
     rejected("pre_start", "hooks are not run"),

@@ -1,0 +1,37 @@
+//! Connecting a container that starts to its networks: in the child that starts it, so that it needs nobody else.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use super::start::StartError;
+use super::{Attached, Launch, Network};
+use crate::network::names::{NamesClient, open_entry};
+use crate::network::{Owner, link};
+use crate::sys::{child, netns};
+
+/// The network namespace that is made for a container; `None` when it has one of others.
+pub(super) fn make(launch: &Launch) -> Result<Option<OwnedFd>, StartError> {
+    match &launch.network {
+        Network::None => child::make_loopback_network().map_err(StartError::Network).map(Some),
+        Network::Attached(attached) => connect(launch, attached).map(Some),
+        Network::Host | Network::Namespace(_) => Ok(None),
+    }
+}
+
+/// A network namespace with the interfaces of `attached`. It ends with the container's last process, and its
+/// interfaces with it.
+fn connect(launch: &Launch, attached: &Attached) -> Result<OwnedFd, StartError> {
+    let owner = Owner::new(&attached.instance)?;
+    let namespace = netns::make().map_err(StartError::Network)?;
+    link::attach(&owner, namespace.as_fd(), &attached.attachments).map_err(StartError::Attach)?;
+    if let Some(resolver) = &attached.resolver {
+        let entry = open_entry(namespace.as_fd()).map_err(StartError::Resolver)?;
+        let handed = NamesClient::connect(resolver)
+            .and_then(|client| client.adopt(launch.id.as_str(), &entry));
+        if let Err(error) = handed {
+            // Control starts it again and hands it every container's sockets; a start need not fail for that.
+            let error = crate::telemetry::Chain(&error).to_string();
+            tracing::warn!(error, "the container starts without a resolver");
+        }
+    }
+    Ok(namespace)
+}

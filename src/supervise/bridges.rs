@@ -1,0 +1,378 @@
+//! Networks of containers that have one of their own: who is in which, kept on disk, and the host made so.
+//!
+//! One task does everything, in the order in which it is asked: a container that left is out before it joins again.
+//! As long as no service asks for a bridge nothing is run, read or changed.
+
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::events::{EventLog, Subject};
+use super::report::EventLevel;
+use crate::container::{self, Attached};
+use crate::network::names::{NamesClient, NamesError, Ready};
+use crate::network::port::{self, HostPort};
+use crate::network::rules::{Change, RulesWatch};
+use crate::network::{HostNetwork, MemberWish, NetworkState, Owner};
+use crate::store::{Record, Store, record};
+use crate::sys::netns;
+use crate::sys::process::{RoleChild, SealedExe};
+use crate::telemetry::Chain;
+
+/// Requests that wait; a project of a thousand services fits.
+const QUEUE: usize = 2048;
+/// How often the resolver is looked after.
+const BEAT: Duration = Duration::from_secs(2);
+/// How long a resolver that begins is waited for: a hundred times what it takes.
+const RESOLVER_TRIES: usize = 500;
+const RESOLVER_PAUSE: rustix::time::Timespec =
+    rustix::time::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+impl Record for NetworkState {
+    const KIND: &'static str = "networks";
+    const VERSION: u32 = 1;
+}
+
+/// What a container is launched with.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) attached: Attached,
+    /// How it reaches the host.
+    pub(super) gateway: Option<Ipv4Addr>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Join {
+        wish: Box<MemberWish>,
+        reply: oneshot::Sender<Result<Joined, String>>,
+    },
+    Ready(String, Ready),
+    Left(String),
+    /// These run, and no others.
+    Settle(Vec<String>),
+    Flush(oneshot::Sender<()>),
+}
+
+/// The way to the task.
+#[derive(Debug, Clone)]
+pub(super) struct Bridges(mpsc::Sender<Command>);
+
+/// What the task needs.
+#[derive(Debug)]
+pub(super) struct BridgesOptions {
+    pub(super) store: Store,
+    pub(super) run_dir: PathBuf,
+    pub(super) instance: Arc<str>,
+    pub(super) exe: Arc<SealedExe>,
+    pub(super) log_level: String,
+    pub(super) events: EventLog,
+}
+
+impl Bridges {
+    /// Begins the task. Needs a runtime.
+    pub(super) fn start(options: BridgesOptions) -> Self {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(run(options, queue));
+        Self(commands)
+    }
+
+    /// Puts a container into its networks.
+    pub(super) async fn join(&self, wish: MemberWish) -> Result<Joined, String> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || "networks are not looked after any more".to_owned();
+        let join = Command::Join { wish: Box::new(wish), reply };
+        self.0.send(join).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// A container runs, and can be used or not.
+    pub(super) fn ready(&self, container: &str, ready: Ready) {
+        self.tell(Command::Ready(container.to_owned(), ready));
+    }
+
+    /// A container has ended.
+    pub(super) fn left(&self, container: &str) {
+        self.tell(Command::Left(container.to_owned()));
+    }
+
+    /// Which containers run, of all that were there before.
+    pub(super) fn settle(&self, running: Vec<String>) {
+        self.tell(Command::Settle(running));
+    }
+
+    /// Waits until all that was said before is done.
+    pub(super) async fn flush(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.0.send(Command::Flush(reply)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    fn tell(&self, command: Command) {
+        if let Err(error) = self.0.try_send(command) {
+            tracing::warn!(%error, "a change of networks is forgotten");
+        }
+    }
+}
+
+async fn run(options: BridgesOptions, mut queue: mpsc::Receiver<Command>) {
+    let events = options.events.clone();
+    let owner = match Owner::new(&options.instance) {
+        Ok(owner) => owner,
+        Err(error) => return tracing::error!(%error, "services can have no networks"),
+    };
+    let path = options.store.root().join("networks");
+    let state = options.store.load::<NetworkState>(&path).ok().flatten().unwrap_or_default();
+    let network = HostNetwork::new(owner.clone(), options.run_dir.join("network"));
+    let mut task =
+        Task { options, path, network, state, resolver: None, complaint: None, is_used: false };
+    let mut watch: Option<RulesWatch> = None;
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        if task.is_used && watch.is_none() {
+            watch = RulesWatch::open(&owner).ok();
+        }
+        let changed = async {
+            match &watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Each arm is cancel-safe: a message is taken or not, and a change that was read is told at once.
+        let work = tokio::select! {
+            command = queue.recv() => match command {
+                Some(command) => Work::Command(command),
+                None => return,
+            },
+            result = changed => {
+                if let Err(error) = result {
+                    tracing::warn!(%error, "changes of rules are not seen any more");
+                    watch = None;
+                }
+                Work::Rules
+            }
+            _ = beat.tick(), if task.is_used => Work::Beat,
+        };
+        // It runs programs and waits for the kernel.
+        let done = tokio::task::spawn_blocking(move || {
+            task.work(work);
+            task
+        });
+        match done.await {
+            Ok(back) => task = back,
+            Err(error) => {
+                let message = format!("networks are not looked after any more: {error}");
+                return events.emit(
+                    Subject::Host,
+                    EventLevel::Error,
+                    "network-failed",
+                    message,
+                    [],
+                );
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Work {
+    Command(Command),
+    /// Our table may have been changed.
+    Rules,
+    Beat,
+}
+
+/// All state of the task.
+#[derive(Debug)]
+struct Task {
+    options: BridgesOptions,
+    path: PathBuf,
+    network: HostNetwork,
+    state: NetworkState,
+    resolver: Option<RoleChild>,
+    /// What went wrong last; told once.
+    complaint: Option<String>,
+    /// Whether there is anything of ours on the host.
+    is_used: bool,
+}
+
+impl Task {
+    fn work(&mut self, work: Work) {
+        match work {
+            Work::Command(Command::Join { wish, reply }) => {
+                let joined = self.join(&wish);
+                if joined.is_err() {
+                    self.leave(&wish.container);
+                }
+                let _ = reply.send(joined);
+            }
+            Work::Command(Command::Ready(container, ready)) => {
+                if self.state.containers().any(|known| known == container) {
+                    self.state.set_ready(&container, ready);
+                    self.apply_and_tell();
+                }
+            }
+            Work::Command(Command::Left(container)) => {
+                self.leave(&container);
+            }
+            Work::Command(Command::Settle(running)) => {
+                if self.state.containers().next().is_some() {
+                    self.state.keep(|known| running.iter().any(|id| id == known));
+                    self.save_and_apply();
+                }
+            }
+            Work::Command(Command::Flush(reply)) => drop(reply.send(())),
+            Work::Rules | Work::Beat if !self.is_used => {}
+            Work::Rules => self.apply_and_tell(),
+            Work::Beat => {
+                if let Err(error) = self.look_after_resolver() {
+                    self.complain(error);
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, wish: &MemberWish) -> Result<Joined, String> {
+        let text = |error: &(dyn std::error::Error + 'static)| Chain(error).to_string();
+        let surroundings = self.network.surroundings().map_err(|error| text(&error))?;
+        let fixed = wish.ports.iter().filter_map(|wanted| {
+            let port = wanted.published.as_ref().filter(|range| range.start() == range.end())?;
+            let address = wanted.host_ip.filter(|address| !address.is_unspecified());
+            Some(HostPort { address, port: *port.start(), transport: wanted.transport })
+        });
+        let taken = port::taken(&fixed.collect::<Vec<_>>()).map_err(|error| text(&error))?;
+        if let Some(taken) = taken.first() {
+            return Err(taken.to_string());
+        }
+        let is_free = |port| port::taken(&[port]).is_ok_and(|taken| taken.is_empty());
+        self.state.join(wish, &surroundings, is_free).map_err(|error| text(&error))?;
+        self.save();
+        self.apply().map_err(|error| text(&error))?;
+        self.look_after_resolver().map_err(|error| text(&error))?;
+        let attachments = self.network.attachments(&self.state, &wish.container);
+        let gateway = attachments.iter().find_map(|attachment| attachment.gateway4);
+        let resolver = Some(self.network.directory().to_owned());
+        let instance = self.options.instance.to_string();
+        Ok(Joined { attached: Attached { instance, attachments, resolver }, gateway })
+    }
+
+    fn leave(&mut self, container: &str) {
+        if self.state.containers().any(|known| known == container) {
+            self.state.keep(|known| known != container);
+            self.save_and_apply();
+        }
+    }
+
+    fn save(&mut self) {
+        if let Err(error) = record::save_with_copy(&self.path, &self.state) {
+            self.complain(error);
+        }
+    }
+
+    fn save_and_apply(&mut self) {
+        self.save();
+        self.apply_and_tell();
+        if self.is_used
+            && let Err(error) = self.look_after_resolver()
+        {
+            self.complain(error);
+        }
+    }
+
+    fn apply_and_tell(&mut self) {
+        if let Err(error) = self.apply() {
+            self.complain(error);
+        }
+    }
+
+    fn apply(&mut self) -> Result<(), crate::network::HostNetworkError> {
+        self.is_used = true;
+        let applied = self.network.apply(&self.state)?;
+        self.complaint = None;
+        let emit = |kind: &str, message: String| {
+            self.options.events.emit(Subject::Host, EventLevel::Warning, kind, message, []);
+        };
+        if !applied.settings.is_empty() {
+            let settings = applied.settings.join(", ");
+            emit("host-setting", format!("set for networks of services: {settings}"));
+        }
+        if applied.rules == Change::Restored {
+            emit("rules-restored", "rules of networks were changed by others, and are back".into());
+        }
+        if !applied.collected.is_empty() {
+            tracing::debug!(interfaces = ?applied.collected, "left over, and gone");
+        }
+        self.is_used = !self.state.bridges().is_empty();
+        Ok(())
+    }
+
+    /// Starts the resolver where none runs, and hands it the sockets of those that it does not serve.
+    fn look_after_resolver(&mut self) -> Result<(), crate::network::HostNetworkError> {
+        if self.resolver.as_ref().is_some_and(has_ended) {
+            self.resolver = None;
+        }
+        let directory = self.network.directory().to_owned();
+        if matches!(NamesClient::connect(&directory), Err(NamesError::Absent(_))) {
+            let log = File::options().create(true).append(true).open(directory.join("names.log"));
+            let group = format!("/supervisor-{}/names", self.options.instance);
+            let command = NamesClient::command(&directory, &self.options.log_level, &group);
+            let started = log
+                .and_then(|log| command.log_to(&log))
+                .and_then(|command| command.spawn(&self.options.exe));
+            self.resolver = Some(started.map_err(NamesError::Absent)?);
+            for _ in 0..RESOLVER_TRIES {
+                let ended = self.resolver.as_ref().is_some_and(has_ended);
+                if ended || NamesClient::connect(&directory).is_ok() {
+                    break;
+                }
+                // An interrupted wait is a shorter one.
+                let _ = rustix::thread::nanosleep(&RESOLVER_PAUSE);
+            }
+        }
+        let served = NamesClient::connect(&directory)?.clients()?;
+        let missing = self.state.containers().filter(|id| !served.iter().any(|s| s == id));
+        for id in missing.map(str::to_owned).collect::<Vec<_>>() {
+            let Ok(parsed) = id.parse() else { continue };
+            let process = container::running_process(&self.options.run_dir, &parsed);
+            // One that is about to start hands its sockets over itself.
+            let Some(process) = process.ok().flatten() else { continue };
+            let Some(_alive) = process.open() else { continue };
+            let Ok(namespace) = netns::of_process(process.pid) else { continue };
+            self.network.ensure_answered(&id, namespace.as_fd())?;
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, error: impl std::error::Error + 'static) {
+        let message = format!("networks of services: {}", Chain(&error));
+        if self.complaint.as_ref() != Some(&message) {
+            let events = &self.options.events;
+            events.emit(Subject::Host, EventLevel::Error, "network-failed", message.clone(), []);
+            self.complaint = Some(message);
+        }
+    }
+}
+
+/// Whether it has ended; reaps it.
+fn has_ended(child: &RoleChild) -> bool {
+    child.try_wait().map_or(true, |ended| ended.is_some())
+}
+
+/// Which of these containers run, by their processes.
+pub(super) fn running<'a>(
+    run_dir: &std::path::Path,
+    ids: impl Iterator<Item = &'a container::ContainerId>,
+) -> Vec<String> {
+    let runs = |id: &&container::ContainerId| {
+        let process = container::running_process(run_dir, id).ok().flatten();
+        process.is_some_and(|process| process.open().is_some())
+    };
+    ids.filter(runs).map(ToString::to_string).collect()
+}
