@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bounds, ContainerId, Content, HealthCheck, RunPaths, Signal};
-use crate::network::Attachment;
+use super::{Attached, Bounds, ContainerId, Content, HealthCheck, RunPaths, Signal};
 
 /// The version of [`Launch`] that this program writes. Fields are only added, with a default; a change of meaning
 /// raises it.
@@ -196,18 +195,6 @@ pub enum Network {
     Namespace(PathBuf),
     /// Its own, connected to bridges when the container starts.
     Attached(Attached),
-}
-
-/// The interfaces of a container with a network of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attached {
-    /// Whose bridges they are.
-    pub instance: String,
-    /// One for each network.
-    pub attachments: Vec<Attachment>,
-    /// Folder of the socket of the resolver, if it has one.
-    #[serde(default)]
-    pub resolver: Option<PathBuf>,
 }
 
 /// How a container is asked to end.

@@ -50,10 +50,11 @@ pub use handle::{
 pub use health::{HealthCheck, HealthState, HealthStatus, Probe};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
-    Attached, HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow,
-    LogTarget, Mount, MountKind, Network, Process, Rootfs, StopPolicy, Writable,
+    HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
+    MountKind, Network, Process, Rootfs, StopPolicy, Writable,
 };
 pub(crate) use monitor::monitor_main;
+pub use network::Attached;
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
 pub use remove::{RemoveError, remove};
 pub use run_paths::RunPaths;

@@ -1,12 +1,27 @@
 //! Connecting a container that starts to its networks: in the child that starts it, so that it needs nobody else.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
 
 use super::start::StartError;
-use super::{Attached, Launch, Network};
+use super::{Launch, Network};
 use crate::network::names::{NamesClient, open_entry};
-use crate::network::{Owner, link};
+use crate::network::{Attachment, Owner, link};
 use crate::sys::{child, netns};
+
+/// The interfaces of a container with a network of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// Whose bridges they are.
+    pub instance: String,
+    /// One for each network.
+    pub attachments: Vec<Attachment>,
+    /// Folder of the socket of the resolver, if it has one.
+    #[serde(default)]
+    pub resolver: Option<PathBuf>,
+}
 
 /// The network namespace that is made for a container; `None` when it has one of others.
 pub(super) fn make(launch: &Launch) -> Result<Option<OwnedFd>, StartError> {
