@@ -60,6 +60,37 @@ fn containers_whose_connection_is_lost_are_started_again_and_that_counts_as_no_c
 }
 
 #[test]
+fn a_control_that_cannot_begin_a_keeper_tries_until_it_can() {
+    let program = Program::new();
+    let image = Readable::pack(&program, 1, 3);
+    program.services(&file(&[service("web", READ_ON).image(image.local())]));
+    let up = program.up();
+    let pid = program.running("web");
+    reads_on(&program);
+
+    let keeper = role(&program, "keeper");
+    signal(Pid::from_child(&up), Signal::STOP);
+    end(&[keeper]);
+    crash(up);
+    // Nothing can be written where a keeper writes its log.
+    let (log, aside) = (program.run_dir().join("lazy/keeper.log"), program.folder().join("aside"));
+    fs::rename(&log, &aside).unwrap();
+    fs::create_dir(&log).unwrap();
+    assert_eq!(program.running("web"), pid, "the next control finds it");
+    program.until("it is said", || {
+        let events = program.ok(["events", "--since", "1h", "--no-follow", "--json"]);
+        events.contains("lazy-unavailable").then_some(())
+    });
+    fs::remove_dir(&log).unwrap();
+    fs::rename(&aside, &log).unwrap();
+    // Nobody asks for anything that needs a layer.
+    program.until("a keeper begins", || program.role("keeper", ""));
+    assert_eq!(program.running("web"), pid, "the same container");
+    reads_on(&program);
+    program.ok(["down"]);
+}
+
+#[test]
 fn with_a_descriptor_store_everybody_may_die_at_once() {
     let program = Program::new();
     let image = Readable::pack(&program, 2, 3);

@@ -19,6 +19,8 @@ use crate::role::ROLE_ARGUMENT;
 use crate::sys::process::{ProcessIdentity, RoleChild, RoleCommand};
 use crate::sys::{cgroup, socket};
 
+/// So many keepers that die before they report are no accident.
+const WORDLESS_ENDS: u32 = 3;
 /// How long the control group of processes that have ended may stay.
 const CGROUP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -31,6 +33,7 @@ impl Shared {
         let deadline = Instant::now() + self.options.start_timeout;
         let mut child = None;
         let mut may_succeed = true;
+        let mut wordless = 0;
         loop {
             let mut place = Place::Free;
             if let Ok((_, peer)) = self.connect(KEEPER_SOCKET).await {
@@ -74,7 +77,11 @@ impl Shared {
                 }
                 Ok(_) => {
                     watch::reap(started).await;
-                    return Err(keeper("it ended without a word".to_owned()));
+                    wordless += 1;
+                    // One that was killed says nothing of the next one.
+                    if wordless >= WORDLESS_ENDS {
+                        return Err(keeper("it ended without a word".to_owned()));
+                    }
                 }
                 Err(_) => {
                     let _ = started.signal(9);

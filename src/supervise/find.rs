@@ -11,6 +11,9 @@ use crate::reconcile::ContainerKey;
 use crate::sys::process::boot_id;
 use crate::telemetry::Chain;
 
+/// Before a connection that could not be watched over is tried again.
+const RESUME_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 impl Driver {
     /// Reads the records and connects to the monitors that live. What needs an action is left to the first plan.
     pub(super) async fn find_what_is_there(&mut self) {
@@ -37,8 +40,17 @@ impl Driver {
         // Also of runs that ended meanwhile it must be known whether they lost their content.
         let served = self.containers.values().any(|held| held.record.connection.is_some());
         if served || self.any_runs() {
-            let images = std::sync::Arc::clone(&self.host.images);
-            tokio::spawn(async move { images.resume_lazy().await });
+            let images = std::sync::Arc::downgrade(&self.host.images);
+            tokio::spawn(async move {
+                // What cannot be had now, may be had later, and until then nobody replaces a keeper that dies.
+                while let Some(images) = images.upgrade() {
+                    if images.resume_lazy().await {
+                        return;
+                    }
+                    drop(images);
+                    tokio::time::sleep(RESUME_PAUSE).await;
+                }
+            });
         }
     }
 

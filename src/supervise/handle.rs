@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::lazy_mounts::Users;
+use super::lazy_link::Users;
 use super::report::{
     Event, ExecTarget, ExitReport, ImageReport, LogSource, MountableImage, PlanReport,
     PullProgress, ServiceReport, UpRequest,

@@ -361,9 +361,9 @@ impl Images {
         Ok(Mounted { path: layer.full_path(), is_lazy: false })
     }
 
-    /// Watches over the lazy mount of an earlier control, if it left one.
-    pub(super) async fn resume_lazy(&self) {
-        self.lazy.resume().await;
+    /// Watches over the lazy mount of an earlier control, if it left one. False if that is to be tried again.
+    pub(super) async fn resume_lazy(&self) -> bool {
+        self.lazy.resume().await
     }
 
     /// Takes the lazy mount down, unless somebody looks into an image. Such mounts outlive control, so the mount

@@ -1,6 +1,7 @@
 //! What hangs on the connection of the lazy mounts in control: the copy of its descriptor in the service manager's
 //! store, its generation for the planner, and what happens to it for the events.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{broadcast, watch};
@@ -103,5 +104,22 @@ pub(super) fn tell_kept_keeper(lazy: &Lazy, events: &EventLog) {
     if let Some(reason) = lazy.kept_keeper() {
         let message = format!("the keeper of another build goes on: {reason}");
         events.emit(Subject::Host, EventLevel::Warning, "keeper-kept", message, []);
+    }
+}
+
+/// Who uses the connection, for whoever would end it by force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Users {
+    /// Only what is being taken down.
+    OnlyThis,
+    /// Others too.
+    Others,
+}
+
+impl Users {
+    /// Given whether containers of others run, and what images people look into: those are nobody's project's.
+    pub(super) fn of(others_run: bool, image_mounts: std::io::Result<Vec<PathBuf>>) -> Self {
+        let are_none = image_mounts.is_ok_and(|mounts| mounts.is_empty());
+        if others_run || !are_none { Self::Others } else { Self::OnlyThis }
     }
 }

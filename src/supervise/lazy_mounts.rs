@@ -1,7 +1,6 @@
 //! Lazy layers from control's side: the connection is made when the first layer needs it, and why it cannot be made
 //! is a reason that people see, never a failure.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -12,7 +11,7 @@ use tokio::time::Instant;
 
 use super::ControlOptions;
 use super::events::{EventLog, Subject};
-use super::lazy_link::{Link, store_name, tell, tell_kept_keeper};
+use super::lazy_link::{Link, Users, store_name, tell, tell_kept_keeper};
 use super::report::EventLevel;
 use crate::fuse::{self, Feature, LayerMount, LayerStatus, Lazy, LazyOptions, Stop, WorkerState};
 use crate::host;
@@ -25,6 +24,8 @@ use crate::telemetry::Chain;
 /// A refusal is believed for so long: services that start together do not each try, and a module that was loaded
 /// meanwhile is found.
 const REFUSAL_HOLDS: Duration = Duration::from_secs(30);
+/// The same where the connection of an earlier control exists.
+const LOST_REFUSAL_HOLDS: Duration = Duration::from_secs(1);
 /// How long keeper and worker may take to answer somebody who is about to end them.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -148,8 +149,10 @@ impl LazyMounts {
         if let Some(lazy) = &state.lazy {
             return Ok(Arc::clone(lazy));
         }
+        // What a connection is there for was possible a moment ago.
+        let holds = if self.is_there() { LOST_REFUSAL_HOLDS } else { REFUSAL_HOLDS };
         if let Some((reason, at)) = &state.refused
-            && at.elapsed() < REFUSAL_HOLDS
+            && at.elapsed() < holds
         {
             return Err(reason.clone());
         }
@@ -171,13 +174,16 @@ impl LazyMounts {
                 let reason = Chain(&error).to_string();
                 let hint = error.hint().unwrap_or_default().to_owned();
                 let message = format!("layers are pulled fully: {reason}");
-                self.link.events.emit(
-                    Subject::Host,
-                    EventLevel::Warning,
-                    "lazy-unavailable",
-                    message,
-                    [("hint", hint)],
-                );
+                // Once for each reason, however often it is tried.
+                if state.refused.as_ref().is_none_or(|(told, _)| *told != reason) {
+                    self.link.events.emit(
+                        Subject::Host,
+                        EventLevel::Warning,
+                        "lazy-unavailable",
+                        message,
+                        [("hint", hint)],
+                    );
+                }
                 state.refused = Some((reason.clone(), Instant::now()));
                 Err(reason)
             }
@@ -273,15 +279,20 @@ impl LazyMounts {
     }
 
     /// Watches over a connection that an earlier control left. Its keeper may have died with that control, and then
-    /// the worker is the last one that holds the descriptor.
-    pub(super) async fn resume(&self) {
-        if self.is_there()
-            && let Err(reason) = self.connected().await
-        {
-            tracing::warn!(
-                reason,
-                "the lazy mounts of an earlier run have nobody to watch over them"
-            );
+    /// the worker is the last one that holds the descriptor. False if there is one and it cannot be done at present.
+    pub(super) async fn resume(&self) -> bool {
+        if !self.is_there() {
+            return true;
+        }
+        match self.connected().await {
+            Ok(_) => true,
+            Err(reason) => {
+                tracing::warn!(
+                    reason,
+                    "the lazy mounts of an earlier run have nobody to watch over them"
+                );
+                false
+            }
         }
     }
 
@@ -369,23 +380,6 @@ impl LazyMounts {
         let level = EventLevel::Warning;
         self.link.events.emit(Subject::Host, level, "lazy-connection-freed", &*message, []);
         Ok(Some(message))
-    }
-}
-
-/// Who uses the connection, for [`LazyMounts::free`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Users {
-    /// Only what is being taken down.
-    OnlyThis,
-    /// Others too.
-    Others,
-}
-
-impl Users {
-    /// Given whether containers of others run, and what images people look into: those are nobody's project's.
-    pub(super) fn of(others_run: bool, image_mounts: io::Result<Vec<PathBuf>>) -> Self {
-        let are_none = image_mounts.is_ok_and(|mounts| mounts.is_empty());
-        if others_run || !are_none { Self::Others } else { Self::OnlyThis }
     }
 }
 
