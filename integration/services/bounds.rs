@@ -87,11 +87,11 @@ fn limits_and_privileges_of_the_file_hold_in_the_container() {
 #[test]
 fn what_is_not_supported_is_left_out_when_the_user_says_so() {
     let program = Program::new();
-    program.services(&file(&[service("web", IDLE).key("depends_on: [db]"), service("db", IDLE)]));
+    program.services(&file(&[service("web", IDLE).key("sysctls: [net.core.somaxconn=100]")]));
     let refused = program.run(["config", "-q"]);
     let errors = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success());
-    assert!(errors.contains("services.yaml:") && errors.contains("web.depends_on"), "{errors}");
+    assert!(errors.contains("services.yaml:") && errors.contains("web.sysctls"), "{errors}");
     assert!(errors.contains("--allow-unsupported"), "{errors}");
     let up = program.up_with(&["--allow-unsupported"]);
     program.running("web");
