@@ -114,6 +114,9 @@ impl Soak {
             program.until(&format!("{waiting:?} are replaced"), || {
                 waiting.retain(|(role, (service, pid))| {
                     let next = program.role(role, service).filter(|next| next != pid);
+                    // With control it is the worker alone that holds the connection, until the next keeper does: a
+                    // death of the worker before that would be one of all three at once.
+                    let next = next.filter(|next| *role != "keeper" || holds_connection(*next));
                     if next.is_some() {
                         figures.replaced(role, start.elapsed());
                     }
@@ -230,6 +233,14 @@ impl Soak {
         // Mounts, groups and processes are looked for when the program is dropped.
         self.figures
     }
+}
+
+/// Whether a process has the connection of lazy layers open.
+fn holds_connection(pid: Pid) -> bool {
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
+    descriptors.into_iter().flatten().flatten().any(|descriptor| {
+        std::fs::read_link(descriptor.path()).is_ok_and(|target| target.ends_with("dev/fuse"))
+    })
 }
 
 fn soak(kills: u64, files: usize, seed: u64) -> Figures {
