@@ -14,6 +14,8 @@ pub(super) struct Figures {
     stalls: Stalls,
     /// Longest read of a file that is here, of the time around each kill.
     around: Vec<Duration>,
+    /// Lines that services said and no log has.
+    lost: u64,
 }
 
 impl Figures {
@@ -24,6 +26,7 @@ impl Figures {
             replaced: BTreeMap::new(),
             stalls: Stalls::default(),
             around: Vec::new(),
+            lost: 0,
         }
     }
 
@@ -42,6 +45,10 @@ impl Figures {
 
     pub(super) fn around_kill(&mut self, longest: Option<Duration>) {
         self.around.extend(longest);
+    }
+
+    pub(super) fn lost(&mut self, lines: u64) {
+        self.lost += lines;
     }
 
     /// What of a hundred kills 99 cost a reader of files that are here at most.
@@ -76,6 +83,7 @@ impl Figures {
             }
             text.push('\n');
         }
+        text.push_str(&format!("lines lost: {}\n", self.lost));
         text.push_str(&format!("ends seen, by exit code: {codes:?} (None: unknown)\n"));
         let _ = std::io::stdout().write_all(text.as_bytes());
     }

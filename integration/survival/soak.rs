@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
+use std::ops::Range;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,8 @@ struct Soak {
     last_end: Vec<u8>,
     /// How often its monitor was killed, each of which may cost an exit code.
     ending_killed: u64,
+    /// How often that of the writing service was, each of which may cost what it had read and not written yet.
+    writing_killed: u64,
 }
 
 impl Soak {
@@ -96,6 +99,7 @@ impl Soak {
             if rustix::process::kill_process(*pid, Signal::KILL).is_ok() {
                 self.figures.killed(role);
                 self.ending_killed += u64::from(service == "ending");
+                self.writing_killed += u64::from(service == "writing");
             }
         }
         let is_control = |role: &str| role == "control";
@@ -208,9 +212,11 @@ impl Soak {
 
     fn ends(mut self) -> Figures {
         assert_eq!(self.program.interrupt(self.up.take().unwrap()), Some(0));
-        for (number, line) in self.program.output("writing").iter().enumerate() {
-            assert_eq!(*line, format!("seq {number}"), "a hole, or a line said twice");
-        }
+        let lost = lost(&self.program.output("writing"));
+        self.figures.lost(lost.iter().map(|hole| hole.end - hole.start).sum());
+        self.figures.print(&self.codes);
+        let holes = lost.len() as u64;
+        assert!(holes <= self.writing_killed, "{lost:?}, {} killed", self.writing_killed);
         let reading = self.program.output("reading");
         assert!(!reading.iter().any(|line| line.starts_with("error")), "{reading:?}");
         let codes = &self.codes;
@@ -229,10 +235,24 @@ impl Soak {
             .filter(|name| name.ends_with(".sock"))
             .collect();
         assert!(sockets.is_empty(), "{sockets:?}");
-        self.figures.print(&self.codes);
         // Mounts, groups and processes are looked for when the program is dropped.
         self.figures
     }
+}
+
+/// The numbers that are missing in a sequence, in which none may come twice.
+fn lost(output: &[String]) -> Vec<Range<u64>> {
+    let (mut lost, mut next) = (Vec::new(), 0);
+    for line in output {
+        let number = line.strip_prefix("seq ").and_then(|number| number.parse().ok());
+        let number: u64 = number.unwrap_or_else(|| panic!("no line of the service: {line:?}"));
+        assert!(number >= next, "said twice: {line:?}");
+        if number > next {
+            lost.push(next..number);
+        }
+        next = number + 1;
+    }
+    lost
 }
 
 /// Whether a process has the connection of lazy layers open.
@@ -261,6 +281,7 @@ fn soak(kills: u64, files: usize, seed: u64) -> Figures {
         codes: BTreeMap::new(),
         last_end: Vec::new(),
         ending_killed: 0,
+        writing_killed: 0,
     };
     soak.program.services(&file(&soak.services()));
     soak.up = Some(soak.program.up());
