@@ -44,13 +44,14 @@ fn wait_for_request(registry: &FaultRegistry) {
 
 #[test]
 fn a_worker_killed_in_the_middle_of_a_read_is_not_noticed() {
-    let (host, registry) = (LazyHost::start(), FaultRegistry::start());
-    let layer = layer();
-    let directory = host.mount(&layer, remote(&registry, &layer));
-    for name in ["large", "small"] {
+    // `small` waits in open(2), `large` in read(2). Each has a layer of its own: what is read whole brings its neighbours.
+    for (name, content) in [("large", noise(1, LARGE)), ("small", noise(2, 5000))] {
+        let (host, registry) = (LazyHost::start(), FaultRegistry::start());
+        let layer =
+            TestLayer::pack(TarBuilder::default().file(name, content.clone()).finish(), 64 << 10);
+        let directory = host.mount(&layer, remote(&registry, &layer));
         outage(&registry);
         let path = directory.join(name);
-        // `small` waits in open(2), `large` in read(2).
         let reader = std::thread::spawn(move || std::fs::read(path));
         wait_for_request(&registry);
         host.replace_worker();
@@ -58,8 +59,7 @@ fn a_worker_killed_in_the_middle_of_a_read_is_not_noticed() {
         host.replace_worker();
         assert!(!reader.is_finished());
         registry.heal();
-        let (seed, length) = if name == "large" { (1, LARGE) } else { (2, 5000) };
-        assert!(reader.join().unwrap().unwrap() == noise(seed, length), "{name}");
+        assert!(reader.join().unwrap().unwrap() == content, "{name}");
     }
 }
 
