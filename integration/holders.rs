@@ -117,6 +117,20 @@ fn when_keeper_and_control_die_the_worker_holds() {
 }
 
 #[test]
+fn when_worker_and_control_die_the_keeper_holds() {
+    let mut reading = Reading::start();
+    let (keeper, worker, before) = (reading.keeper(), reading.host.worker(), reading.generation());
+    reading.host.forget();
+    end(&[&worker]);
+    // The keeper starts the next worker by itself.
+    reading.goes_on();
+    reading.host.ensure(reading.host.options()).unwrap();
+    assert_eq!((reading.keeper(), reading.generation()), (keeper, before));
+    assert_ne!(reading.host.worker(), worker);
+    reading.goes_on();
+}
+
+#[test]
 fn when_keeper_and_worker_die_control_holds() {
     let reading = Reading::start();
     let mut events = reading.host.lazy().events();

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::process::Command;
+use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal};
 use supervisor::sys::socket;
@@ -33,14 +33,20 @@ fn reads_on(program: &Program) {
     program.until("it reads on", || (program.output("web").len() > before + 2).then_some(()));
 }
 
-#[test]
-fn containers_whose_connection_is_lost_are_started_again_and_that_counts_as_no_crash() {
+/// A service that reads from a lazy layer, its control in the foreground, and its process.
+fn reading() -> (Program, Child, Pid) {
     let program = Program::new();
     let image = Readable::pack(&program, 1, 3);
     program.services(&file(&[service("web", READ_ON).image(image.local())]));
     let up = program.up();
     let pid = program.running("web");
     reads_on(&program);
+    (program, up, pid)
+}
+
+#[test]
+fn containers_whose_connection_is_lost_are_started_again_and_that_counts_as_no_crash() {
+    let (program, up, pid) = reading();
 
     let (keeper, worker) = (role(&program, "keeper"), role(&program, "worker"));
     signal(Pid::from_child(&up), Signal::STOP);
@@ -61,12 +67,7 @@ fn containers_whose_connection_is_lost_are_started_again_and_that_counts_as_no_c
 
 #[test]
 fn a_control_that_cannot_begin_a_keeper_tries_until_it_can() {
-    let program = Program::new();
-    let image = Readable::pack(&program, 1, 3);
-    program.services(&file(&[service("web", READ_ON).image(image.local())]));
-    let up = program.up();
-    let pid = program.running("web");
-    reads_on(&program);
+    let (program, up, pid) = reading();
 
     let keeper = role(&program, "keeper");
     signal(Pid::from_child(&up), Signal::STOP);

@@ -185,6 +185,35 @@ fn everything_killed_at_once_but_the_worker_is_not_noticed() {
 }
 
 #[test]
+fn all_roles_run_from_one_sealed_copy_of_the_program() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let program = Program::new();
+    let image = Readable::pack(&program, 3, 3);
+    let image = || image.local();
+    program.services(&file(&[
+        service("one", IDLE).image(image()),
+        service("two", IDLE).image(image()),
+    ]));
+    program.ok(["up", "-d"]);
+    let control = program.until("control runs", || program.background_control());
+    let copy = |pid: Pid| {
+        let path = format!("/proc/{}/exe", pid.as_raw_nonzero());
+        let target = std::fs::read_link(&path).unwrap();
+        assert!(target.to_string_lossy().starts_with("/memfd:supervisor"), "{target:?}");
+        let file = std::fs::metadata(&path).unwrap();
+        (file.dev(), file.ino())
+    };
+    let first = copy(control);
+    let roles = [("keeper", ""), ("worker", ""), ("monitor", "one"), ("monitor", "two")];
+    for (role, service) in roles {
+        let pid = program.until(role, || program.role(role, service));
+        assert_eq!(copy(pid), first, "{role} {service}");
+    }
+    program.ok(["down"]);
+}
+
+#[test]
 fn a_worker_that_fails_three_times_is_told_to_people_and_so_is_its_recovery() {
     let program = Program::new();
     program.services(&file(&[service("web", IDLE)]));

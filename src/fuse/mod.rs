@@ -18,10 +18,10 @@
 //! | keeper, then worker | next keeper, control, store | a pause | it watches a worker that it did not start, and starts the next | `when_the_keeper_dies_and_then_the_worker_the_next_keeper_holds` |
 //! | keeper and control | worker, store | nothing, as long as the worker lives | the next control starts a keeper | `when_keeper_and_control_die_the_worker_holds` |
 //! | keeper and worker | control, store | a pause | control gives its copy to the next keeper | `when_keeper_and_worker_die_control_holds` |
-//! | worker and control | keeper, store | a pause | as when each dies alone | `when_the_worker_dies_the_keeper_holds` |
+//! | worker and control | keeper, store | a pause | as when each dies alone | `when_worker_and_control_die_the_keeper_holds` |
 //! | all, with a store | store | a pause, until control is started | the next control gets the descriptor back | `when_all_die_at_once_the_descriptor_store_holds` |
 //! | all, without a store | nobody | I/O errors | the next control makes another connection and starts containers of the lost one again | `when_all_die_at_once_and_nobody_holds_the_connection_is_lost` |
-//! | the host | nobody | their end | all begins anew | |
+//! | the host | nobody | their end | all begins anew | `everything_comes_back_after_a_reboot_without_a_network` |
 //!
 //! Before Linux 6.9 requests cannot be sent again. There the death of the worker alone ends the connection
 //! ([`ConnectionEvent::ConnectionLost`]), nobody but keeper and worker holds the descriptor, and the rows read: keeper
