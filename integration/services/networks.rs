@@ -53,19 +53,6 @@ fn is_answered(process: Pid) -> bool {
     netns::within(network_of(process).as_fd(), ask).unwrap()
 }
 
-/// The process of a role of this instance.
-fn role(program: &Program, name: &str) -> Option<Pid> {
-    let directory = program.run_dir().display().to_string();
-    std::fs::read_dir("/proc").unwrap().flatten().find_map(|process| {
-        let pid: i32 = process.file_name().to_str()?.parse().ok()?;
-        let line = std::fs::read(process.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).into_owned();
-        let words: Vec<&str> = line.split('\0').collect();
-        let is_it = words.get(1..3)? == ["supervisor-role", name] && line.contains(&directory);
-        is_it.then(|| Pid::from_raw(pid).unwrap())
-    })
-}
-
 fn listed(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -97,16 +84,16 @@ fn a_published_port_outlives_control_rules_and_resolver() {
         let mut text = [0; 5];
         server.read_exact(&mut text).unwrap();
         assert_eq!(&text, b"still");
-        assert!(is_answered(process));
+        program.until("names are answered still", || is_answered(process).then_some(()));
         assert!(reach(18080).is_some());
         program.ok(["up", "-d"]);
         assert_eq!(program.running("web"), process, "it is the same container");
 
         // The resolver is killed, and is there again.
-        let before = role(&program, "names").unwrap();
+        let before = program.role("names", "").unwrap();
         signal(before, Signal::KILL);
         program.until("another resolver answers", || {
-            let now = role(&program, "names").filter(|now| *now != before)?;
+            let now = program.role("names", "").filter(|now| *now != before)?;
             is_answered(process).then_some(now)
         });
 
@@ -115,7 +102,7 @@ fn a_published_port_outlives_control_rules_and_resolver() {
             let links = listed("ip", &["-o", "link"]);
             let is_bare =
                 links.lines().count() == 1 && listed("nft", &["list", "tables"]).is_empty();
-            (is_bare && role(&program, "names").is_none()).then_some(())
+            (is_bare && program.role("names", "").is_none()).then_some(())
         });
     });
 }

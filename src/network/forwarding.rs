@@ -29,7 +29,13 @@ pub fn ensure_forwarding(ipv6: Ipv6) -> Result<Vec<String>, SettingError> {
         let interfaces = std::fs::read_dir(path("net/ipv6/conf"));
         for interface in interfaces.into_iter().flatten().flatten() {
             let name = interface.file_name();
-            let Some(name) = name.to_str().filter(|name| *name != "all") else { continue };
+            let Some(name) = name.to_str().filter(|name| !["all", "lo"].contains(name)) else {
+                continue;
+            };
+            // One that forwards already ignores them already.
+            if read(&format!("net/ipv6/conf/{name}/forwarding")).is_ok_and(|is| is == "1") {
+                continue;
+            }
             let key = format!("net/ipv6/conf/{name}/accept_ra");
             if read(&key).is_ok_and(|is| is == "1") {
                 set(&key, "2", &mut changed)?;
@@ -89,7 +95,8 @@ mod tests {
             assert_eq!(changed, ["net.ipv4.ip_forward=1"]);
             let changed = ensure_forwarding(Ipv6::AsHost).unwrap();
             assert!(changed.contains(&"net.ipv6.conf.all.forwarding=1".to_owned()), "{changed:?}");
-            assert_eq!(read("net/ipv6/conf/lo/accept_ra").unwrap(), "2");
+            assert_eq!(read("net/ipv6/conf/default/accept_ra").unwrap(), "2");
+            assert_eq!(read("net/ipv6/conf/lo/accept_ra").unwrap(), "1", "no router is there");
             assert!(ensure_forwarding(Ipv6::AsHost).unwrap().is_empty());
             assert!(prepare_bridge("nowhere").is_err());
         })

@@ -111,17 +111,19 @@ impl HostNetwork {
         if bridges.is_empty() {
             return self.leave_nothing();
         }
-        let settings =
-            ensure_forwarding(if state.has_ipv6() { Ipv6::Always } else { Ipv6::Never })?;
         let mut names = BTreeMap::new();
         for bridge in &bridges {
             let name = link::ensure_bridge(&self.owner, bridge)?;
-            prepare_bridge(&name)?;
             names.insert(bridge.network.clone(), name);
         }
         self.bridges = names;
+        // Before anything is let through: the rules are also what keeps others out.
         let rules = self.rules.ensure(&state.ruleset(|key| self.bridge(key)))?;
-        self.tell_names(state.name_table())?;
+        for name in self.bridges.values() {
+            prepare_bridge(name)?;
+        }
+        let settings =
+            ensure_forwarding(if state.has_ipv6() { Ipv6::Always } else { Ipv6::Never })?;
         let wanted: BTreeSet<String> = state
             .containers()
             .flat_map(|container| self.attachments(state, container))
@@ -131,6 +133,7 @@ impl HostNetwork {
             LinkKind::Bridge => self.bridges.values().any(|name| *name == link.name),
             LinkKind::Port => link.what.as_ref().is_none_or(|what| wanted.contains(what)),
         })?;
+        self.tell_names(state.name_table())?;
         Ok(Applied { settings, rules, collected })
     }
 

@@ -25,7 +25,8 @@
 //! * **Idempotent.** Every operation states what should be, and does nothing where it is so already.
 //! * **Leftovers** are what is ours and no longer wanted; [`link::collect`] removes it on every pass.
 //! * **Closed by default.** From a bridge nothing can be reached but the outside, published ports, and what its
-//!   containers were granted; nothing reaches a bridge but through a published port.
+//!   containers were granted; nothing reaches a bridge but through a published port. Who shares a bridge reaches the
+//!   others on it; `network_mode: bridge` is one for all who ask for it, of whatever project.
 //! * Operations on links act in the network namespace of the calling thread; [`netns::within`](crate::sys::netns::within) is how one gets
 //!   into another.
 

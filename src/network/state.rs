@@ -190,11 +190,10 @@ impl NetworkState {
         });
     }
 
-    /// Notes whether a container can be used.
-    pub fn set_ready(&mut self, container: &str, ready: Ready) {
-        if let Some(member) = self.members.get_mut(container) {
-            member.ready = ready;
-        }
+    /// Notes whether a container can be used. True if that is new.
+    pub fn set_ready(&mut self, container: &str, ready: Ready) -> bool {
+        let member = self.members.get_mut(container);
+        member.is_some_and(|member| std::mem::replace(&mut member.ready, ready) != ready)
     }
 
     /// Containers that are in networks.

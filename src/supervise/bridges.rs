@@ -3,7 +3,6 @@
 //! One task does everything, in the order in which it is asked: a container that left is out before it joins again.
 //! As long as no service asks for a bridge nothing is run, read or changed.
 
-use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -14,24 +13,21 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::events::{EventLog, Subject};
 use super::report::EventLevel;
+use super::resolver::Resolver;
 use crate::container::{self, Attached};
-use crate::network::names::{NamesClient, NamesError, Ready};
+use crate::network::names::Ready;
 use crate::network::port::{self, HostPort};
 use crate::network::rules::{Change, RulesWatch};
-use crate::network::{HostNetwork, MemberWish, NetworkState, Owner};
+use crate::network::{HostNetwork, HostNetworkError, MemberWish, NetworkState, Owner};
 use crate::store::{Record, Store, record};
 use crate::sys::netns;
-use crate::sys::process::{RoleChild, SealedExe};
+use crate::sys::process::SealedExe;
 use crate::telemetry::Chain;
 
 /// Requests that wait; a project of a thousand services fits.
 const QUEUE: usize = 2048;
 /// How often the resolver is looked after.
 const BEAT: Duration = Duration::from_secs(2);
-/// How long a resolver that begins is waited for: a hundred times what it takes.
-const RESOLVER_TRIES: usize = 500;
-const RESOLVER_PAUSE: rustix::time::Timespec =
-    rustix::time::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 impl Record for NetworkState {
     const KIND: &'static str = "networks";
@@ -128,10 +124,24 @@ async fn run(options: BridgesOptions, mut queue: mpsc::Receiver<Command>) {
         Err(error) => return tracing::error!(%error, "services can have no networks"),
     };
     let path = options.store.root().join("networks");
-    let state = options.store.load::<NetworkState>(&path).ok().flatten().unwrap_or_default();
+    let (state, has_record, refusal) = match options.store.load::<NetworkState>(&path) {
+        Ok(state) => (state.clone().unwrap_or_default(), state.is_some(), None),
+        // Whoever is in a network would be put out of it.
+        Err(error) => (NetworkState::default(), false, Some(Chain(&error).to_string())),
+    };
     let network = HostNetwork::new(owner.clone(), options.run_dir.join("network"));
-    let mut task =
-        Task { options, path, network, state, resolver: None, complaint: None, is_used: false };
+    let mut task = Task {
+        options,
+        path,
+        network,
+        state,
+        has_record,
+        refusal,
+        resolver: Resolver::default(),
+        complaint: None,
+        is_used: false,
+        is_stale: false,
+    };
     let mut watch: Option<RulesWatch> = None;
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -196,11 +206,17 @@ struct Task {
     path: PathBuf,
     network: HostNetwork,
     state: NetworkState,
-    resolver: Option<RoleChild>,
+    /// Whether there were networks of ours at some time: what a crash left is looked for then.
+    has_record: bool,
+    /// Why nobody can join: who is in which network is written down, and cannot be read.
+    refusal: Option<String>,
+    resolver: Resolver,
     /// What went wrong last; told once.
     complaint: Option<String>,
     /// Whether there is anything of ours on the host.
     is_used: bool,
+    /// Whether the host may not be what the state says.
+    is_stale: bool,
 }
 
 impl Task {
@@ -214,8 +230,7 @@ impl Task {
                 let _ = reply.send(joined);
             }
             Work::Command(Command::Ready(container, ready)) => {
-                if self.state.containers().any(|known| known == container) {
-                    self.state.set_ready(&container, ready);
+                if self.state.set_ready(&container, ready) {
                     self.apply_and_tell();
                 }
             }
@@ -223,7 +238,7 @@ impl Task {
                 self.leave(&container);
             }
             Work::Command(Command::Settle(running)) => {
-                if self.state.containers().next().is_some() {
+                if self.has_record {
                     self.state.keep(|known| running.iter().any(|id| id == known));
                     self.save_and_apply();
                 }
@@ -232,6 +247,9 @@ impl Task {
             Work::Rules | Work::Beat if !self.is_used => {}
             Work::Rules => self.apply_and_tell(),
             Work::Beat => {
+                if self.is_stale {
+                    self.apply_and_tell();
+                }
                 if let Err(error) = self.look_after_resolver() {
                     self.complain(error);
                 }
@@ -241,6 +259,12 @@ impl Task {
 
     fn join(&mut self, wish: &MemberWish) -> Result<Joined, String> {
         let text = |error: &(dyn std::error::Error + 'static)| Chain(error).to_string();
+        if let Some(refusal) = &self.refusal {
+            return Err(format!(
+                "{refusal}; it says which containers are in which networks: put it right, or, when none of them \
+                 runs, remove it"
+            ));
+        }
         let surroundings = self.network.surroundings().map_err(|error| text(&error))?;
         let fixed = wish.ports.iter().filter_map(|wanted| {
             let port = wanted.published.as_ref().filter(|range| range.start() == range.end())?;
@@ -255,7 +279,10 @@ impl Task {
         self.state.join(wish, &surroundings, is_free).map_err(|error| text(&error))?;
         self.save();
         self.apply().map_err(|error| text(&error))?;
-        self.look_after_resolver().map_err(|error| text(&error))?;
+        // Names that are not answered for a moment are no reason not to start.
+        if let Err(error) = self.look_after_resolver() {
+            self.complain(error);
+        }
         let attachments = self.network.attachments(&self.state, &wish.container);
         let gateway = attachments.iter().find_map(|attachment| attachment.gateway4);
         let resolver = Some(self.network.directory().to_owned());
@@ -292,8 +319,8 @@ impl Task {
         }
     }
 
-    fn apply(&mut self) -> Result<(), crate::network::HostNetworkError> {
-        self.is_used = true;
+    fn apply(&mut self) -> Result<(), HostNetworkError> {
+        (self.is_used, self.is_stale) = (true, true);
         let applied = self.network.apply(&self.state)?;
         self.complaint = None;
         let emit = |kind: &str, message: String| {
@@ -309,34 +336,16 @@ impl Task {
         if !applied.collected.is_empty() {
             tracing::debug!(interfaces = ?applied.collected, "left over, and gone");
         }
-        self.is_used = !self.state.bridges().is_empty();
+        (self.is_used, self.is_stale) = (!self.state.bridges().is_empty(), false);
+        if !self.is_used {
+            self.resolver.wait();
+        }
         Ok(())
     }
 
     /// Starts the resolver where none runs, and hands it the sockets of those that it does not serve.
-    fn look_after_resolver(&mut self) -> Result<(), crate::network::HostNetworkError> {
-        if self.resolver.as_ref().is_some_and(has_ended) {
-            self.resolver = None;
-        }
-        let directory = self.network.directory().to_owned();
-        if matches!(NamesClient::connect(&directory), Err(NamesError::Absent(_))) {
-            let log = File::options().create(true).append(true).open(directory.join("names.log"));
-            let group = format!("/supervisor-{}/names", self.options.instance);
-            let command = NamesClient::command(&directory, &self.options.log_level, &group);
-            let started = log
-                .and_then(|log| command.log_to(&log))
-                .and_then(|command| command.spawn(&self.options.exe));
-            self.resolver = Some(started.map_err(NamesError::Absent)?);
-            for _ in 0..RESOLVER_TRIES {
-                let ended = self.resolver.as_ref().is_some_and(has_ended);
-                if ended || NamesClient::connect(&directory).is_ok() {
-                    break;
-                }
-                // An interrupted wait is a shorter one.
-                let _ = rustix::thread::nanosleep(&RESOLVER_PAUSE);
-            }
-        }
-        let served = NamesClient::connect(&directory)?.clients()?;
+    fn look_after_resolver(&mut self) -> Result<(), HostNetworkError> {
+        let served = self.resolver.ensure(&self.network, &self.options)?.clients()?;
         let missing = self.state.containers().filter(|id| !served.iter().any(|s| s == id));
         for id in missing.map(str::to_owned).collect::<Vec<_>>() {
             let Ok(parsed) = id.parse() else { continue };
@@ -360,19 +369,8 @@ impl Task {
     }
 }
 
-/// Whether it has ended; reaps it.
-fn has_ended(child: &RoleChild) -> bool {
-    child.try_wait().map_or(true, |ended| ended.is_some())
-}
-
-/// Which of these containers run, by their processes.
-pub(super) fn running<'a>(
-    run_dir: &std::path::Path,
-    ids: impl Iterator<Item = &'a container::ContainerId>,
-) -> Vec<String> {
-    let runs = |id: &&container::ContainerId| {
-        let process = container::running_process(run_dir, id).ok().flatten();
-        process.is_some_and(|process| process.open().is_some())
-    };
-    ids.filter(runs).map(ToString::to_string).collect()
+/// Whether a container runs, by its process.
+pub(super) fn runs(run_dir: &std::path::Path, id: &container::ContainerId) -> bool {
+    let process = container::running_process(run_dir, id).ok().flatten();
+    process.is_some_and(|process| process.open().is_some())
 }

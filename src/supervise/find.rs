@@ -26,16 +26,22 @@ impl Driver {
                 return;
             }
         };
+        let mut running = Vec::new();
         for id in ids {
             let Ok(id) = id.parse::<ContainerId>() else { continue };
+            if super::bridges::runs(&self.host.run_dir, &id) {
+                running.push(id.to_string());
+            }
             let loaded = self.host.store.load::<ContainerRecord>(&self.host.container_record(&id));
             match loaded.unwrap_or_default() {
                 Some(record) => self.find_container(id, record).await,
                 None => self.find_unrecorded(id).await,
             }
         }
-        let ids = self.containers.values().map(|held| &held.id);
-        self.host.bridges.settle(super::bridges::running(&self.host.run_dir, ids));
+        // Who is being started has no process yet, and is in its networks all the same.
+        let starting = self.containers.values().filter(|held| held.may_run());
+        running.extend(starting.map(|held| held.id.to_string()));
+        self.host.bridges.settle(running);
         self.connection_changed();
         // Also of runs that ended meanwhile it must be known whether they lost their content.
         let served = self.containers.values().any(|held| held.record.connection.is_some());

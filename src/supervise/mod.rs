@@ -40,6 +40,7 @@ mod preview;
 mod project;
 mod pull_error;
 pub mod report;
+mod resolver;
 mod service_wish;
 mod slots;
 mod tally;

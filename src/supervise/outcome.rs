@@ -160,6 +160,8 @@ impl Driver {
                 if operation == Operation::Start {
                     // It did not begin, so what the last run left holds.
                     held.record.started_in_boot = None;
+                    // It may have joined its networks, and its ports are free again.
+                    self.host.bridges.left(container.as_str());
                 }
             }
         }
@@ -168,6 +170,7 @@ impl Driver {
     fn removed(&mut self, container: &ContainerKey, result: Result<(), String>) {
         match result {
             Ok(()) => {
+                self.host.bridges.left(container.as_str());
                 self.emit_for(
                     container,
                     EventLevel::Info,

@@ -48,8 +48,15 @@ impl NamesClient {
     /// [`NamesError::Absent`] when nobody listens.
     pub fn connect(directory: &Path) -> Result<Self, NamesError> {
         let directory = File::open(directory).map_err(NamesError::Absent)?;
-        let connection =
-            socket::connect(directory.as_fd(), NAMES_SOCKET).map_err(NamesError::Absent)?;
+        // One that was stopped accepts nobody, and its queue is full at some time.
+        let connection = socket::connect_now(directory.as_fd(), NAMES_SOCKET).map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::WouldBlock => NamesError::Connection(error),
+                _ => NamesError::Absent(error),
+            }
+        })?;
+        rustix::io::ioctl_fionbio(&connection, false)
+            .map_err(|error| NamesError::Connection(error.into()))?;
         // It is alone on its host and does nothing that lasts; one that was stopped must not stop its callers.
         let patience = Some(std::time::Duration::from_secs(5));
         for timeout in [rustix::net::sockopt::Timeout::Recv, rustix::net::sockopt::Timeout::Send] {
