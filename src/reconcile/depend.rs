@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Phase;
 use super::action::Action;
-use super::observed::{Container, ContainerState, ExitStatus, Health, Observed, Operation, Stamp};
+use super::observed::{
+    Container, ContainerState, ExitStatus, Health, Monitor, Observed, Operation, Stamp,
+};
+use super::plan::Goal;
 use super::service::Decision;
 use crate::spec::{Condition, Dependency, Desired, ProjectName, ServiceName};
 
@@ -77,16 +80,23 @@ pub(super) fn dependents(desired: &Desired) -> BTreeMap<&ServiceName, BTreeSet<&
     dependents
 }
 
-/// Services of `project` that do not end now, because one that depends on them, or on one that does, is being stopped.
+/// Services of `project` that do not end now, because one that depends on them, or on one that does, is being stopped,
+/// or is to be and cannot yet.
 pub(super) fn held_by_ends(
     project: &ProjectName,
-    desired: &Desired,
+    goal: &Goal,
     observed: &Observed,
 ) -> BTreeSet<ServiceName> {
+    let desired = goal.desired();
+    let all_end = !matches!(goal, Goal::Up(_));
     let ours = observed.containers.values().filter(|container| {
         container.instance == observed.instance && container.service.project == *project
     });
-    let stopping = ours.filter(|c| c.state == ContainerState::Busy(Operation::Stop));
+    let stopping = ours.filter(|container| {
+        let is_under_way = container.state == ContainerState::Busy(Operation::Start)
+            || container.monitor == Monitor::Adopting;
+        container.state == ContainerState::Busy(Operation::Stop) || all_end && is_under_way
+    });
     let stopping: BTreeSet<&ServiceName> =
         stopping.map(|container| &container.service.service).collect();
     let needs = |name: &&ServiceName| Some(desired.services.get(*name)?.depends_on.keys());
@@ -140,7 +150,7 @@ fn readiness(
         container.map(|container| &container.state),
         Some(ContainerState::Busy(Operation::Stop | Operation::Remove))
     );
-    if stops || is_ending {
+    if stops || is_ending || matches!(phase, Phase::Stopping | Phase::Removing) {
         return waiting("stopping".to_owned(), true);
     }
     // A monitor that is replaced changes nothing of what runs.
@@ -166,6 +176,9 @@ fn readiness(
         (Condition::Healthy, _, Some(container)) => match &container.health {
             Health::Healthy => Readiness::Met,
             Health::Starting => waiting("not healthy yet".to_owned(), false),
+            Health::Unchecked if container.monitor != Monitor::Alive => {
+                waiting("its monitor is being replaced".to_owned(), false)
+            }
             Health::Unchecked => {
                 hopeless(format!("`{name}` has no health check, so it never becomes healthy"))
             }
@@ -176,10 +189,19 @@ fn readiness(
                 hopeless(format!("`{name}` is unhealthy: {}", unhealthy.reason))
             }
         },
+        (Condition::Completed, Phase::Exited { .. }, None) if was_cut_short(container) => {
+            hopeless(format!("`{name}` was stopped before its end"))
+        }
         (Condition::Completed, Phase::Exited { status: ExitStatus::Code(0), .. }, None) => {
             Readiness::Met
         }
         (_, Phase::Exited { .. }, None) => hopeless(format!("`{name}` {}", phase.render(0))),
         _ => waiting(phase.word().to_owned(), false),
     }
+}
+
+/// Whether a job ended because it was told to, whatever it made of that.
+fn was_cut_short(container: Option<&Container>) -> bool {
+    let state = container.map(|container| &container.state);
+    matches!(state, Some(ContainerState::Exited(exit)) if exit.asked)
 }

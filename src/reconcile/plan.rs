@@ -117,7 +117,7 @@ pub fn plan(goals: &BTreeMap<ProjectName, Goal>, observed: &Observed, moment: Mo
     }
     for (project, goal) in goals {
         let dependents_here = depend::dependents(goal.desired());
-        let held = depend::held_by_ends(project, goal.desired(), observed);
+        let held = depend::held_by_ends(project, goal, observed);
         let mut decided: BTreeMap<ServiceName, Decision> = BTreeMap::new();
         let order = depend::ordered(&services(project, goal, observed), goal.desired());
         for service in &order {
@@ -225,13 +225,25 @@ fn assemble(decisions: Vec<(ServiceKey, Decision)>, dependents: &Dependents<'_>)
             }
             Action::Stop { service, .. } => {
                 let those = dependents.get(&service.project);
-                let those = those.and_then(|those| those.get(&service.service));
-                for dependent in those.into_iter().flatten() {
-                    let project = service.project.clone();
-                    let key = ServiceKey { project, service: (*dependent).clone() };
-                    let stops = stops.get(&key).into_iter().flatten();
-                    // Later ones only where services depend on each other, which no file can have.
-                    step.after.extend(stops.copied().filter(|number| *number < plan.steps.len()));
+                let (mut open, mut seen) = (vec![&service.service], BTreeSet::new());
+                while let Some(name) = open.pop() {
+                    let dependents = those.and_then(|those| those.get(name));
+                    for &dependent in dependents.into_iter().flatten() {
+                        if !seen.insert(dependent) {
+                            continue;
+                        }
+                        let project = service.project.clone();
+                        let key = ServiceKey { project, service: dependent.clone() };
+                        match stops.get(&key) {
+                            // Later ones only where services depend on each other, which no file can have.
+                            Some(stops) => {
+                                let before = |number: &StepNo| *number < plan.steps.len();
+                                step.after.extend(stops.iter().copied().filter(before));
+                            }
+                            // Nothing of it ends, but what depends on it may.
+                            None => open.push(dependent),
+                        }
+                    }
                 }
             }
             _ => {}

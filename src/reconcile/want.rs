@@ -1,7 +1,7 @@
 //! What one existing container needs, by its state, the restart policy, its health, and what the user asked for.
 
 use super::action::Cause;
-use super::depend::Surroundings;
+use super::depend::{Readiness, Surroundings};
 use super::gate::Gate;
 use super::observed::{
     Container, ContainerKey, ContainerState, Content, Exit, Health, Monitor, Operation, Run,
@@ -121,7 +121,8 @@ impl Want {
                 }
             }
         }
-        match restarted(container, around) {
+        // What could not be started again stays.
+        match restarted(container, around).filter(|_| around.readiness == Readiness::Met) {
             Some(cause) => Self::Restart { cause, run: container.run },
             None => Self::Nothing(phase()),
         }

@@ -2,6 +2,7 @@
 //! changed by it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::driver::Driver;
 use super::handle::RequestError;
@@ -18,7 +19,7 @@ impl Driver {
         let running = self.running(&name);
         let project = match self.projects.get(&name) {
             Some(project) => {
-                let mut copy = Project::new(project.record.clone(), project.desired.clone());
+                let mut copy = Project::new(project.record.clone(), Arc::clone(&project.desired));
                 copy.join(request, desired, &running)?;
                 copy
             }

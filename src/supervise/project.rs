@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -107,7 +108,7 @@ pub(super) struct GoneWaiter {
 #[derive(Debug)]
 pub(super) struct Project {
     pub(super) record: ProjectRecord,
-    pub(super) desired: Desired,
+    pub(super) desired: Arc<Desired>,
     pub(super) records: BTreeMap<ServiceName, ServiceRecord>,
     /// What asked for services to run, of this run of control.
     pub(super) askers: BTreeMap<ServiceName, Asker>,
@@ -121,7 +122,7 @@ pub(super) struct Project {
 }
 
 impl Project {
-    pub(super) fn new(record: ProjectRecord, desired: Desired) -> Self {
+    pub(super) fn new(record: ProjectRecord, desired: impl Into<Arc<Desired>>) -> Self {
         let records = record
             .requests
             .iter()
@@ -132,7 +133,7 @@ impl Project {
             .collect();
         Self {
             record,
-            desired,
+            desired: desired.into(),
             records,
             askers: BTreeMap::new(),
             waiters: Vec::new(),
@@ -144,7 +145,7 @@ impl Project {
     }
 
     pub(super) fn goal(&self) -> Goal {
-        let desired = std::sync::Arc::new(self.desired.clone());
+        let desired = Arc::clone(&self.desired);
         match self.record.wish {
             Wish::Up => Goal::Up(desired),
             Wish::Stop => Goal::Stop(desired),
@@ -166,7 +167,7 @@ impl Project {
         self.record.request = request;
         self.record.wish = Wish::Up;
         self.note();
-        self.desired = desired;
+        self.desired = desired.into();
     }
 
     /// A project that nobody has asked for before.
@@ -209,7 +210,7 @@ impl Project {
         };
         let all = parse(&request)?;
         self.ask(request, desired, running);
-        self.desired = all;
+        self.desired = all.into();
         Ok(())
     }
 
@@ -224,7 +225,7 @@ impl Project {
             }
         }
         self.note();
-        self.desired = desired;
+        self.desired = desired.into();
     }
 }
 

@@ -207,12 +207,12 @@ fn ends_of_a_project_are_in_reverse_whatever_the_names() {
     let goals =
         up("{a: {image: i, depends_on: [b]}, b: {image: i, depends_on: [c]}, c: {image: i}}");
     let mut host = settled(&goals);
-    let Goal::Up(described) = goals.values().next().unwrap() else { panic!() };
-    let stop = goal(Goal::Stop(Arc::clone(described)));
+    let described = described(&goals);
+    let stop = goal(Goal::Stop(Arc::clone(&described)));
     let plan = host.plan(&stop);
     assert_eq!(order(&plan), ["stop a", "stop b", "stop c"]);
     assert_eq!((&plan.steps[1].after, &plan.steps[2].after), (&vec![0], &vec![1]));
-    let down = host.plan(&goal(Goal::Down(Arc::clone(described))));
+    let down = host.plan(&goal(Goal::Down(Arc::clone(&described))));
     assert_eq!(order(&down)[..3], ["stop a", "stop b", "stop c"]);
     let a = of(&host, "a");
     host.container(&a).state = ContainerState::Busy(Operation::Stop);
@@ -302,4 +302,70 @@ fn a_long_chain_is_put_in_order_without_running_out_of_stack() {
     let mut host = host();
     host.apply(&host.plan(&goals), |_| false);
     assert_eq!(order(&host.plan(&goals)), ["create s0", "start s0"]);
+}
+
+fn described(goals: &Goals) -> Arc<Desired> {
+    let Some(Goal::Up(described)) = goals.values().next() else { panic!() };
+    Arc::clone(described)
+}
+
+/// web needs a job, which needs db.
+fn chain() -> Goals {
+    up("{web: {image: i, depends_on: {migrate: {condition: service_completed_successfully}}}, \
+         migrate: {image: i, depends_on: [db]}, db: {image: i}}")
+}
+
+/// A host on which the job of the chain has ended and the others run.
+fn chained() -> Host {
+    let (host, goals) = (settled(&chain()), chain());
+    assert_eq!(phase(&host, &goals, "migrate"), "exited (0)");
+    assert_eq!(phase(&host, &goals, "web"), "running");
+    host
+}
+
+#[test]
+fn what_a_service_needs_through_a_job_that_has_ended_outlives_it_too() {
+    let (host, goals) = (chained(), chain());
+    let plan = host.plan(&goal(Goal::Stop(described(&goals))));
+    assert_eq!(order(&plan), ["stop web", "stop db"]);
+    assert_eq!(plan.steps[1].after, [0], "{plan}");
+}
+
+#[test]
+fn nothing_ends_before_a_dependent_whose_start_or_monitor_is_under_way() {
+    let (mut host, goals) = (chained(), chain());
+    let down = goal(Goal::Down(described(&goals)));
+    let (web, db) = (of(&host, "web"), of(&host, "db"));
+    host.container(&web).state = ContainerState::Busy(Operation::Start);
+    let touched = |plan: &Plan| plan.steps.iter().any(|step| step.action.container() == Some(&db));
+    assert!(!touched(&host.plan(&down)));
+    let running = host.container(&db).state.clone();
+    host.container(&web).state = running;
+    host.container(&web).monitor = Monitor::Adopting;
+    assert!(!touched(&host.plan(&down)));
+    host.container(&web).monitor = Monitor::Alive;
+    assert!(touched(&host.plan(&down)));
+}
+
+#[test]
+fn a_job_that_was_stopped_has_not_completed_whatever_it_answered() {
+    let (mut host, goals) = (host(), chain());
+    run(&mut host, &goals);
+    let job = of(&host, "migrate");
+    host.exit(&job, ExitStatus::Code(0));
+    let ContainerState::Exited(exit) = &mut host.container(&job).state else { panic!() };
+    exit.asked = true;
+    assert!(host.plan(&goals).is_empty());
+    assert_eq!(phase(&host, &goals, "web"), "failed: `migrate` was stopped before its end");
+}
+
+#[test]
+fn health_that_nobody_checks_while_a_monitor_is_replaced_is_waited_for() {
+    let goals = healthy("");
+    let mut host = host();
+    run(&mut host, &goals);
+    let db = of(&host, "db");
+    host.container(&db).health = Health::Unchecked;
+    host.container(&db).monitor = Monitor::Adopting;
+    assert_eq!(phase(&host, &goals, "web"), "blocked on db (its monitor is being replaced)");
 }
