@@ -181,16 +181,17 @@ impl Handles {
         Ok((Handle { number: handle_number(number, &record), mode }, refused))
     }
 
-    /// Forgets a handle. One that is unknown was forgotten by a worker that died before it could say so.
-    pub(super) fn release(&self, ino: u64, handle: u64) {
-        let Ok(number) = u32::try_from(handle & u64::from(u32::MAX)) else { return };
+    /// Forgets a handle. One that is unknown was forgotten by a worker that died before it could say so. True if `ino`
+    /// is not open any more.
+    pub(super) fn release(&self, ino: u64, handle: u64) -> bool {
+        let Ok(number) = u32::try_from(handle & u64::from(u32::MAX)) else { return false };
         let mut state = self.lock();
         if number >= self.session.handle_mark() {
-            return;
+            return false;
         }
         let record = self.session.handle(number);
         if record.mode == 0 || record.ino != ino || handle_number(number, &record) != handle {
-            return;
+            return false;
         }
         state.by_request.remove(&record.unique);
         let is_last = state.inodes.get_mut(&ino).is_none_or(|inode| {
@@ -207,6 +208,7 @@ impl Handles {
         {
             tracing::debug!(backing, %error, "could not give a backing id up");
         }
+        is_last
     }
 
     fn take_record(&self, state: &mut State) -> Result<u32, SessionError> {
@@ -275,8 +277,8 @@ mod tests {
         let two = handles.open(9, 2, Wanted::Passthrough(file.as_fd())).unwrap().0;
         assert_eq!((one.mode, two.mode), (Mode::Cached, Mode::Cached));
         assert_eq!(handles.open_inodes(), [9]);
-        handles.release(9, one.number);
-        handles.release(9, two.number);
+        assert!(!handles.release(9, one.number), "two is open");
+        assert!(handles.release(9, two.number));
         let three = handles.open(9, 3, Wanted::Passthrough(file.as_fd())).unwrap().0;
         let four = handles.open(9, 4, Wanted::Cached).unwrap().0;
         assert_eq!(three.mode, Mode::Passthrough { backing: 1 });

@@ -50,6 +50,10 @@ impl Layer for LazyLayer {
         self.index().content_size()
     }
 
+    fn closed(&self, entry: u32) {
+        LazyLayer::closed(self, EntryNo(entry));
+    }
+
     fn open_local(&self, entry: u32) -> Result<Option<Opened>, Refusal> {
         self.open_local(EntryNo(entry)).map_err(|error| refuse(&error))
     }

@@ -303,8 +303,11 @@ impl fuser::Filesystem for Translator {
         reply: ReplyEmpty,
     ) {
         self.guarded("release", || {
-            self.served.handles.release(ino.0, handle.0);
+            let is_last = self.served.handles.release(ino.0, handle.0);
             reply.ok();
+            if is_last && let Ok((layer, entry, _)) = self.served.tree.entry(ino.0) {
+                layer.closed(entry);
+            }
         });
     }
 

@@ -30,6 +30,8 @@ pub(super) trait Layer: Send + Sync + 'static {
     fn xattr_names(&self, entry: u32) -> Vec<Vec<u8>>;
     /// Bytes of all contents.
     fn content_size(&self) -> u64;
+    /// Nobody has `entry` open any more.
+    fn closed(&self, entry: u32);
     /// How the file can be served, if that is known without waiting.
     fn open_local(&self, entry: u32) -> Result<Option<Opened>, Refusal>;
     /// How the file can be served; may fetch it first.

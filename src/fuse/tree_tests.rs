@@ -55,6 +55,8 @@ impl Layer for Small {
         10
     }
 
+    fn closed(&self, _: u32) {}
+
     fn open_local(&self, _: u32) -> Result<Option<Opened>, Refusal> {
         Ok(Some(Opened::Partial))
     }

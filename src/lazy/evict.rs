@@ -18,6 +18,9 @@ type OpenFiles = Box<dyn Fn(&mut dyn FnMut(Digest, EntryNo)) + Send + Sync>;
 pub(super) struct Eviction {
     open_files: Mutex<Option<OpenFiles>>,
     is_begun: AtomicBool,
+    /// What the last eviction left because it was open, if that was too much.
+    spared: Mutex<HashSet<(Digest, EntryNo)>>,
+    is_sparing: AtomicBool,
 }
 
 impl std::fmt::Debug for Eviction {
@@ -107,8 +110,13 @@ impl Shared {
         let now = self.cache.clock().tick();
         let mut protected = HashSet::new();
         let open_files = self.eviction.open_files.lock().unwrap_or_else(PoisonError::into_inner);
+        // Locked before anybody is asked: who closes a file meanwhile waits until it is noted.
+        let mut spared = self.eviction.spared.lock().unwrap_or_else(PoisonError::into_inner);
+        spared.clear();
+        self.eviction.is_sparing.store(true, Ordering::Release);
         if let Some(open_files) = &*open_files {
             open_files(&mut |digest, entry| {
+                spared.insert((digest, entry));
                 let layer = layers.iter().find(|layer| layer.digest == digest);
                 if let Some(Ok(place)) = layer.map(|layer| layer.place(entry)) {
                     self.cache.touch_at(&place, now);
@@ -116,7 +124,7 @@ impl Shared {
                 }
             });
         }
-        drop(open_files);
+        drop((open_files, spared));
         let mut forgetful = Vec::new();
         self.cache.evict(&protected, |gone| {
             // Asked anew: one that was opened meanwhile may have taken its note before the notes went.
@@ -124,10 +132,30 @@ impl Shared {
             forgetful.iter().for_each(|layer| layer.forget_content(gone));
         });
         forgetful.iter().for_each(|layer| layer.save_hint());
+        if !self.cache.is_over_budget() {
+            self.eviction.is_sparing.store(false, Ordering::Release);
+        }
+    }
+
+    /// Somebody whom the engine does not know has closed the file. If the cache is over its budget because it was open,
+    /// the next eviction begins: nothing else may be written for long.
+    fn closed(self: &Arc<Self>, digest: Digest, entry: EntryNo) {
+        if !self.eviction.is_sparing.load(Ordering::Acquire) {
+            return;
+        }
+        let mut spared = self.eviction.spared.lock().unwrap_or_else(PoisonError::into_inner);
+        if spared.remove(&(digest, entry)) {
+            self.evict_later();
+        }
     }
 }
 
 impl LazyLayer {
+    /// Tells that nobody has `entry` open any more of whom [`Engine::protect`] asks.
+    pub fn closed(&self, entry: EntryNo) {
+        self.shared.closed(self.digest, entry);
+    }
+
     /// Counts what was in the content `gone` as not local. One pass over the index, since the cache knows no layers.
     fn forget_content(&self, gone: &HashSet<Digest>) {
         if gone.is_empty() {

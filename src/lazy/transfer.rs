@@ -57,7 +57,7 @@ impl<'a> Transfer<'a> {
         let layer = self.layer;
         let mut race = Race { first: self.ask_source(), second: None };
         let mut may_race = true;
-        let (mut since, mut is_first) = (Instant::now(), true);
+        let (mut since, mut asked) = (Instant::now(), Some(Instant::now()));
         let link = &layer.shared.link;
         let (mut urgent, mut receiving, mut pauses) = (None, None, 0);
         while !self.intake.is_complete() {
@@ -68,6 +68,8 @@ impl<'a> Transfer<'a> {
                 urgent = None;
                 if pauses < PAUSES && link.is_needed_by_others() {
                     pauses += 1;
+                    // It is we who wait: that says nothing of the link, nor of who answers.
+                    (receiving, asked) = (None, None);
                     tokio::time::sleep(PAUSE).await;
                     since = Instant::now();
                     continue;
@@ -88,11 +90,12 @@ impl<'a> Transfer<'a> {
                     }
                     continue;
                 }
-                // One that nobody waits for has time.
-                () = tokio::time::sleep_until((since + patience).into()),
-                    if may_race && !is_full && self.flight.is_awaited() =>
-                {
+                () = tokio::time::sleep_until((since + patience).into()), if may_race && !is_full => {
                     since = Instant::now();
+                    // One that nobody waits for has time; somebody may, when it is looked at next.
+                    if !self.flight.is_awaited() {
+                        continue;
+                    }
                     let extra = Ask { bytes: 0, priority: Priority::Foreground, ..ask };
                     if let Some(permit) = layer.shared.scheduler.try_acquire(extra) {
                         may_race = false;
@@ -104,8 +107,8 @@ impl<'a> Transfer<'a> {
                 }
                 () = layer.closed.cancelled() => return Err(Broken::Ended(layer.closed_end())),
             };
-            if std::mem::take(&mut is_first) {
-                layer.pace.answered_after(since.elapsed());
+            if let Some(asked) = asked.take() {
+                layer.pace.answered_after(asked.elapsed());
             }
             since = Instant::now();
             let bytes = match piece {

@@ -263,3 +263,27 @@ async fn files_that_somebody_has_open_are_not_evicted() {
     read_all(&opened, &files[4..]).await;
     eventually("both are evicted", || !name(1).exists() && !name(3).exists()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_spared_goes_when_it_is_closed_though_nothing_is_written_any_more() {
+    let (bed, (files, layer)) = (Bed::new(), wide());
+    let source = source(&layer);
+    let running = bed.engine_with("boot", bounded(BUDGET));
+    let opened = running.open(&layer, &source);
+    let (digest, all) = (layer.digest, files.iter().map(|file| entry(&opened, &file.0)));
+    let held: std::sync::Arc<std::sync::Mutex<Vec<_>>> =
+        std::sync::Arc::new(std::sync::Mutex::new(all.collect()));
+    let open_files = std::sync::Arc::clone(&held);
+    running.engine.protect(move |found| {
+        for entry in open_files.lock().unwrap().iter() {
+            found(digest, *entry);
+        }
+    });
+    read_all(&opened, &files).await;
+    running.engine.wait_for_eviction();
+    assert!(running.engine.cache_bytes().unwrap() > BUDGET, "all of it is open");
+    while let Some(entry) = { held.lock().unwrap().pop() } {
+        opened.closed(entry);
+    }
+    eventually("the budget is kept", || running.engine.cache_bytes().unwrap() <= BUDGET).await;
+}
