@@ -343,6 +343,7 @@ async fn a_monitor_that_waits_can_be_launched_replaced_and_dropped() {
     assert_eq!(ended(&handle).await.outcome, Outcome::Exited { code: 0 });
 
     let second = waiting();
+    let mut killed = 0;
     for line in bench.leftovers() {
         let pid = line.strip_prefix("/proc/").and_then(|line| line.split(':').next());
         let Some(pid) = pid.and_then(|pid| pid.parse().ok()) else { continue };
@@ -350,7 +351,9 @@ async fn a_monitor_that_waits_can_be_launched_replaced_and_dropped() {
         send_signal(pidfd.as_fd(), 9).unwrap();
         let mut poll = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         rustix::event::poll(&mut poll, None).unwrap();
+        killed += 1;
     }
+    assert_eq!(killed, 1, "the one that waits");
     let handle = second.launch(&bench.exe, &launch).await.unwrap();
     assert_eq!(ended(&handle).await.outcome, Outcome::Exited { code: 0 });
     bench.assert_tidy();

@@ -210,7 +210,8 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
 
 fn make_bundle(paths: &RunPaths, config: &Path, given: &Value) -> Result<(), StartError> {
     private_dir(&paths.bundle)
-        .and_then(|()| record::write_json(config, given))
+        // Read by this process alone, and replaced before anybody else looks at it.
+        .and_then(|()| fs::write(config, given.to_string()))
         .and_then(|()| private_dir(&paths.runtime))
         .map_err(|error| StartError::Prepare(paths.bundle.clone(), error))
 }

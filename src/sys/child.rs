@@ -130,7 +130,7 @@ fn from_status(status: i32) -> Ended {
 /// # Errors
 /// When there is no such process; those of setns(2).
 pub fn enter_network_of(pid: i32) -> io::Result<()> {
-    let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    let namespace = super::netns::of_process(pid)?;
     let network = Some(rustix::thread::LinkNameSpaceType::Network);
     Ok(rustix::thread::move_into_link_name_space(namespace.as_fd(), network)?)
 }

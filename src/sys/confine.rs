@@ -238,11 +238,9 @@ pub fn load_filter(program: &[u8]) -> io::Result<()> {
         .collect();
     let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len, filter: instructions.as_ptr().cast_mut() };
-    let (operation, flags): (libc::c_ulong, libc::c_ulong) = (SECCOMP_SET_MODE_FILTER, 0);
+    let operation = libc::c_ulong::from(libc::SECCOMP_SET_MODE_FILTER);
+    let flags: libc::c_ulong = 0;
     // SAFETY: the program describes memory that lives through the call, which copies it and writes nothing.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, operation, flags, &raw const program) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
-
-/// Of seccomp(2).
-const SECCOMP_SET_MODE_FILTER: libc::c_ulong = 1;

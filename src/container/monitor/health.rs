@@ -204,10 +204,7 @@ fn begin(launch: &Launch, monitor: i32, init: i32, pulse: &Pulse) -> io::Result<
     rustix::io::ioctl_fionbio(&output, true)?;
     let nothing = std::fs::File::open("/dev/null")?;
     let streams: Vec<OwnedFd> = vec![nothing.into(), theirs.try_clone()?.into(), theirs.into()];
-    let mut session = Session::begin(launch, monitor, init, NOBODY, &request, streams)?;
-    if let Some(child) = &mut session.child {
-        child.deadline = Instant::now() + timeout;
-    }
+    let session = Session::begin(launch, monitor, init, NOBODY, &request, streams)?;
     Ok(Probing::Program { session, output: Some(output), said: Vec::new() })
 }
 
