@@ -123,7 +123,13 @@ impl Driver {
             };
             let requests = std::collections::BTreeMap::new();
             let wishes = std::collections::BTreeMap::new();
-            let record = ProjectRecord { request, wish: Wish::Down, requests, wishes };
+            let record = ProjectRecord {
+                request,
+                wish: Wish::Down,
+                requests,
+                wishes,
+                in_boot: std::collections::BTreeMap::new(),
+            };
             let services = std::collections::BTreeMap::new();
             let desired = crate::spec::Desired { project: project.clone(), services };
             self.projects.insert(project, Project::new(record, desired));

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::driver::Driver;
 use super::events::Subject;
+use super::execute::Synced;
 use super::held::{ContainerRecord, Held};
 use super::images::Extent;
 use super::report::EventLevel;
@@ -15,7 +14,7 @@ use crate::container::ContainerId;
 use crate::reconcile::{
     Action, ContainerKey, ImageState, Operation, ServiceKey, Stamp, StartTarget,
 };
-use crate::spec::{Prefetch, ServiceName};
+use crate::spec::{Prefetch, RestartPolicy, ServiceName};
 
 impl Driver {
     pub(super) fn begin(&mut self, action: Action) {
@@ -65,11 +64,7 @@ impl Driver {
                 let mut held = Held::new(id.clone(), record.clone());
                 held.busy = Some(Operation::Create);
                 self.containers.insert(ContainerKey::new(id.as_str()), held);
-                let kept = self.kept(&service);
-                tokio::spawn(async move {
-                    until_kept(kept).await;
-                    host.create(id, record, settings, outcomes).await;
-                });
+                tokio::spawn(async move { host.create(id, record, settings, outcomes).await });
             }
             Action::Start { service, container: StartTarget::Existing(container), run, with } => {
                 self.begin_start(&service, &container, run, with);
@@ -118,27 +113,26 @@ impl Driver {
         run: crate::reconcile::Run,
         with: BTreeMap<ServiceName, Stamp>,
     ) {
-        let settings = self
-            .projects
-            .get(&service.project)
-            .and_then(|project| project.desired.services.get(&service.service));
-        let Some(settings) = settings.cloned() else { return };
+        let Some(project) = self.projects.get(&service.project) else { return };
+        let Some(settings) = project.desired.services.get(&service.service).cloned() else {
+            return;
+        };
+        let request = project.request_of_this_boot(&service.service);
         let (host, outcomes) = (Arc::clone(&self.host), self.outcomes.clone());
         host.expect_start();
-        let kept = self.kept(service);
         let Some(held) = self.begin_operation(container, Operation::Start) else { return };
+        // What its policy starts again may start again after a power cut. Another one must not, and does not if the
+        // next boot finds either this start or no request for it.
+        let is_found = settings.restart_policy() != RestartPolicy::No
+            || (request == Some(run.request) && held.record.request < run.request);
+        let synced = if is_found { Synced::After } else { Synced::Before };
         held.record.set_run(run);
         held.record.with = with;
         held.record.started_in_boot = crate::sys::process::boot_id().ok();
         held.record.exit = None;
         held.status = None;
         let (id, record) = (held.id.clone(), held.record.clone());
-        tokio::spawn(async move { host.start(id, record, settings, kept, outcomes).await });
-    }
-
-    /// What is awaited before anything is recorded of the service's containers.
-    fn kept(&self, service: &ServiceKey) -> Option<watch::Receiver<bool>> {
-        self.projects.get(&service.project).and_then(|project| project.kept.clone())
+        tokio::spawn(async move { host.start(id, record, settings, synced, outcomes).await });
     }
 
     fn next_serial(&self) -> u64 {
@@ -164,13 +158,5 @@ impl Driver {
             }
             salt += 1;
         }
-    }
-}
-
-/// Returns when a project's record is on the disk. Cancel-safe.
-pub(super) async fn until_kept(kept: Option<watch::Receiver<bool>>) {
-    if let Some(mut kept) = kept {
-        // A sender that is gone without a word has nothing more to wait for.
-        let _ = kept.wait_for(|kept| *kept).await;
     }
 }

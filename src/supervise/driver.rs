@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clock;
 use super::events::{EventLog, Subject};
 use super::execute::{Host, Outcome, Outcomes};
-use super::handle::Request;
+use super::handle::{Reply, Request};
 use super::heartbeat::ServiceManager;
 use super::held::Held;
 use super::project::{Project, Wish};
@@ -194,34 +194,54 @@ impl Driver {
         }
     }
 
-    /// The same, but the disk is not waited for here: what is recorded of the containers of the project waits for it,
-    /// so that no container was ever started for a wish that nobody knows of.
-    pub(super) fn save_project_soon(&mut self, name: &ProjectName) {
-        let Some(project) = self.projects.get_mut(name) else { return };
-        if project.kept.as_ref().is_some_and(|kept| !*kept.borrow()) {
+    /// The same, but the disk is waited for between the answer to `reply` and its arrival: what is asked for begins
+    /// before that, and its own files are not held up by a sync. Whoever hears the answer can rely on the record.
+    pub(super) fn save_project_for<T: Send + 'static>(
+        &mut self,
+        name: &ProjectName,
+        mut reply: Reply<T>,
+    ) -> Reply<T> {
+        let kept = self.projects.get(name).and_then(|project| project.kept.as_ref());
+        if kept.is_some_and(|kept| !*kept.borrow()) {
             // One at a time: of two that are not on the disk, the copy from before is none either.
-            return self.save_project(name);
+            self.save_project(name);
+            return reply;
         }
+        let Some(project) = self.projects.get_mut(name) else { return reply };
         let path = super::project::record_path(self.host.store.root(), name.as_str());
         let saved = super::project::make_folder(&path).and_then(|()| {
             record::save_with_copy_unsynced(&path, &project.record)
                 .map_err(|error| Chain(&error).to_string())
         });
-        match saved {
-            Ok(Some(unsynced)) => {
-                let (kept, receiver) = watch::channel(false);
-                project.kept = Some(receiver);
-                let (events, name) = (self.events.clone(), name.clone());
-                tokio::task::spawn_blocking(move || {
-                    if let Err(error) = unsynced.sync() {
-                        not_saved(&events, &name, Chain(&error).to_string());
-                    }
-                    kept.send_replace(true);
-                });
+        let unsynced = match saved {
+            Ok(Some(unsynced)) => unsynced,
+            Ok(None) => return reply,
+            Err(message) => {
+                not_saved(&self.events, name, message);
+                return reply;
             }
-            Ok(None) => {}
-            Err(message) => not_saved(&self.events, name, message),
-        }
+        };
+        let (kept, receiver) = watch::channel(false);
+        project.kept = Some(receiver);
+        let (events, name) = (self.events.clone(), name.clone());
+        let (inner, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            let answer = tokio::select! {
+                // Cancel-safe: the answer is taken in the poll that returns it.
+                answer = answered => answer.ok(),
+                // Who waited has gone; the wish holds all the same.
+                () = reply.closed() => None,
+            };
+            match tokio::task::spawn_blocking(move || unsynced.sync()).await {
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(error)) => not_saved(&events, &name, Chain(&error).to_string()),
+            }
+            kept.send_replace(true);
+            if let Some(answer) = answer {
+                let _ = reply.send(answer);
+            }
+        });
+        inner
     }
 
     /// Keeps the record of a container, likewise.

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
-use super::begin::until_kept;
 use super::bridges::Bridges;
 use super::files::{Reread, RereadError};
 use super::held::ContainerRecord;
@@ -84,6 +83,15 @@ pub(super) enum Outcome {
         project: String,
         result: Result<Reread, RereadError>,
     },
+}
+
+/// When the record of a start is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Synced {
+    /// Before anything runs.
+    Before,
+    /// When the program runs, for as long as the disk takes; a power cut before that loses it.
+    After,
 }
 
 pub(super) type Outcomes = mpsc::Sender<Outcome>;
@@ -192,10 +200,10 @@ impl Host {
         id: ContainerId,
         mut record: ContainerRecord,
         service: Service,
-        kept: Option<watch::Receiver<bool>>,
+        synced: Synced,
         outcomes: Outcomes,
     ) {
-        let result = self.try_start(&id, &mut record, &service, kept).await;
+        let result = self.try_start(&id, &mut record, &service, synced).await;
         Boundary::LAUNCHED.reach(&self.run_dir);
         let container = ContainerKey::new(id.as_str());
         let _ = outcomes
@@ -208,7 +216,7 @@ impl Host {
         id: &ContainerId,
         record: &mut ContainerRecord,
         service: &Service,
-        kept: Option<watch::Receiver<bool>>,
+        synced: Synced,
     ) -> Result<MonitorHandle, String> {
         let image = self
             .images
@@ -229,14 +237,22 @@ impl Host {
         let is_lazy = !mounted.lazy.is_empty();
         record.connection = before.or(self.images.lazy.generation()).filter(|_| is_lazy);
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
-        until_kept(kept).await;
         // Nothing of a start outlives a power cut: no process, mount or group, and a writable layer of another boot is
-        // not used. So who finds the record from before finds what is true then. That this one is written before
-        // anything runs matters to the next control, which the page cache serves as well as the disk.
+        // not used. So who finds the record from before finds what is true then, and has the service started if it is
+        // wanted; what must not be started twice says so by `synced`. That this one is written before anything runs
+        // matters to the next control, which the page cache serves as well as the disk.
         let saved = record::save_unsynced(&self.container_record(id), record)
             .map_err(|error| Chain(&error).to_string())?;
         Boundary::START_RECORDED.reach(&self.run_dir);
-        let syncing = tokio::task::spawn_blocking(move || saved.sync());
+        let unsynced = match synced {
+            Synced::After => Some(saved),
+            Synced::Before => {
+                let syncing = tokio::task::spawn_blocking(move || saved.sync());
+                let done = syncing.await.map_err(|error| error.to_string())?;
+                done.map_err(|error| Chain(&error).to_string())?;
+                None
+            }
+        };
         let place = Place {
             id: id.clone(),
             instance: self.instance.to_string(),
@@ -263,11 +279,8 @@ impl Host {
         } else {
             tokio::join!(ahead, launching).1
         };
-        // Before it is said that the service has been started: by then the record holds, whatever happens to the host.
-        match syncing.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "a start may be forgotten"),
-            Err(error) => tracing::warn!(%error, "a start may be forgotten"),
+        if let (Ok(monitor), Some(unsynced)) = (&launched, unsynced) {
+            tokio::spawn(sync_after_start(monitor.clone(), unsynced));
         }
         match launched {
             Ok(monitor) => Ok(monitor),
@@ -337,6 +350,19 @@ impl Host {
             .await
             .map_err(|error| Chain(&error).to_string());
         let _ = outcomes.send(Outcome::Adopted { container, result }).await;
+    }
+}
+
+/// Syncs the record of a start when that is over. Not beside it: a sync keeps whoever changes the same file system
+/// waiting, and the start changes the container's folder.
+async fn sync_after_start(mut monitor: MonitorHandle, saved: record::Unsynced) {
+    let mut seen = monitor.seen();
+    while seen.link == Link::Alive && seen.status.phase == Phase::Starting {
+        seen = monitor.changed().await;
+    }
+    let synced = tokio::task::spawn_blocking(move || saved.sync()).await;
+    if let Ok(Err(error)) = synced {
+        tracing::warn!(error = %Chain(&error), "a start may be forgotten");
     }
 }
 

@@ -141,6 +141,9 @@ impl Driver {
     async fn find_container(&mut self, id: ContainerId, record: ContainerRecord) {
         let key = ContainerKey::new(id.as_str());
         let ours = record.instance == *self.host.instance;
+        if let Some(project) = self.projects.get_mut(&record.project).filter(|_| ours) {
+            project.settle_request(&record.service, record.request);
+        }
         let mut held = Held::new(id.clone(), record);
         if ours {
             self.find_run(&id, &key, &mut held).await;

@@ -38,6 +38,19 @@ pub(super) struct ProjectRecord {
     /// What else the user asked of single services.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) wishes: BTreeMap<ServiceName, ServiceWish>,
+    /// Requests that are only carried out in the boot in which they were made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) in_boot: BTreeMap<ServiceName, RequestInBoot>,
+}
+
+/// A request for a job whose start is not synced before it runs. In a later boot nobody knows whether it ran if its
+/// container does not say so: then it is not run, because it may have been, and who asked for it has heard nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RequestInBoot {
+    pub(super) request: u64,
+    /// The last request before it that holds in any boot.
+    pub(super) before: u64,
+    pub(super) boot: String,
 }
 
 impl Record for ProjectRecord {
@@ -115,7 +128,7 @@ pub(super) struct Project {
     pub(super) waiters: Vec<GoneWaiter>,
     pub(super) service_waiters: Vec<ServiceWaiter>,
     pub(super) exit_waiters: Vec<ExitWaiter>,
-    /// Becomes true when the record is on the disk as it was last saved; `None` when nobody has to wait for that.
+    /// Becomes true when a record that was saved without a sync is on the disk; `None` before the first.
     pub(super) kept: Option<watch::Receiver<bool>>,
     /// Ends when the project does.
     pub(super) watch: Option<tokio_util::sync::DropGuard>,
@@ -181,6 +194,7 @@ impl Project {
             wish: Wish::Up,
             requests: BTreeMap::new(),
             wishes: BTreeMap::new(),
+            in_boot: BTreeMap::new(),
         };
         let mut project = Self::new(record, desired.clone());
         project.ask(request, desired, running);

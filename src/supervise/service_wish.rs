@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::handle::Reply;
-use super::project::Project;
+use super::project::{Project, RequestInBoot};
 use super::report::ExitReport;
 use crate::reconcile::{ManualStop, ServiceRecord};
-use crate::spec::ServiceName;
+use crate::spec::{RestartPolicy, Service, ServiceName};
+use crate::sys::process::boot_id;
 
 /// What is kept of a service's wishes, besides how often it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -126,6 +127,44 @@ impl Project {
         }
         record.stopped = None;
         record.grace = None;
+        self.note();
+    }
+
+    /// As [`Project::want`], of `start`. A service that runs once for each request is asked for in this boot.
+    pub(super) fn want_now(&mut self, name: &ServiceName, running: &BTreeSet<ServiceName>) {
+        let before = self.records.get(name).map_or(0, |record| record.request);
+        self.want(name, running, Asker::Start);
+        let request = self.records.get(name).map_or(0, |record| record.request);
+        let policy = self.desired.services.get(name).map(Service::restart_policy);
+        if let (Some(RestartPolicy::No), Ok(boot)) = (policy, boot_id())
+            && request != before
+        {
+            let earlier = self.record.in_boot.get(name);
+            let earlier = earlier.filter(|in_boot| in_boot.request == before);
+            let before = earlier.map_or(before, |in_boot| in_boot.before);
+            self.record.in_boot.insert(name.clone(), RequestInBoot { request, before, boot });
+        }
+    }
+
+    /// The last request for the service, if it is for this boot only.
+    pub(super) fn request_of_this_boot(&self, name: &ServiceName) -> Option<u64> {
+        let in_boot = self.record.in_boot.get(name)?;
+        (boot_id().ok()? == in_boot.boot).then_some(in_boot.request)
+    }
+
+    /// Takes in what a container that was found says of the requests for its service.
+    pub(super) fn settle_request(&mut self, name: &ServiceName, served: u64) {
+        let Some(record) = self.records.get_mut(name) else { return };
+        if let Some(in_boot) = self.record.in_boot.get(name)
+            && boot_id().is_ok_and(|boot| boot != in_boot.boot)
+        {
+            if in_boot.request == record.request {
+                record.request = in_boot.before;
+            }
+            self.record.in_boot.remove(name);
+        }
+        // A power cut may also keep a start and lose the request: the next one has to be a new one all the same.
+        record.request = record.request.max(served);
         self.note();
     }
 

@@ -18,6 +18,7 @@ use super::held::{ContainerRecord, Held};
 use super::images::Images;
 use super::lazy_link::Users;
 use super::lazy_mounts::LazyMounts;
+use super::project::{self, ProjectRecord};
 use super::report::{ServiceReport, UpRequest};
 use super::{Control, ControlOptions};
 use crate::container::{self, ExitRecord, Launch, Mount, MountKind, Outcome as RunOutcome};
@@ -25,7 +26,7 @@ use crate::host::Features;
 use crate::layer::Layers;
 use crate::reconcile::{ContainerKey, Content, Operation};
 use crate::registry::Client;
-use crate::store::Store;
+use crate::store::{Store, record};
 use crate::sys::process::{SealedExe, boot_id};
 
 const INSTANCE: &str = "00c0ffee";
@@ -270,6 +271,53 @@ async fn a_job_that_failed_before_its_connection_was_known_does_not_run_again_fo
     ended.note_exit(exit);
     fixture.driver.connection_changed();
     assert_eq!(content(&fixture), Content::Usable, "it was taken down after the last user");
+}
+
+#[tokio::test]
+async fn a_job_that_may_have_run_before_a_power_cut_does_not_run_again() {
+    let mut fixture = Fixture::new();
+    fixture.up("shop").await;
+    let web = "web".parse().unwrap();
+    let ended = fixture.holds("shop");
+    ended.busy = None;
+    ended.record.request = 1;
+    let (id, kept) = (ended.id.clone(), ended.record.clone());
+    let host = Arc::clone(&fixture.driver.host);
+    host.store.container_dir(id.as_str()).unwrap();
+    record::save(&host.container_record(&id), &kept).unwrap();
+    let (project, services) = ("shop".to_owned(), vec!["web".to_owned()]);
+    let _started = fixture.ask(|reply| Request::Start { project, services, reply });
+
+    let path = project::record_path(host.store.root(), "shop");
+    let asked = host.store.load::<ProjectRecord>(&path).unwrap().unwrap();
+    assert_eq!(asked.requests[&web], 2);
+    // The next control of this boot does what was asked for.
+    fixture.driver.projects.clear();
+    fixture.driver.find_what_is_there().await;
+    let found = fixture.driver.projects.values_mut().next().unwrap();
+    assert_eq!(found.records[&web].request, 2);
+    // What holds in any boot is the same for whoever asks once more.
+    found.want_now(&web, &Default::default());
+    assert_eq!((found.record.in_boot[&web].request, found.record.in_boot[&web].before), (3, 1));
+
+    // Of another boot, it finds the request and not whether it was served: it is none, and the next one is.
+    let mut cut = asked;
+    cut.in_boot.get_mut(&web).unwrap().boot = "another".to_owned();
+    record::save(&path, &cut).unwrap();
+    fixture.driver.projects.clear();
+    fixture.driver.find_what_is_there().await;
+    let found = fixture.driver.projects.values_mut().next().unwrap();
+    assert_eq!(found.records[&web].request, 1);
+    found.want(&web, &Default::default(), super::service_wish::Asker::Up);
+    assert_eq!(found.record.requests[&web], 2);
+    assert!(found.record.in_boot.is_empty());
+
+    // Or it finds that it was served, and not the request.
+    record::save(&host.container_record(&id), &ContainerRecord { request: 3, ..kept }).unwrap();
+    fixture.driver.projects.clear();
+    fixture.driver.find_what_is_there().await;
+    let projects = &fixture.driver.projects;
+    assert_eq!(projects.values().next().unwrap().records[&web].request, 3);
 }
 
 #[tokio::test]

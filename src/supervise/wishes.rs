@@ -12,7 +12,7 @@ use super::execute;
 use super::handle::{Reply, RequestError, RequestErrorKind, StopOptions};
 use super::project::{GoneWaiter, Wish};
 use super::report::{EventLevel, ExitReport};
-use super::service_wish::{Asker, ExitWaiter, ServiceWaiter, Until};
+use super::service_wish::{ExitWaiter, ServiceWaiter, Until};
 use crate::reconcile::{ContainerKey, ManualStop, Phase, ServiceKey};
 use crate::spec::{ProjectName, ServiceName};
 
@@ -86,16 +86,11 @@ impl Driver {
         let running = self.running(&name);
         if let Some(project) = self.projects.get_mut(&name) {
             for service in &services {
-                project.want(service, &running, Asker::Start);
+                project.want_now(service, &running);
             }
         }
         self.set_up(&name, &services);
-        // The answer comes when all have been started, and none is before the wish is kept; unless they run already.
-        if services.is_subset(&running) {
-            self.save_project(&name);
-        } else {
-            self.save_project_soon(&name);
-        }
+        let reply = self.save_project_for(&name, reply);
         self.tell_asked(&name, "services-start", "is to be started", &services);
         self.wait_for(&name, services, Until::Started, reply);
     }
