@@ -13,7 +13,7 @@ fn deaf(program: &Program, grace: &str) {
     let layout = concat!(env!("CARGO_MANIFEST_DIR"), "/rootfs-fixtures/golden/small-esgz");
     program.services(&format!(
         "name: edges\nservices:\n  deaf:\n    image: oci:{layout}\n    \
-         command: [\"sh\", \"-c\", \"{DEAF}\"]\n    stop_grace_period: {grace}\n"
+         command: [\"sh\", \"-c\", \"{DEAF}\"]\n    stop_grace_period: {grace}\n    network_mode: host\n"
     ));
 }
 

@@ -78,7 +78,7 @@ fn services(program: &Program) {
     let layout = concat!(env!("CARGO_MANIFEST_DIR"), "/rootfs-fixtures/golden/small-esgz");
     program.services(&format!(
         "name: managed\nservices:\n  web:\n    image: oci:{layout}\n    \
-         command: [\"sh\", \"-c\", \"while :; do sleep 0.2; done\"]\n    stop_grace_period: 0s\n"
+         command: [\"sh\", \"-c\", \"while :; do sleep 0.2; done\"]\n    stop_grace_period: 0s\n    network_mode: host\n"
     ));
 }
 

@@ -60,8 +60,10 @@ services:
     image: "{image}"
     command: [sh, -c, "trap 'exit 0' TERM; n=0; while :; do echo tick $$n; n=$$((n+1)); sleep 0.1; done"]
     restart: always
+    network_mode: host
   idle:
     image: "{image}"
+    network_mode: host
     command: [sh, -c, "trap 'exit 0' TERM; while :; do sleep 0.1; done"]
     environment: [GREETING]
 "#

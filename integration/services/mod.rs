@@ -42,15 +42,19 @@ pub(crate) struct Service {
     image: String,
     script: String,
     keys: Vec<String>,
+    /// Whether it says that it has the host's network.
+    on_host: bool,
 }
 
-/// A service that runs `script` in the shell image.
+/// A service that runs `script` in the shell image, in the host's network unless another key says otherwise: a test
+/// that is not about networks changes none.
 pub(crate) fn service(name: &str, script: &str) -> Service {
     Service {
         name: name.to_owned(),
         image: shell_image(),
         script: script.to_owned(),
         keys: Vec::new(),
+        on_host: true,
     }
 }
 
@@ -65,6 +69,11 @@ impl Service {
         self
     }
 
+    /// In the network that a service has whose file says nothing; for tests on a host of their own.
+    pub(crate) fn bridged(self) -> Self {
+        Self { on_host: false, ..self }
+    }
+
     fn yaml(&self) -> String {
         // A JSON string is a YAML string, and a dollar that is no variable is written twice.
         let script = serde_json::to_string(&self.script).unwrap().replace('$', "$$");
@@ -72,6 +81,9 @@ impl Service {
             "  {}:\n    image: \"{}\"\n    command: [\"sh\", \"-c\", {script}]\n",
             self.name, self.image
         );
+        if self.on_host && !self.keys.iter().any(|key| key.starts_with("network")) {
+            text.push_str("    network_mode: host\n");
+        }
         for key in &self.keys {
             text.push_str(&format!("    {key}\n"));
         }

@@ -2,12 +2,13 @@
 //! is never touched.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
+use serde_json::Value;
 use supervisor::sys::netns;
 
 use super::{IDLE, file, service};
@@ -38,19 +39,60 @@ fn reach(port: u16) -> Option<TcpStream> {
     TcpStream::connect_timeout(&to, Duration::from_secs(1)).ok()
 }
 
-/// Whether the container's resolver answers anything at all.
-fn is_answered(process: Pid) -> bool {
+/// What the container's resolver says to a question for the address of `name`.
+fn ask(process: Pid, name: &str) -> Option<Vec<u8>> {
     let ask = || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         socket.connect("127.0.0.11:53").unwrap();
-        // `x`, as an address, and recursion is asked for.
-        let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01x\0\0\x01\0\x01";
-        let mut answer = [0; 64];
-        let answered = socket.send(question).and_then(|_| socket.recv(&mut answer));
-        answered.is_ok_and(|length| length >= 12 && answer[..2] == question[..2])
+        // One question, and recursion is asked for.
+        let mut question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".to_vec();
+        question.push(u8::try_from(name.len()).unwrap());
+        question.extend(name.as_bytes());
+        question.extend(b"\0\0\x01\0\x01");
+        let mut answer = vec![0; 512];
+        let length = socket.send(&question).and_then(|_| socket.recv(&mut answer)).ok()?;
+        answer.truncate(length);
+        (length >= 12 && answer[..2] == question[..2]).then_some(answer)
     };
     netns::within(network_of(process).as_fd(), ask).unwrap()
+}
+
+/// Whether the container's resolver answers anything at all.
+fn is_answered(process: Pid) -> bool {
+    ask(process, "x").is_some()
+}
+
+/// The address that a container finds a name at, if it does.
+fn found(process: Pid, name: &str) -> Option<Ipv4Addr> {
+    let answer = ask(process, name)?;
+    let has_one = answer[3] & 0xf == 0 && answer[6..8] == [0, 1];
+    has_one.then(|| <[u8; 4]>::try_from(&answer[answer.len() - 4..]).unwrap().into())
+}
+
+/// Whether a container gets to a listener.
+fn connects(process: Pid, to: (Ipv4Addr, u16)) -> bool {
+    let connect =
+        || TcpStream::connect_timeout(&SocketAddr::from(to), Duration::from_secs(2)).is_ok();
+    netns::within(network_of(process).as_fd(), connect).unwrap()
+}
+
+/// The process of a service of one of several projects.
+fn process_of(program: &Program, project: &str, service: &str) -> Pid {
+    program.until(&format!("`{service}` of `{project}` runs"), || {
+        let shown = program.ps();
+        let is_it = |line: &&Value| line["Project"] == project && line["Service"] == service;
+        let line = shown.iter().find(is_it).filter(|line| line["State"] == "running")?;
+        Pid::from_raw(i32::try_from(line["Pid"].as_i64()?).unwrap())
+    })
+}
+
+fn until_nothing_is_left(program: &Program) {
+    program.until("nothing is left on the host", || {
+        let links = listed("ip", &["-o", "link"]);
+        let is_bare = links.lines().count() == 1 && listed("nft", &["list", "tables"]).is_empty();
+        (is_bare && program.role("names", "").is_none()).then_some(())
+    });
 }
 
 fn listed(program: &str, arguments: &[&str]) -> String {
@@ -98,12 +140,7 @@ fn a_published_port_outlives_control_rules_and_resolver() {
         });
 
         program.ok(["down"]);
-        program.until("nothing is left on the host", || {
-            let links = listed("ip", &["-o", "link"]);
-            let is_bare =
-                links.lines().count() == 1 && listed("nft", &["list", "tables"]).is_empty();
-            (is_bare && program.role("names", "").is_none()).then_some(())
-        });
+        until_nothing_is_left(&program);
     });
 }
 
@@ -118,5 +155,72 @@ fn a_port_that_a_program_of_the_host_has_is_told_with_its_owner() {
         program.said("port `18081/tcp` is in use by `");
         drop(taken);
         program.interrupt(up);
+    });
+}
+
+#[test]
+fn services_of_a_project_find_each_other_and_those_of_others_do_not() {
+    on_a_host(|| {
+        let program = Program::new();
+        let db = service("db", IDLE).bridged().key("container_name: store");
+        for (project, services) in [
+            ("one", vec![db, service("web", IDLE).bridged()]),
+            ("two", vec![service("other", IDLE).bridged()]),
+        ] {
+            let text = format!("name: {project}\n{}", file(&services));
+            std::fs::write(program.folder().join(format!("{project}.yaml")), text).unwrap();
+            program.ok(["up", "-d", "-f", &format!("{project}.yaml")]);
+        }
+        let [db, web] = ["db", "web"].map(|name| process_of(&program, "one", name));
+        let other = process_of(&program, "two", "other");
+        let _listener = listen(db, 5432);
+        let address = program.until("`web` finds `db`", || found(web, "db"));
+        for name in ["one-db-1", "store", "DB"] {
+            assert_eq!(found(web, name), Some(address), "{name}");
+        }
+        assert!(connects(web, (address, 5432)));
+
+        program.until("`other` finds itself", || found(other, "other"));
+        assert_eq!(found(other, "db"), None);
+        assert!(!connects(other, (address, 5432)), "another project is reached");
+
+        // What comes back has its address again.
+        program.ok(["restart", "-p", "one", "db"]);
+        assert_eq!(program.until("`web` finds `db` again", || found(web, "db")), address);
+        program.ok(["down", "-p", "one"]);
+        program.ok(["down", "-p", "two"]);
+        until_nothing_is_left(&program);
+    });
+}
+
+#[test]
+fn networks_are_what_the_file_says() {
+    on_a_host(|| {
+        let program = Program::new();
+        let networks = "networks: {front: , back: {internal: true, ipam: {config: [{subnet: 172.30.99.0/24}]}}}\n";
+        let text = file(&[
+            service("web", IDLE).key("networks: {front: , back: {aliases: [www]}}"),
+            service("db", IDLE).key("networks: {back: {ipv4_address: 172.30.99.9}}"),
+            service("edge", IDLE).key("networks: [front]"),
+        ]);
+        program.services(&format!("{text}{networks}"));
+        program.ok(["up", "-d"]);
+        let [web, db, edge] = ["web", "db", "edge"].map(|name| program.running(name));
+        let fixed = Ipv4Addr::new(172, 30, 99, 9);
+        program.until("`web` finds `db`", || found(web, "db").filter(|address| *address == fixed));
+        let alias = program.until("`db` finds `web` by its alias", || found(db, "www"));
+        assert_eq!(found(db, "web"), Some(alias));
+        program.until("`edge` finds `web`", || found(edge, "web"));
+        assert_eq!((found(edge, "www"), found(edge, "db")), (None, None));
+        let _listener = listen(db, 80);
+        assert!(connects(web, (fixed, 80)) && !connects(edge, (fixed, 80)));
+        // Not even a way out.
+        let routes = |process: Pid| {
+            let routes = || listed("ip", &["-4", "route", "show", "default"]);
+            netns::within(network_of(process).as_fd(), routes).unwrap()
+        };
+        assert!(routes(db).is_empty() && !routes(web).is_empty());
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
     });
 }

@@ -90,7 +90,7 @@ impl FeatureName {
             }
             Self::Seccomp => "the system calls of containers and of our own roles are not filtered",
             Self::Landlock => "the processes that parse what the network sent are confined less",
-            Self::Nftables => "services with `network_mode: bridge` cannot start",
+            Self::Nftables => "only services with `network_mode: host` or `none` can start",
             Self::ExitCodes => {
                 "the exit code of a container whose monitor died may be reported as unknown"
             }
@@ -108,7 +108,6 @@ impl FeatureName {
             Self::LowerdirPlus
                 | Self::MountApi
                 | Self::UserNamespaceOverlay
-                | Self::Nftables
                 | Self::ExitCodes
                 | Self::ResourceLimits
         )

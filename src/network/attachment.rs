@@ -6,19 +6,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// Names a network on this host: `project/network`, or a word for one that belongs to no project.
+/// Names a network on this host, as users do: `shop_default`, or what the file calls it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NetworkKey(String);
 
 impl NetworkKey {
-    /// The network `network` of `project`.
+    /// The network of this name.
     #[must_use]
-    pub fn of_project(project: &str, network: &str) -> Self {
-        Self(format!("{project}/{network}"))
+    pub fn named(name: impl Into<String>) -> Self {
+        Self(name.into())
     }
 
-    /// The bridge that all services with `network_mode: bridge` share.
+    /// The bridge that all services with `network_mode: bridge` share. No file can give another one this name.
     #[must_use]
     pub fn shared() -> Self {
         Self("bridge".to_owned())
@@ -42,6 +42,8 @@ impl fmt::Display for NetworkKey {
 pub struct NetworkSpec {
     /// Its name.
     pub key: NetworkKey,
+    /// The project that says what it is. `None`: it is taken as it is found, and is as this says when it is new.
+    pub owner: Option<String>,
     /// Whether one gets out of it.
     pub reach: Reach,
     /// Whether it has addresses of version 6.

@@ -16,7 +16,7 @@ use super::rules::{NetworkRules, Ruleset};
 use super::wish::{JoinError, MemberWish, MembershipWish};
 use super::{
     AddressBook, AddressError, Addresses, Attachment, EndpointWish, HostAccess, NetworkKey,
-    Publication, Reach, Surroundings,
+    NetworkSpec, Publication, Reach, SubnetError, Surroundings,
 };
 
 /// Where ports come from that nobody chose; the same as the kernel's own.
@@ -33,9 +33,12 @@ pub struct NetworkState {
     chosen: BTreeMap<String, u16>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     reach: Reach,
+    /// The project that says what it is.
+    #[serde(default)]
+    owner: Option<String>,
 }
 
 /// A container in networks.
@@ -75,8 +78,8 @@ impl NetworkState {
         let mut memberships = Vec::with_capacity(wish.networks.len());
         for wanted in &wish.networks {
             let key = &wanted.network.key;
-            next.book.ensure_network(&wanted.network, surroundings)?;
-            next.networks.insert(key.clone(), Known { reach: wanted.network.reach });
+            next.claim(&wanted.network)?;
+            next.ensure_subnet(&wanted.network, surroundings)?;
             let addresses = next.address(&wish.endpoint, wanted)?;
             memberships.push(Membership {
                 network: key.clone(),
@@ -85,7 +88,7 @@ impl NetworkState {
                 names: wanted.names.clone(),
             });
         }
-        let way_in = wish.networks.iter().position(|n| n.network.reach == Reach::Outside);
+        let way_in = memberships.iter().position(|m| next.leads_outside(&m.network));
         let publications = match way_in.and_then(|at| memberships.get(at)) {
             Some(way_in) => next.publish(wish, way_in.addresses, &is_free)?,
             None if wish.ports.is_empty() => Vec::new(),
@@ -102,6 +105,57 @@ impl NetworkState {
         next.members.insert(wish.container.clone(), member);
         *self = next;
         Ok(())
+    }
+
+    /// Notes that a network exists, and what it is if its project says so.
+    fn claim(&mut self, wanted: &NetworkSpec) -> Result<(), JoinError> {
+        let NetworkSpec { key, owner, reach, .. } = wanted;
+        match self.networks.get_mut(key) {
+            None => {
+                let known = Known { reach: *reach, owner: owner.clone() };
+                self.networks.insert(key.clone(), known);
+            }
+            Some(known) if owner.is_some() => {
+                if let Some(other) =
+                    known.owner.as_ref().filter(|other| Some(*other) != owner.as_ref())
+                {
+                    let (network, owner) = (key.clone(), other.clone());
+                    return Err(JoinError::Foreign { network, owner });
+                }
+                *known = Known { reach: *reach, owner: owner.clone() };
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Gives a network its subnets. When none are left, those of networks that are not there any more are.
+    fn ensure_subnet(
+        &mut self,
+        wanted: &NetworkSpec,
+        surroundings: &Surroundings,
+    ) -> Result<(), SubnetError> {
+        match self.book.ensure_network(wanted, surroundings).map(drop) {
+            Err(SubnetError::Exhausted(_)) => {}
+            // A network that is not there any more is in nobody's way.
+            Err(SubnetError::Doubled { other, .. }) if !self.networks.contains_key(&other) => {
+                self.book.forget(&other);
+                return self.ensure_subnet(wanted, surroundings);
+            }
+            other => return other,
+        }
+        let gone: Vec<NetworkKey> = self
+            .book
+            .networks()
+            .map(|(key, _)| key.clone())
+            .filter(|key| !self.networks.contains_key(key))
+            .collect();
+        gone.iter().for_each(|key| self.book.forget(key));
+        self.book.ensure_network(wanted, surroundings).map(drop)
+    }
+
+    fn leads_outside(&self, network: &NetworkKey) -> bool {
+        self.networks.get(network).is_some_and(|known| known.reach == Reach::Outside)
     }
 
     /// One more address in a network, with those that its containers have.
@@ -240,8 +294,7 @@ impl NetworkState {
         bridge: impl Fn(&NetworkKey) -> String,
     ) -> Vec<Attachment> {
         let Some(member) = self.members.get(container) else { return Vec::new() };
-        let is_open = |key| self.networks.get(key).is_some_and(|k| k.reach == Reach::Outside);
-        let way_out = member.memberships.iter().position(|m| is_open(&m.network));
+        let way_out = member.memberships.iter().position(|m| self.leads_outside(&m.network));
         let attachment = |(n, membership): (usize, &Membership)| {
             let entry = self.book.network(&membership.network)?;
             let addresses = membership.addresses;
@@ -323,9 +376,8 @@ impl NetworkState {
             }
             let networks: Vec<NetworkKey> =
                 member.memberships.iter().map(|m| m.network.clone()).collect();
-            let is_open = |key| self.networks.get(key).is_some_and(|k| k.reach == Reach::Outside);
-            let outside =
-                if networks.iter().any(is_open) { Outside::Asked } else { Outside::Closed };
+            let is_open = networks.iter().any(|key| self.leads_outside(key));
+            let outside = if is_open { Outside::Asked } else { Outside::Closed };
             let client = NameClient { networks, servers: member.dns.clone(), outside };
             table.clients.insert(container.clone(), client);
         }

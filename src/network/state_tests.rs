@@ -15,8 +15,14 @@ use super::*;
 use crate::sys::netns;
 
 fn network(name: &str, reach: Reach) -> NetworkSpec {
-    let key = NetworkKey::of_project("shop", name);
-    NetworkSpec { key, reach, ipv6: Ipv6::AsHost, subnets: Vec::new() }
+    let key = NetworkKey::named(format!("shop_{name}"));
+    NetworkSpec {
+        key,
+        owner: Some("shop".to_owned()),
+        reach,
+        ipv6: Ipv6::AsHost,
+        subnets: Vec::new(),
+    }
 }
 
 fn member(service: &str, networks: &[NetworkSpec], ports: &[&str]) -> MemberWish {
@@ -65,7 +71,7 @@ fn what_a_container_gets_follows_from_the_state() {
         .iter()
         .map(|a| (a.interface.as_str(), a.bridge.as_str(), a.gateway4.is_some()))
         .collect();
-    assert_eq!(shown, [("eth0", "b-shop/back", false), ("eth1", "b-shop/default", true)]);
+    assert_eq!(shown, [("eth0", "b-shop_back", false), ("eth1", "b-shop_default", true)]);
     let macs: BTreeSet<_> = attachments.iter().map(|a| a.mac).collect();
     assert_eq!(macs.len(), 2);
 
@@ -81,9 +87,50 @@ fn what_a_container_gets_follows_from_the_state() {
     let table = state.name_table();
     assert_eq!(table.clients["web-1-aaaaaa"].outside, Outside::Asked);
     assert_eq!(table.clients["db-1-aaaaaa"].outside, Outside::Closed);
-    let hosts = &table.networks[&NetworkKey::of_project("shop", "back")].hosts;
+    let hosts = &table.networks[&NetworkKey::named("shop_back")].hosts;
     assert_eq!(hosts.len(), 2);
     assert!(hosts.iter().all(|host| host.ready == Ready::No));
+}
+
+#[test]
+fn a_network_is_what_its_project_says() {
+    let (open, closed) = (network("lan", Reach::Outside), network("lan", Reach::Internal));
+    let found = NetworkSpec { owner: None, ..open.clone() };
+    let foreign = NetworkSpec { owner: Some("other".to_owned()), ..open };
+    let mut state = NetworkState::default();
+    // Whoever only uses it may come first.
+    state.join(&member("guest", std::slice::from_ref(&found), &[]), &around(), |_| true).unwrap();
+    state.join(&member("web", &[closed], &[]), &around(), |_| true).unwrap();
+    let attachments = state.attachments("guest-1-aaaaaa", |key| key.to_string());
+    assert_eq!(attachments[0].gateway4, None);
+    let ports = state.join(&member("late", &[found], &["80:80"]), &around(), |_| true);
+    assert!(matches!(ports, Err(JoinError::NoWayIn(_))));
+    let refused = state.join(&member("thief", &[foreign], &[]), &around(), |_| true);
+    let error = refused.unwrap_err().to_string();
+    assert!(error.starts_with("network `shop_lan` belongs to project `shop`; "), "{error}");
+}
+
+#[test]
+fn subnets_of_networks_that_are_gone_are_given_out_again() {
+    let mut state = NetworkState::default();
+    let around = Surroundings { pools: vec!["10.0.0.0/23".parse().unwrap()], ..around() };
+    let of = |name| member(name, &[network(name, Reach::Outside)], &[]);
+    let address = |state: &NetworkState, name: &str| {
+        state.attachments(&format!("{name}-1-aaaaaa"), |key| key.to_string())[0].v4.unwrap().0
+    };
+    state.join(&of("a"), &around, |_| true).unwrap();
+    state.join(&of("b"), &around, |_| true).unwrap();
+    let before = address(&state, "b");
+    assert!(state.join(&of("c"), &around, |_| true).is_err(), "all are used");
+    state.keep(|container| container.starts_with('b'));
+    state.join(&of("c"), &around, |_| true).unwrap();
+    assert_eq!(address(&state, "b"), before);
+    // Nor is one in the way of what a file asks for.
+    state.keep(|container| container.starts_with('b'));
+    let mut chosen = network("d", Reach::Outside);
+    let net = "10.0.0.0/24".parse().unwrap();
+    chosen.subnets = vec![Subnet { net, gateway: None, range: None, reserved: Vec::new() }];
+    state.join(&member("d", &[chosen], &[]), &around, |_| true).unwrap();
 }
 
 #[test]

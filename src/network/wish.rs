@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use super::port::HostPort;
-use super::{AddressError, HostAccess, NetworkSpec, SubnetError, Transport};
+use super::{AddressError, HostAccess, NetworkKey, NetworkSpec, SubnetError, Transport};
 
 /// A container that should be in networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +60,17 @@ pub enum JoinError {
     /// A container has no address.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// A network of this name is another project's.
+    #[error(
+        "network `{network}` belongs to project `{owner}`; give this one another `name`, or say `external: true` to be \
+         in that one"
+    )]
+    Foreign {
+        /// The network.
+        network: NetworkKey,
+        /// Whose it is.
+        owner: String,
+    },
     /// Another container has its port.
     #[error("port `{port}` is published by `{owner}` already")]
     Published {

@@ -7,9 +7,11 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use super::grants::Declared;
+use super::networks::DeclaredNetworks;
 use super::raw::{Entry, Node, Value};
 use super::{
-    NetworkMode, ParseInput, Position, Problem, ProblemKind, RestartPolicy, Selection, Signal,
+    NetworkMode, ParseInput, Position, Problem, ProblemKind, ProjectName, RestartPolicy, Selection,
+    Signal,
 };
 use super::{duration, words};
 use crate::image::ImageRef;
@@ -43,6 +45,10 @@ pub(super) struct Checker<'a> {
     pub(super) problems: Vec<Problem>,
     /// Volumes at the top of the file, see [`Checker::declared_volumes`].
     pub(super) named_volumes: BTreeMap<String, Option<String>>,
+    /// Networks at the top of the file.
+    pub(super) networks: DeclaredNetworks,
+    /// The project, once its name is known.
+    pub(super) project: ProjectName,
     /// Configs and secrets at the top of the file.
     pub(super) declared_grants: Declared,
 }
@@ -59,6 +65,8 @@ impl<'a> Checker<'a> {
             selection,
             problems: Vec::new(),
             named_volumes: BTreeMap::new(),
+            networks: DeclaredNetworks::new(),
+            project: input.project.clone(),
             declared_grants: Declared::new(),
         }
     }

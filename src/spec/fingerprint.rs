@@ -86,6 +86,9 @@ impl Service {
             stop_signal,
             stop_grace_period,
             network_mode,
+            networks,
+            // Accepted without effect by versions whose containers may still run; it applies from the next start.
+            container_name: _,
             logging,
             named_volumes,
             grants,
@@ -127,14 +130,12 @@ impl Service {
         let grace = stop_grace_period.map(|grace| json!(grace.as_nanos().to_string()));
         add("stop_grace_period", grace);
         add("network_mode", network_mode.map(|mode| json!(mode.to_string())));
+        networks.iter().filter(|n| n.is_asked).for_each(|network| {
+            add(&format!("networks.{}", network.key), Some(network.written()));
+        });
         // The monitor of a container learns it at its start; compose recreates for it too.
-        add(
-            "logging",
-            logging
-                .as_ref()
-                .filter(|logging| **logging != super::Logging::default())
-                .map(super::Logging::written),
-        );
+        let logging = logging.as_ref().filter(|logging| **logging != super::Logging::default());
+        add("logging", logging.map(super::Logging::written));
         add("named_volumes", some(named_volumes).map(named_volumes_json));
         for kind in GrantKind::ALL {
             let of_kind: Vec<&Grant> = grants.iter().filter(|grant| grant.kind == kind).collect();
@@ -147,10 +148,7 @@ impl Service {
         for (name, value) in limits_json(limits) {
             add(&name, Some(value));
         }
-        add(
-            "privileges",
-            (*privileges != Privileges::default()).then(|| privileges_json(privileges)),
-        );
+        add("privileges", privileges_json(privileges));
         add("ports", some(ports).map(ports_json));
         add("healthcheck", healthcheck.as_ref().and_then(healthcheck_json));
         add("x-supervisor.probe", extensions.probe.as_ref().map(probe_json));
@@ -270,9 +268,12 @@ fn limits_json(limits: &Limits) -> Vec<(String, Value)> {
     fields
 }
 
-fn privileges_json(privileges: &Privileges) -> Value {
+fn privileges_json(privileges: &Privileges) -> Option<Value> {
+    if *privileges == Privileges::default() {
+        return None;
+    }
     let Privileges { cap_add, cap_drop, no_new_privileges, system_calls } = privileges;
-    json!([cap_add, cap_drop, no_new_privileges, *system_calls == SystemCalls::Unconfined])
+    Some(json!([cap_add, cap_drop, no_new_privileges, *system_calls == SystemCalls::Unconfined]))
 }
 
 fn ports_json(ports: &[Port]) -> Value {

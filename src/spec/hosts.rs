@@ -115,7 +115,7 @@ impl Checker<'_> {
 }
 
 /// What is safe in `/etc/hosts`, and short enough for sethostname(2).
-fn is_host_name(text: &str) -> bool {
+pub(super) fn is_host_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     (1..=63).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['-', '.'])
 }

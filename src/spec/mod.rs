@@ -37,6 +37,7 @@ mod logging;
 mod merge;
 mod name;
 mod named_volume;
+mod networks;
 mod object;
 mod place;
 mod ports;
@@ -47,6 +48,7 @@ mod raw;
 mod read_service;
 mod selection;
 mod service;
+mod service_networks;
 mod signal;
 mod size;
 mod supervisor;
@@ -59,6 +61,8 @@ mod words;
 
 #[cfg(test)]
 mod corpus_tests;
+#[cfg(test)]
+mod network_tests;
 #[cfg(test)]
 mod tests;
 
@@ -75,6 +79,7 @@ pub use limits::{Limits, Swap, Ulimit};
 pub use load::{FileSource, Sources};
 pub use logging::{LogDriver, LogMode, Logging};
 pub use name::{NameError, ProjectName, ServiceName};
+pub use networks::{Network, NetworkOwner, NetworkSubnet};
 pub use privileges::{Privileges, SystemCalls};
 pub use problem::{Position, Problem, ProblemKind, Problems, Unsupported};
 pub use published::{Port, Protocol};
@@ -82,6 +87,7 @@ pub use selection::Selection;
 pub use service::{
     Access, Bind, CopyUp, Desired, NamedVolume, NetworkMode, RestartPolicy, Service, Tmpfs,
 };
+pub use service_networks::ServiceNetwork;
 pub use signal::{Signal, SignalError};
 pub use supervisor::{
     Extensions, Lazy, LazyMode, Prefetch, Probe, ProbeTarget, RegistryLoss, UnhealthyAction,

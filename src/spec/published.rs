@@ -43,7 +43,12 @@ impl Protocol {
 }
 
 impl Checker<'_> {
-    pub(super) fn ports(&mut self, path: &str, node: &Node, network: NetworkMode) -> Vec<Port> {
+    pub(super) fn ports(
+        &mut self,
+        path: &str,
+        node: &Node,
+        network: Option<NetworkMode>,
+    ) -> Vec<Port> {
         let Value::List(items) = &node.value else {
             self.mismatch(path, node, "a list of `[HOST:]CONTAINER[/PROTOCOL]`");
             return Vec::new();
@@ -120,30 +125,30 @@ impl Checker<'_> {
 }
 
 /// Whether the host's network gives what is asked for.
-fn reached(port: &Port, network: NetworkMode) -> Result<(), Refusal> {
+fn reached(port: &Port, network: Option<NetworkMode>) -> Result<(), Refusal> {
     let target = port.target;
     match network {
-        NetworkMode::None => {
+        Some(NetworkMode::None) => {
             return Err("the service has no network (`network_mode: none`)".to_owned().into());
         }
-        NetworkMode::Bridge => return Ok(()),
-        NetworkMode::Host => {}
+        None | Some(NetworkMode::Bridge) => return Ok(()),
+        Some(NetworkMode::Host) => {}
     }
     if let Some(address) = port.host_ip.filter(|address| !address.is_unspecified()) {
         return Err(Refusal::unsupported(format!(
-            "publishing at `{address}` alone is not supported in this version: services use the host's network, so \
-             the service itself says where it listens"
+            "publishing at `{address}` alone is not supported with `network_mode: host`: the service itself says where \
+             it listens"
         )));
     }
     match port.published {
         Some((first, last)) if (first..=last).contains(&target) => Ok(()),
         Some((first, _)) => Err(Refusal::unsupported(format!(
-            "publishing `{target}` as `{first}` is not supported in this version: services use the host's network, so \
-             port `{target}` is reached as `{target}`"
+            "publishing `{target}` as `{first}` is not supported with `network_mode: host`: port `{target}` is reached \
+             as `{target}`"
         ))),
         None => Err(Refusal::unsupported(format!(
-            "publishing `{target}` as any free port is not supported in this version: services use the host's \
-             network; write `{target}:{target}`"
+            "publishing `{target}` as any free port is not supported with `network_mode: host`; write \
+             `{target}:{target}`"
         ))),
     }
 }

@@ -52,7 +52,7 @@ pub(super) fn read(checker: &mut Checker<'_>, name: ServiceName, node: &Node) ->
                 checker.deploy(path, value, &mut service.limits, &mut service.restart);
             }
             // With the network that holds, which any key before or after it may say.
-            "ports" => service.ports = checker.ports(path, value, service.network()),
+            "ports" => service.ports = checker.ports(path, value, service.network_mode),
             "init" | "tty" | "stdin_open" | "privileged" => {
                 if checker.boolean(path, value).is_some() {
                     checker.only(&found, &["false"]);
@@ -89,6 +89,8 @@ fn bare(name: ServiceName) -> Service {
         stop_signal: None,
         stop_grace_period: None,
         network_mode: None,
+        networks: Vec::new(),
+        container_name: None,
         logging: None,
         named_volumes: Vec::new(),
         grants: Vec::new(),
@@ -141,6 +143,8 @@ fn surroundings(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Serv
     match found.key.name {
         "restart" => service.restart = checker.restart(path, value),
         "network_mode" => service.network_mode = checker.network_mode(path, value),
+        "networks" => service.networks = checker.service_networks(path, value),
+        "container_name" => service.container_name = checker.hostname(path, value),
         "hostname" => service.hostname = checker.hostname(path, value),
         "extra_hosts" => service.extra_hosts = checker.extra_hosts(path, value),
         "dns" => service.dns.servers = checker.dns_servers(path, value),
@@ -206,18 +210,46 @@ fn mount(
 fn check(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
     let name = service.name.to_string();
     checker.check_limits(node.at, &name, &service.limits);
+    networks(checker, node, service);
     let dns = &service.dns;
-    if dns.servers.is_empty() && !(dns.search.is_empty() && dns.options.is_empty()) {
+    if service.network_mode == Some(NetworkMode::Host)
+        && dns.servers.is_empty()
+        && !(dns.search.is_empty() && dns.options.is_empty())
+    {
         let key = if dns.search.is_empty() { "dns_opt" } else { "dns_search" };
         let at = node.get(key).map_or(node.at, |node| node.at);
-        let message = format!("`{key}` is not supported in this version without `dns`");
+        let message = format!("`{key}` is not supported with the host's network without `dns`");
         checker.unsupported(at, &format!("{name}.{key}"), message);
         service.dns = Default::default();
     }
-    if service.network() == NetworkMode::None && !service.dns.servers.is_empty() {
+    if service.network_mode == Some(NetworkMode::None) && !service.dns.servers.is_empty() {
         let at = node.get("dns").map_or(node.at, |node| node.at);
         let message = "`dns` has no meaning without a network (`network_mode: none`)";
         checker.problem(Some(at), &format!("{name}.dns"), message);
+    }
+}
+
+/// The networks that hold, and what is at odds with them.
+fn networks(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
+    let at = |key: &str| node.get(key).map_or(node.at, |node| node.at);
+    if let Some(mode) = service.network_mode {
+        if !service.networks.is_empty() {
+            let message = format!("a service has `networks` or `network_mode: {mode}`, not both");
+            checker.problem(Some(at("networks")), &format!("{}.networks", service.name), message);
+        }
+        return;
+    }
+    if service.networks.is_empty() {
+        service.networks.extend(checker.default_network());
+    }
+    let is_internal = |network: &super::ServiceNetwork| network.network.internal;
+    if !service.ports.is_empty()
+        && !service.networks.is_empty()
+        && service.networks.iter().all(is_internal)
+    {
+        let message = "ports cannot be published: all networks of the service are internal";
+        checker.unsupported(at("ports"), &format!("{}.ports", service.name), message);
+        service.ports.clear();
     }
 }
 

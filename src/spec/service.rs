@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Dependency, Dns, Extensions, ExtraHost, Grant, Healthcheck, Limits, Logging, Port, Privileges,
-    ProjectName, ServiceName, Signal,
+    ProjectName, ServiceName, ServiceNetwork, Signal,
 };
 use crate::image::ImageRef;
 
@@ -53,8 +53,13 @@ pub struct Service {
     pub stop_signal: Option<Signal>,
     /// From the stop signal to SIGKILL.
     pub stop_grace_period: Option<Duration>,
-    /// The network that the container sees.
+    /// What the container sees in place of networks of the file.
     pub network_mode: Option<NetworkMode>,
+    /// The networks that it is in, its way out first; that of its project if it names none. Empty with a
+    /// `network_mode`.
+    pub networks: Vec<ServiceNetwork>,
+    /// A name that others find it by; not part of the fingerprint, since versions that accepted it did nothing with it.
+    pub container_name: Option<String>,
     /// Where its output is kept.
     pub logging: Option<Logging>,
     /// Named volumes; targets are unique among these and the others.
@@ -105,11 +110,11 @@ impl Service {
         self.extensions.on_unhealthy.unwrap_or(super::UnhealthyAction::Restart)
     }
 
-    /// The network mode that holds. Host, until every project has a bridge of its own; compose's
-    /// default will then be the default here.
+    /// Whether the file says anything about the network that it has. Else it is what this version gives: the
+    /// project's own.
     #[must_use]
-    pub fn network(&self) -> NetworkMode {
-        self.network_mode.unwrap_or(NetworkMode::Host)
+    pub fn asks_for_network(&self) -> bool {
+        self.network_mode.is_some() || self.networks.iter().any(|network| network.is_asked)
     }
 
     /// Whether the root file system is read-only; it is writable unless the file says otherwise.

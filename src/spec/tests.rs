@@ -160,7 +160,7 @@ fn every_key_in_every_form_is_read() {
     assert_eq!(web.restart_policy(), RestartPolicy::OnFailure { max: Some(3) });
     assert_eq!(web.stop_signal.map(Signal::number), Some(2));
     assert_eq!(web.grace(), Duration::from_secs(90));
-    assert_eq!(web.network(), NetworkMode::None);
+    assert_eq!(web.network_mode, Some(NetworkMode::None));
     let job = &desired.services["job"];
     assert_eq!(job.image.to_string(), "oci:/srv/demo/images/job:v1");
     assert_eq!(job.environment["A"].as_deref(), Some("2"));
@@ -206,7 +206,7 @@ fn keys_left_out_or_without_a_value_leave_the_defaults() {
     let bare = web("");
     assert_eq!(bare.restart_policy(), RestartPolicy::No);
     assert_eq!(bare.grace(), Duration::from_secs(10));
-    assert_eq!(bare.network(), NetworkMode::Host);
+    assert!(!bare.asks_for_network());
     let empty = "    command:\n    entrypoint:\n    environment:\n    volumes:\n    restart:\n    user:\n    \
          read_only:\n    stop_signal:\n    stop_grace_period:\n    network_mode:\n    working_dir:\n";
     assert_eq!(web(empty), bare);

@@ -93,6 +93,10 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
     if let Some(volumes) = root.get("volumes") {
         checker.named_volumes = checker.declared_volumes(volumes, &project);
     }
+    checker.project = project.clone();
+    if let Some(networks) = root.get("networks") {
+        checker.networks = checker.declare_networks(networks, &project);
+    }
     for kind in GrantKind::ALL {
         if let Some(node) = root.get(kind.key()) {
             checker.declare_grants(kind, node);
@@ -105,7 +109,7 @@ fn file(checker: &mut Checker<'_>, root: &Node) -> Option<Desired> {
         match key.as_str() {
             "services" => parsed = Some(services(checker, value, &words)),
             // Read before.
-            "name" | "volumes" | "configs" | "secrets" => {}
+            "name" | "volumes" | "networks" | "configs" | "secrets" => {}
             // Obsolete in compose too; any scalar is found in files.
             "version" => {}
             _ if key.starts_with("x-") => {}

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::driver::Driver;
 use super::events::Subject;
 use super::execute::Synced;
-use super::held::{ContainerRecord, Held};
+use super::held::{ContainerRecord, Held, ImpliedNetwork};
 use super::images::Extent;
 use super::report::EventLevel;
 use crate::container::ContainerId;
@@ -55,6 +55,7 @@ impl Driver {
                     restarts: 0,
                     streak: 0,
                     with: BTreeMap::new(),
+                    implied_network: ImpliedNetwork::Project,
                     started_in_boot: None,
                     connection: None,
                     exit: None,

@@ -29,6 +29,10 @@ const QUEUE: usize = 2048;
 /// How often the resolver is looked after.
 const BEAT: Duration = Duration::from_secs(2);
 
+/// What is said where the kernel refuses bridges.
+const NO_RIGHT: &str = "; services with networks of their own need the capability CAP_NET_ADMIN: give it, or write \
+     `network_mode: host` in the services";
+
 impl Record for NetworkState {
     const KIND: &'static str = "networks";
     const VERSION: u32 = 1;
@@ -278,7 +282,10 @@ impl Task {
         let is_free = |port| port::taken(&[port]).is_ok_and(|taken| taken.is_empty());
         self.state.join(wish, &surroundings, is_free).map_err(|error| text(&error))?;
         self.save();
-        self.apply().map_err(|error| text(&error))?;
+        self.apply().map_err(|error| {
+            let hint = if is_not_permitted(&error) { NO_RIGHT } else { "" };
+            format!("{}{hint}", text(&error))
+        })?;
         // Names that are not answered for a moment are no reason not to start.
         if let Err(error) = self.look_after_resolver() {
             self.complain(error);
@@ -367,6 +374,15 @@ impl Task {
             self.complaint = Some(message);
         }
     }
+}
+
+/// Whether the kernel said that this is not ours to do.
+fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+    })
 }
 
 /// Whether a container runs, by its process.

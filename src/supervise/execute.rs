@@ -14,6 +14,7 @@ use super::files::{Reread, RereadError};
 use super::held::ContainerRecord;
 use super::images::{Extent, Images};
 use super::launch::{self, Place};
+use super::membership::{self, Surroundings};
 use super::pull_error::PullError;
 use crate::boundary::Boundary;
 use crate::container::{
@@ -23,7 +24,7 @@ use crate::container::{
 use crate::host::Features;
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::ContainerKey;
-use crate::spec::{NetworkMode, Prefetch, Service};
+use crate::spec::{Prefetch, Service};
 use crate::store::{CONTAINER_RECORD, Store, record};
 use crate::sys::cgroup;
 use crate::sys::process::SealedExe;
@@ -263,11 +264,17 @@ impl Host {
                 .map_err(|error| Chain(&error).to_string())?,
             log: self.log_path(record.project.as_str(), record.service.as_str()),
             volumes: self.store.root().join("volumes"),
+            surroundings: membership::surroundings(service, record.implied_network),
         };
+        let is_member = place.surroundings == Surroundings::Bridges;
         let mut launch =
             launch::launch(service, &image.config, mounted.layers, place, &self.features);
-        if service.network() == NetworkMode::Bridge {
-            let wish = launch::member(id, record.project.as_str(), service);
+        if is_member {
+            let nftables = &self.features.nftables;
+            if nftables.is_forced_off() {
+                return Err(format!("no {}: {}", nftables.name, nftables.text()));
+            }
+            let wish = membership::member(id, record.project.as_str(), service);
             launch::attach(&mut launch, service, self.bridges.join(wish).await?);
         }
         let wish = &service.extensions.lazy;

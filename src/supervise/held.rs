@@ -41,6 +41,9 @@ pub(super) struct ContainerRecord {
     /// Runs of other services that its last start was made with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) with: BTreeMap<ServiceName, Stamp>,
+    /// What it is in where its service says nothing: as it was when it was made, whatever a later version gives.
+    #[serde(default)]
+    pub(super) implied_network: ImpliedNetwork,
     /// Boot in which it was last started; none before its first start.
     #[serde(default)]
     pub(super) started_in_boot: Option<String>,
@@ -53,6 +56,17 @@ pub(super) struct ContainerRecord {
     /// How its last runs ended, oldest first.
     #[serde(default)]
     pub(super) exits: Vec<ExitRecord>,
+}
+
+/// The network of a container whose service names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ImpliedNetwork {
+    /// The host's: of containers that were made before projects had networks of their own.
+    #[default]
+    Host,
+    /// That of its project.
+    Project,
 }
 
 /// Ends of a container's runs that are kept.
@@ -86,6 +100,7 @@ impl ContainerRecord {
             restarts: 0,
             streak: 0,
             with: BTreeMap::new(),
+            implied_network: ImpliedNetwork::default(),
             started_in_boot,
             connection: None,
             exit: None,

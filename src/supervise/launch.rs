@@ -4,19 +4,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bridges::Joined;
+use super::membership::Surroundings;
 use crate::container::{
-    Bounds, ContainerId, Content, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget,
-    Mount, MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
+    Bounds, Content, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget, Mount,
+    MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
 };
 use crate::host::Features;
 use crate::image::ImageConfig;
-use crate::network::{
-    HostAccess, Ipv6, MemberWish, MembershipWish, NetworkKey, NetworkSpec, PortWish, Reach,
-    Transport, names,
-};
+use crate::network::names;
 use crate::spec::{
-    self, Access, CopyUp, GrantContent, HostAddress, LogDriver, LogMode, NetworkMode, Protocol,
-    Service, Swap, SystemCalls,
+    self, Access, CopyUp, GrantContent, HostAddress, LogDriver, LogMode, Service, Swap, SystemCalls,
 };
 
 /// Where the pieces of one container are.
@@ -29,6 +26,7 @@ pub(super) struct Place {
     pub(super) log: PathBuf,
     /// Folder of all named volumes.
     pub(super) volumes: PathBuf,
+    pub(super) surroundings: Surroundings,
 }
 
 /// The command line: the service's words over the image's, as Docker combines them.
@@ -83,7 +81,7 @@ pub(super) fn launch(
         no_new_privileges: service.privileges.no_new_privileges.unwrap_or(false),
     };
     let name = place.id.to_string();
-    let volumes = place.volumes;
+    let (volumes, surroundings) = (place.volumes, place.surroundings);
     let mut launch =
         Launch::new(place.id, &place.instance, place.run_dir, place.state_dir, rootfs, process);
     launch.log = log(service, &launch.process, &name, place.log);
@@ -94,10 +92,10 @@ pub(super) fn launch(
     ];
     let lacks = lacks.into_iter().filter(|(feature, _)| !feature.is_present());
     launch.lacks = lacks.map(|(_, lack)| lack).collect();
-    launch.network = match service.network() {
-        NetworkMode::Host => Network::Host,
-        // A bridge's interfaces come with `attach`.
-        NetworkMode::None | NetworkMode::Bridge => Network::None,
+    launch.network = match surroundings {
+        Surroundings::Host => Network::Host,
+        // Interfaces come with `attach`.
+        Surroundings::Nothing | Surroundings::Bridges => Network::None,
     };
     launch.mounts = service
         .volumes
@@ -130,42 +128,6 @@ pub(super) fn launch(
     launch.stop =
         StopPolicy { signal: stop_signal(service, image), grace_ms: millis(service.grace()) };
     launch
-}
-
-/// What a service with `network_mode: bridge` wants: the bridge that all such services share. They have no names for
-/// each other there, as under Docker, because services of any project are on it.
-pub(super) fn member(id: &ContainerId, project: &str, service: &Service) -> MemberWish {
-    let name = &service.name;
-    let port = |port: &spec::Port| PortWish {
-        host_ip: port.host_ip,
-        published: port.published.map(|(first, last)| first..=last),
-        target: port.target,
-        transport: match port.protocol {
-            Protocol::Tcp => Transport::Tcp,
-            Protocol::Udp => Transport::Udp,
-            Protocol::Sctp => Transport::Sctp,
-        },
-    };
-    let names_host = service.extra_hosts.iter().any(|host| host.address == HostAddress::Gateway);
-    MemberWish {
-        container: id.to_string(),
-        endpoint: format!("{project}/{name}-1"),
-        networks: vec![MembershipWish {
-            network: NetworkSpec {
-                key: NetworkKey::shared(),
-                reach: Reach::Outside,
-                ipv6: Ipv6::AsHost,
-                subnets: Vec::new(),
-            },
-            v4: None,
-            v6: None,
-            canonical: format!("{project}-{name}-1.bridge"),
-            names: Vec::new(),
-        }],
-        ports: service.ports.iter().map(port).collect(),
-        host_access: if names_host { HostAccess::Granted } else { HostAccess::Denied },
-        dns: service.dns.servers.clone(),
-    }
 }
 
 /// Launches a container into the networks that it has joined.
@@ -324,6 +286,7 @@ mod tests {
             state_dir: PathBuf::from("/state/containers/site-web-1"),
             log: PathBuf::from("/state/logs/site/web/log.json"),
             volumes: PathBuf::from("/state/volumes"),
+            surroundings: Surroundings::Nothing,
         }
     }
 
@@ -409,7 +372,6 @@ mod tests {
         assert_eq!(launch.process.user.as_deref(), Some("www"));
         assert_eq!(launch.process.cwd.as_deref(), Some("/app"));
         assert_eq!((launch.stop.signal.number(), launch.stop.grace_ms), (3, 10_000));
-        assert_eq!(launch.network, Network::Host);
         assert_eq!(launch.check(), Ok(()));
     }
 }

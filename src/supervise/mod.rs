@@ -35,6 +35,7 @@ mod lazy_events;
 mod lazy_link;
 mod lazy_mounts;
 mod log_stream;
+mod membership;
 mod outcome;
 mod preview;
 mod project;

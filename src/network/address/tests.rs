@@ -6,8 +6,14 @@ use super::*;
 use crate::network::Reach;
 
 fn spec(key: &str, subnets: Vec<Subnet>) -> NetworkSpec {
-    let key = NetworkKey::of_project("shop", key);
-    NetworkSpec { key, reach: Reach::Outside, ipv6: Ipv6::AsHost, subnets }
+    let key = NetworkKey::named(format!("shop_{key}"));
+    NetworkSpec {
+        key,
+        owner: Some("shop".to_owned()),
+        reach: Reach::Outside,
+        ipv6: Ipv6::AsHost,
+        subnets,
+    }
 }
 
 fn chosen(net: &str) -> Subnet {
@@ -58,7 +64,7 @@ fn what_the_host_uses_is_left_alone() {
     assert_eq!((a.to_string(), b.to_string()), ("172.29.1.0/24".into(), "172.29.2.0/24".into()));
     around.taken.push("0.0.0.0/1".parse().unwrap());
     around.taken.push("128.0.0.0/1".parse().unwrap());
-    let key = NetworkKey::of_project("shop", "c");
+    let key = NetworkKey::named("shop_c");
     let refused = book.ensure_network(&spec("c", Vec::new()), &around).unwrap_err();
     assert_eq!(refused, SubnetError::Exhausted(key));
     // Those that are there stay: a route that comes later cannot move what runs.

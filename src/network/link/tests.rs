@@ -18,7 +18,7 @@ fn within<T: Send>(namespace: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
 
 fn bridge(network: &str, subnet: u8) -> Bridge {
     Bridge {
-        network: NetworkKey::of_project("shop", network),
+        network: NetworkKey::named(format!("shop_{network}")),
         v4: ([10, 213, subnet, 1].into(), 24),
         v6: Some((format!("fd00:{subnet}::1").parse().unwrap(), 64)),
     }
@@ -75,7 +75,7 @@ fn containers_on_a_bridge_reach_each_other_and_the_host() {
     within(&host, || {
         let ours = list(&owner()).unwrap();
         let whats: Vec<_> = ours.iter().filter_map(|link| link.what.as_deref()).collect();
-        assert_eq!(whats, ["shop/default", "web-1@default", "db-1@default"]);
+        assert_eq!(whats, ["shop_default", "web-1@default", "db-1@default"]);
         assert_eq!(ours[0].name, name);
     });
 }
@@ -136,7 +136,7 @@ fn leftovers_go_and_what_others_made_stays() {
         attach(&owner(), container.as_fd(), &[attachment("web-1@gone", &gone, 8, 2)]).unwrap();
         let port = list(&owner()).unwrap().into_iter().find(|l| l.kind == LinkKind::Port).unwrap();
         let mut removed =
-            collect(&owner(), |link| link.what.as_deref() == Some("shop/default")).unwrap();
+            collect(&owner(), |link| link.what.as_deref() == Some("shop_default")).unwrap();
         removed.sort();
         assert_eq!(removed, [gone, port.name]);
         assert_eq!(names(), ["lo".to_owned(), kept, theirs]);

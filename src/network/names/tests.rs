@@ -26,7 +26,7 @@ fn host(name: &str, others: &[&str], last: u8, ready: Ready) -> NamedHost {
 }
 
 fn table() -> NameTable {
-    let key = |network: &str| NetworkKey::of_project("shop", network);
+    let key = |network: &str| NetworkKey::named(format!("shop_{network}"));
     let hosts = vec![
         host("web-1", &["web", "front.example"], 2, Ready::No),
         host("web-2", &["web"], 3, Ready::Yes),
@@ -126,7 +126,7 @@ fn what_is_no_question_makes_no_harm() {
 #[test]
 fn a_long_answer_is_cut_for_a_datagram_and_whole_on_a_stream() {
     let mut table = table();
-    let network = table.networks.get_mut(&NetworkKey::of_project("shop", "default")).unwrap();
+    let network = table.networks.get_mut(&NetworkKey::named("shop_default")).unwrap();
     network.hosts =
         (0..200).map(|n| host(&format!("many-{n}"), &["many"], n, Ready::Yes)).collect();
     let mut asking = question("many.", RecordType::A);
@@ -206,7 +206,7 @@ fn world() -> (OwnedFd, OwnedFd) {
     let (host, container) = (netns::make().unwrap(), netns::make().unwrap());
     netns::within(host.as_fd(), || {
         let owner = Owner::new("0badcafe").unwrap();
-        let network = NetworkKey::of_project("shop", "default");
+        let network = NetworkKey::named("shop_default");
         let bridge = Bridge { network, v4: ([10, 213, 7, 1].into(), 24), v6: None };
         let attachment = Attachment {
             what: "web-1".to_owned(),
@@ -270,7 +270,7 @@ fn a_container_finds_its_neighbours_at_the_usual_address() {
     }
     // A new table holds at once.
     let mut changed = table();
-    let network = changed.networks.get_mut(&NetworkKey::of_project("shop", "default")).unwrap();
+    let network = changed.networks.get_mut(&NetworkKey::named("shop_default")).unwrap();
     network.hosts[1].v4 = Some([10, 213, 7, 33].into());
     NamesClient::write_table(resolver.directory.path(), &changed).unwrap();
     resolver.client().reload().unwrap();

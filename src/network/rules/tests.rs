@@ -94,7 +94,7 @@ impl World {
             ensure_forwarding(Ipv6::Always).unwrap();
             let foreign = Owner::new("0badcaff").unwrap();
             let bridge = |owner: &Owner, network: &str, v4: [u8; 4], v6: &str| {
-                let network = NetworkKey::of_project("shop", network);
+                let network = NetworkKey::named(format!("shop_{network}"));
                 let v6 = Some((v6.parse().unwrap(), 64));
                 ensure_bridge(owner, &Bridge { network, v4: (v4.into(), 24), v6 }).unwrap()
             };

@@ -1,8 +1,9 @@
 //! The tables as a document for people.
 
 use super::{
-    Class, DEPLOY, GRANT, GRANTED, HEALTHCHECK, Key, LAZY, LIMITS, NAMED_VOLUME, PROBE,
-    RESERVATIONS, RESTART_POLICY, SERVICE, SUPERVISOR, TOP, VOLUME, VOLUME_OPTIONS,
+    Class, DEPLOY, GRANT, GRANTED, HEALTHCHECK, IPAM, IPAM_CONFIG, Key, LAZY, LIMITS, NAMED_VOLUME,
+    NETWORK, PROBE, RESERVATIONS, RESTART_POLICY, SERVICE, SERVICE_NETWORK, SUPERVISOR, TOP,
+    VOLUME, VOLUME_OPTIONS,
 };
 
 const INTRODUCTION: &str = "\
@@ -28,6 +29,10 @@ pub(in super::super) fn document() -> String {
         ("A volume of a service, in its long form", "", VOLUME),
         ("Its options, if it is a named one", "volume.", VOLUME_OPTIONS),
         ("A volume at the top of the file", "", NAMED_VOLUME),
+        ("A network of a service, in its long form", "", SERVICE_NETWORK),
+        ("A network at the top of the file", "", NETWORK),
+        ("Its addresses", "ipam.", IPAM),
+        ("Its subnets", "ipam.config.", IPAM_CONFIG),
         ("A config or secret at the top of the file", "", GRANT),
         ("A config or secret of a service", "", GRANTED),
         ("`healthcheck` of a service", "", HEALTHCHECK),

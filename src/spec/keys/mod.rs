@@ -2,11 +2,13 @@
 //! validation, the documented table and the schema all come from these tables.
 
 mod document;
+mod network;
 mod schema;
 mod service;
 mod top;
 
 pub(super) use document::document;
+pub(super) use network::{IPAM, IPAM_CONFIG, NETWORK, SERVICE_NETWORK};
 pub(super) use schema::schema;
 pub(super) use service::{
     DEPLOY, HEALTHCHECK, LIMITS, RESERVATIONS, RESOURCES, RESTART_POLICY, SERVICE,
@@ -220,7 +222,8 @@ mod tests {
             [SERVICE, HEALTHCHECK, DEPLOY, RESOURCES, LIMITS, RESERVATIONS, RESTART_POLICY];
         let of_the_rest =
             [TOP, VOLUME, NAMED_VOLUME, VOLUME_OPTIONS, GRANT, GRANTED, SUPERVISOR, LAZY, PROBE];
-        for keys in of_services.into_iter().chain(of_the_rest) {
+        let of_networks = [NETWORK, IPAM, IPAM_CONFIG, SERVICE_NETWORK];
+        for keys in of_services.into_iter().chain(of_the_rest).chain(of_networks) {
             let names: BTreeSet<&str> = keys.iter().map(|key| key.name).collect();
             assert_eq!(names.len(), keys.len(), "{names:?}");
             assert!(keys.iter().all(|key| !key.text.is_empty() && !key.text.contains('\n')));

@@ -3,7 +3,6 @@
 use super::Shape::{Any, Bool, Choice, Items, List, Number, Object, Pairs, Text, Texts};
 use super::{Key, accepted, done, rejected};
 
-const NO_BRIDGE: &str = "services use the host's network in this version";
 const NO_WINDOWS: &str = "it is for containers of Windows";
 const NO_SWARM: &str = "it is for clusters, and this is one host";
 
@@ -31,10 +30,10 @@ pub(in super::super) const SERVICE: &[Key] = &[
         Items,
         "list of names, or of `source`, `target`, `uid`, `gid`, `mode`; files in memory, at `/NAME` where no `target` is given",
     ),
-    accepted(
+    done(
         "container_name",
         Text,
-        "containers have names of the supervisor; commands take the service's name",
+        "a name that others of its networks find it by, from its next start; commands take the service's name",
     ),
     rejected("cpu_count", NO_WINDOWS),
     rejected("cpu_percent", NO_WINDOWS),
@@ -56,10 +55,10 @@ pub(in super::super) const SERVICE: &[Key] = &[
     rejected("device_cgroup_rules", "use of devices is not granted"),
     rejected("devices", "devices of the host are not passed through"),
     done("dns", Texts, "addresses of name servers, instead of the host's"),
-    done("dns_opt", List, "options of the resolver; together with `dns`"),
-    done("dns_search", Texts, "domains to search; together with `dns`"),
+    done("dns_opt", List, "options of the resolver; with the host's network together with `dns`"),
+    done("dns_search", Texts, "domains to search; with the host's network together with `dns`"),
     rejected("domainname", "write the whole name in `hostname`"),
-    rejected("driver_opts", NO_BRIDGE),
+    rejected("driver_opts", "bridges are set up by the supervisor"),
     done(
         "entrypoint",
         Texts,
@@ -74,10 +73,10 @@ pub(in super::super) const SERVICE: &[Key] = &[
     accepted(
         "expose",
         List,
-        "it only documents; services of a project reach every port of each other",
+        "it only documents; services of a network reach every port of each other",
     ),
     done("extends", Any, "`service`, also of another `file`"),
-    rejected("external_links", NO_BRIDGE),
+    rejected("external_links", "be in one network with it (`networks`, `external`)"),
     done(
         "extra_hosts",
         Pairs,
@@ -101,9 +100,12 @@ pub(in super::super) const SERVICE: &[Key] = &[
     rejected("isolation", NO_WINDOWS),
     rejected("label_file", "nothing reads labels"),
     accepted("labels", Pairs, "nothing reads them"),
-    rejected("links", NO_BRIDGE),
+    rejected(
+        "links",
+        "services of a network find each other by name; for other names use `aliases`",
+    ),
     done("logging", Any, "`driver`: `json-file`, `local`, `none`; `options`: see Logs"),
-    rejected("mac_address", NO_BRIDGE),
+    rejected("mac_address", "hardware addresses are made of names, and stay"),
     done("mem_limit", Number, "most memory, such as `512m`"),
     done("mem_reservation", Number, "memory that it keeps when the host has little"),
     rejected("mem_swappiness", "newer kernels have no such setting"),
@@ -116,9 +118,13 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done(
         "network_mode",
         Choice(&["host", "none", "bridge"]),
-        "`host` (default in this version), `none`, or `bridge`: the bridge that such services share",
+        "`host`, `none`, or `bridge`: the bridge that such services of all projects share; where absent, `networks` hold",
     ),
-    rejected("networks", NO_BRIDGE),
+    done(
+        "networks",
+        Any,
+        "list, or mapping to settings; where absent, `default`: the project's own bridge",
+    ),
     rejected("oom_kill_disable", "newer kernels have no such setting"),
     done(
         "oom_score_adj",
@@ -131,8 +137,7 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done(
         "ports",
         Items,
-        "all forms with `network_mode: bridge`; with the host's network, which is the default in this version, if the \
-         published port is the container's",
+        "all forms; with `network_mode: host` if the published port is the container's",
     ),
     rejected("post_start", "hooks are not run"),
     rejected("pre_start", "hooks are not run"),

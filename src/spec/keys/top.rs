@@ -1,6 +1,7 @@
 //! The keys at the top of the file, and ours.
 
 use super::Shape::{Any, Bool, Choice, List, Named, Number, Object, Pairs, Text};
+use super::network::NETWORK;
 use super::service::SERVICE;
 use super::{Key, accepted, done, rejected};
 
@@ -14,7 +15,7 @@ pub(in super::super) const TOP: &[Key] = &[
     ),
     rejected("models", "models are not run"),
     done("name", Text, "name of the project"),
-    rejected("networks", "services use the host's network in this version"),
+    done("networks", Named(NETWORK), "bridges that services are in; see below"),
     done("secrets", Named(GRANT), "files for services; see below"),
     done("services", Named(SERVICE), "what runs; required"),
     accepted("version", Any, "every version is read alike"),
