@@ -21,6 +21,7 @@ mod logs;
 mod registry;
 mod service_manager;
 mod services;
+mod small_files;
 mod state;
 mod succession;
 mod support;

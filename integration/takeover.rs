@@ -15,11 +15,13 @@ use crate::support::registry::{Fault, FaultRegistry};
 use crate::support::tar::TarBuilder;
 
 const LARGE: usize = 600_000;
+const MEDIUM: usize = 50_000;
 
-/// A file of several chunks, one of a single chunk, and another one.
+/// A file of several chunks, one of a single chunk, and two that are small enough to be packed.
 fn layer() -> TestLayer {
     let tar = TarBuilder::default()
         .file("large", noise(1, LARGE))
+        .file("medium", noise(4, MEDIUM))
         .file("small", noise(2, 5000))
         .file("other", noise(3, 5000))
         .finish();
@@ -44,8 +46,10 @@ fn wait_for_request(registry: &FaultRegistry) {
 
 #[test]
 fn a_worker_killed_in_the_middle_of_a_read_is_not_noticed() {
-    // `small` waits in open(2), `large` in read(2). Each has a layer of its own: what is read whole brings its neighbours.
-    for (name, content) in [("large", noise(1, LARGE)), ("small", noise(2, 5000))] {
+    // `medium` waits in open(2), the others in read(2). Each has a layer of its own: what is read whole brings its neighbours.
+    let contents =
+        [("large", noise(1, LARGE)), ("medium", noise(4, MEDIUM)), ("small", noise(2, 5000))];
+    for (name, content) in contents {
         let (host, registry) = (LazyHost::start(), FaultRegistry::start());
         let layer =
             TestLayer::pack(TarBuilder::default().file(name, content.clone()).finish(), 64 << 10);
@@ -177,12 +181,14 @@ fn handles_of_both_kinds_live_through_take_overs_in_both_directions() {
     let host = LazyHost::start();
     let layer = layer();
     let directory = host.mount_local(&layer);
-    // Not local yet, several chunks: cached. One chunk: fetched, then passed through.
+    // Not local yet, several chunks: cached. One chunk: fetched, then passed through. Small: always cached.
     let cached = File::open(directory.join("large")).unwrap();
-    let passed = File::open(directory.join("small")).unwrap();
+    let passed = File::open(directory.join("medium")).unwrap();
+    let packed = File::open(directory.join("small")).unwrap();
     assert!(host.status().worker.unwrap().passthrough, "this kernel has passthrough");
     assert_eq!(read_at(&cached, 0, 10), noise(1, LARGE)[..10]);
-    assert_eq!(read_at(&passed, 0, 10), noise(2, 5000)[..10]);
+    assert_eq!(read_at(&passed, 0, 10), noise(4, MEDIUM)[..10]);
+    assert_eq!(read_at(&packed, 0, 10), noise(2, 5000)[..10]);
 
     // The large file becomes complete while its cached handle is open.
     host.runtime.block_on(host.lazy().background(layer.digest)).unwrap();
@@ -192,18 +198,21 @@ fn handles_of_both_kinds_live_through_take_overs_in_both_directions() {
 
     for _ in 0..3 {
         host.replace_worker();
-        let (large, small) = (noise(1, LARGE), noise(2, 5000));
+        let (large, medium, small) = (noise(1, LARGE), noise(4, MEDIUM), noise(2, 5000));
         assert_eq!(read_at(&cached, LARGE - 10, 10), large[LARGE - 10..]);
-        assert_eq!(read_at(&passed, 4000, 1000), small[4000..]);
+        assert_eq!(read_at(&passed, 4000, MEDIUM - 4000), medium[4000..]);
+        assert_eq!(read_at(&packed, 4000, 1000), small[4000..]);
         // New handles beside the old ones, in their modes.
         let more = (
             File::open(directory.join("large")).unwrap(),
+            File::open(directory.join("medium")).unwrap(),
             File::open(directory.join("small")).unwrap(),
         );
         assert!(read_at(&more.0, 0, LARGE) == large);
-        assert_eq!(read_at(&more.1, 0, 5000), small);
+        assert!(read_at(&more.1, 0, MEDIUM) == medium);
+        assert_eq!(read_at(&more.2, 0, 5000), small);
     }
-    drop((cached, again, passed));
+    drop((cached, again, passed, packed));
     eventually("all handles are released", || host.status().worker.unwrap().open_files == 0);
 
     // Now complete and closed, it is opened the other way, across another take-over.

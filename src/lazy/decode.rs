@@ -160,13 +160,11 @@ impl LazyLayer {
     pub(super) fn settle(&self, numbers: &[u32]) {
         let mut last = None;
         for (_, entry, _) in numbers.iter().filter_map(|number| self.chunk_of(*number)) {
-            if last.replace(entry) == Some(entry) {
+            if last.replace(entry) == Some(entry) || self.index.chunk_count(entry) <= 1 {
                 continue;
             }
             let Ok(place) = self.place(entry) else { continue };
-            if place.chunks > 1
-                && let Finished::Mismatch { expected, found } = self.shared.cache.finish(&place)
-            {
+            if let Finished::Mismatch { expected, found } = self.shared.cache.finish(&place) {
                 let layer = self.digest;
                 self.tell(LazyEvent::FileMismatch { layer, expected, found });
             }

@@ -92,6 +92,7 @@ impl Shared {
 
     /// Nothing stays open only because it may be read again; when it was, counts.
     pub(super) fn close_idle_files(&self, layers: &[Arc<LazyLayer>]) {
+        self.cache.close_segments();
         for ((lane, entry), used) in self.table.close_all() {
             let layer = layers.iter().find(|layer| layer.lane == lane);
             if let Some(Ok(place)) = layer.map(|layer| layer.place(EntryNo(entry))) {
@@ -160,6 +161,11 @@ impl LazyLayer {
     fn forget_content(&self, gone: &HashSet<Digest>) {
         if gone.is_empty() {
             return;
+        }
+        for number in self.packed_in(gone) {
+            if let Some((chunk, _, _)) = self.chunk_of(number) {
+                self.forget(number, chunk.size);
+            }
         }
         let mut file = None;
         for number in 0..self.index.chunks() {

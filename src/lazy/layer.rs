@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::{Content, Piece, Place, Verify};
@@ -16,6 +15,7 @@ use super::flight::Flights;
 use super::health::Health;
 use super::learned::{Bits, Lessons};
 use super::pace::Pace;
+use super::packing::Packing;
 use super::progress::Progress;
 use super::refusal::Refusals;
 use super::source::RangeSource;
@@ -58,6 +58,7 @@ pub struct LazyLayer {
     pub(super) learned: Lessons,
     /// The first chunk behind what should be fetched first.
     pub(super) landmark: Option<u32>,
+    pub(super) packing: OnceLock<Packing>,
     /// Places of files of several chunks, whose ids are a digest over all of these.
     places: Mutex<HashMap<u32, Place>>,
     pub(super) this: Weak<Self>,
@@ -106,6 +107,7 @@ impl LazyLayer {
             touched: Bits::new(index.chunks()),
             learned: Lessons::default(),
             landmark: index.prefetch_range().map(|range| first_from(&index, range.end)),
+            packing: OnceLock::new(),
             places: Mutex::default(),
             this: Weak::clone(this),
             index,
@@ -169,11 +171,15 @@ impl LazyLayer {
     }
 
     /// How a file can be served, if that needs no network. Blocks on the disk for the time of an `open(2)`: made for
-    /// the thread of the FUSE request, which asks [`LazyLayer::open`] only after `None`.
+    /// the thread of the FUSE request, which asks [`LazyLayer::open`] only after `None`. A small file is `Partial`
+    /// at once, whether it is here or not: it is never anything else, and reading it brings it.
     ///
     /// # Errors
     /// When `entry` is not a file.
     pub fn open_local(&self, entry: EntryNo) -> Result<Option<Opened>, ReadError> {
+        if self.is_always_read(entry)? {
+            return Ok(Some(Opened::Partial));
+        }
         let place = self.place(entry)?;
         Ok(match self.shared.cache.find(&place, Verify::Later) {
             Some(Content::Complete(file)) => {
@@ -181,7 +187,7 @@ impl LazyLayer {
                 self.touch(entry, 0..place.chunks);
                 Some(Opened::Complete(file))
             }
-            Some(Content::Partial(_)) => Some(Opened::Partial),
+            Some(Content::Partial(_) | Content::Packed(..)) => Some(Opened::Partial),
             None if place.chunks > 1 && !self.shared.cache.needs_verification(&place) => {
                 Some(Opened::Partial)
             }
@@ -189,29 +195,27 @@ impl LazyLayer {
         })
     }
 
-    /// How a file can be served. A file of one chunk is fetched first, so that it is `Complete`, except while the
-    /// cache cannot be written. May wait for the network; dropping the future cancels nothing but the wait.
+    /// How a file can be served. A file of one chunk that is not small is fetched first, so that it is `Complete`, except
+    /// while the cache cannot be written. May wait for the network; dropping the future cancels nothing but the wait.
     ///
     /// # Errors
     /// When `entry` is not a file or the content of a file of one chunk cannot be had.
     pub async fn open(&self, entry: EntryNo) -> Result<Opened, ReadError> {
+        if self.is_always_read(entry)? {
+            return Ok(Opened::Partial);
+        }
         let place = self.place(entry)?;
         let found = |layer: &Self| layer.shared.cache.find(&place, Verify::Now);
         let layer = self.strong()?;
         let at = place.clone();
-        let content = layer.blocking(move |layer| {
-            if at.chunks == 0 {
-                layer.keep_empty(&at);
-            }
-            layer.shared.cache.find(&at, Verify::Now)
-        });
+        let content = layer.blocking(move |layer| layer.shared.cache.find(&at, Verify::Now));
         match content.await? {
             Some(Content::Complete(file)) => {
                 self.count_whole(entry, place.chunks);
                 self.touch(entry, 0..place.chunks);
                 return Ok(Opened::Complete(file));
             }
-            Some(Content::Partial(_)) => return Ok(Opened::Partial),
+            Some(Content::Partial(_) | Content::Packed(..)) => return Ok(Opened::Partial),
             None if place.chunks != 1 => return Ok(Opened::Partial),
             None => {}
         }
@@ -220,7 +224,7 @@ impl LazyLayer {
         // One `open(2)` of a file that was written a moment ago.
         Ok(match found(&layer) {
             Some(Content::Complete(file)) => Opened::Complete(file),
-            Some(Content::Partial(_)) | None => Opened::Partial,
+            Some(Content::Partial(_) | Content::Packed(..)) | None => Opened::Partial,
         })
     }
 
@@ -239,7 +243,10 @@ impl LazyLayer {
         if matches!(content, Content::Complete(_)) {
             self.count_whole(entry, place.chunks);
         }
-        self.shared.table.insert(key, content.clone());
+        // A segment is kept open by the cache, for all of its files.
+        if !matches!(content, Content::Packed(..)) {
+            self.shared.table.insert(key, content.clone());
+        }
         Ok(Some(content))
     }
 
@@ -254,7 +261,8 @@ impl LazyLayer {
             // A digest that was verified, whatever the table of contents says about the whole file.
             let digest =
                 self.index.chunk(entry, 0).map_or_else(|| Digest::of(b""), |chunk| chunk.digest);
-            return Ok(Place { whole: Some(digest), id: digest, size, chunks });
+            let slot = self.is_packed(size, chunks).then(|| self.slot(entry)).flatten();
+            return Ok(Place { whole: Some(digest), id: digest, size, chunks, slot });
         }
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let place = places.entry(entry.0).or_insert_with(|| Place {
@@ -262,6 +270,7 @@ impl LazyLayer {
             id: self.partial_id(entry, chunks),
             size,
             chunks,
+            slot: None,
         });
         Ok(place.clone())
     }
@@ -299,10 +308,14 @@ impl LazyLayer {
         self.refusals.of(number, &self.shared.limits)
     }
 
-    fn keep_empty(&self, place: &Place) {
-        if self.shared.cache.find(place, Verify::Now).is_none() {
-            let piece = Piece { n: 0, offset: 0, size: 0, digest: place.id };
-            drop(self.shared.cache.keep(place, &piece, &Bytes::new()));
+    /// Whether nothing can be passed through of `entry`: it is small, or empty.
+    fn is_always_read(&self, entry: EntryNo) -> Result<bool, ReadError> {
+        match self.index.entry(entry) {
+            Some(found) if found.kind == EntryKind::Regular => {
+                let chunks = self.index.chunk_count(entry);
+                Ok(chunks == 0 || self.is_packed(found.size, chunks))
+            }
+            Some(_) | None => Err(self.not_a_file(entry)),
         }
     }
 

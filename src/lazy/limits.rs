@@ -20,8 +20,12 @@ pub struct Limits {
     pub memory_cache_bytes: u64,
     /// What the cache may occupy on disk; what was used longest ago makes room. `None`: as much as there is.
     pub cache_bytes: Option<u64>,
-    /// Files of the cache that are kept open between reads, over all layers.
+    /// Files of the cache that are kept open between reads, over all layers; and a fourth of that in segments.
     pub open_files: usize,
+    /// Files of so many bytes and of one chunk are packed into segments; larger ones have a file each. 0: all have.
+    pub packed_file_bytes: u32,
+    /// Content of one segment: what is evicted together.
+    pub segment_bytes: u32,
     /// Compressed bytes that prefetch, read-ahead and background fill ask for in one range at most.
     pub extent_bytes: u64,
     /// And how long the link may be busy with it: whoever wants the end of a range waits for all of it.
@@ -69,6 +73,8 @@ impl Default for Limits {
             memory_cache_bytes: 32 * MIB,
             cache_bytes: None,
             open_files: 512,
+            packed_file_bytes: 32 << 10,
+            segment_bytes: 4 << 20,
             extent_bytes: 4 * MIB,
             extent_time: Duration::from_millis(200),
             narrow_rate: 8_000_000,

@@ -44,6 +44,7 @@ mod link;
 mod named;
 mod noted;
 mod pace;
+mod packing;
 mod progress;
 mod read;
 mod refusal;

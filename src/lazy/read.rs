@@ -82,6 +82,14 @@ impl LazyLayer {
                 }
                 partial.read(offset, end - offset)
             }
+            Content::Packed(segment, slot) => {
+                let Some(chunk) = self.index.chunk(entry, 0) else { return Ok(None) };
+                if !self.shared.cache.has_piece(&piece(&chunk, 0), &content) {
+                    return Ok(None);
+                }
+                self.count_whole(entry, 1);
+                segment.read(slot.offset + offset, end - offset)
+            }
         };
         self.touch(entry, first..last + 1);
         // A disk that cannot be read has the same content as one that is empty.

@@ -117,9 +117,14 @@ impl Budget {
         self.is_counted.store(true, Ordering::Release);
     }
 
-    /// Something of `size` bytes was written.
+    /// What a file, or a part of one, of `size` bytes occupies.
+    pub(super) fn occupied_by(size: u64) -> u64 {
+        size.next_multiple_of(BLOCK)
+    }
+
+    /// Something that occupies `size` bytes was written.
     pub(super) fn wrote(&self, size: u64) {
-        self.used.fetch_add(size.next_multiple_of(BLOCK), Ordering::AcqRel);
+        self.used.fetch_add(size, Ordering::AcqRel);
         self.tell_if(Pressure::Over);
     }
 

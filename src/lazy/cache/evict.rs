@@ -134,6 +134,8 @@ impl FileCache {
         if !self.is_over_budget() {
             return;
         }
+        // They stay open only because they may be read again.
+        self.segments.close();
         // What another process has open is not known here.
         let Some(_leave) = self.epoch.may_evict(&self.root) else {
             self.budget.put_off(limit);
@@ -346,9 +348,10 @@ impl FileCache {
     }
 }
 
-/// What of `place` may be in the cache: complete content, and incomplete.
+/// What of `place` may be in the cache: complete content, incomplete, and the segment that it is in.
 pub(in crate::lazy) fn keys_of(place: &Place) -> impl Iterator<Item = Digest> {
-    place.whole.into_iter().chain(std::iter::once(place.id))
+    let segment = place.slot.map(|slot| slot.segment.id);
+    place.whole.into_iter().chain(std::iter::once(place.id)).chain(segment)
 }
 
 fn is_dots(name: &[u8]) -> bool {

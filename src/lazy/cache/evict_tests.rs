@@ -18,7 +18,7 @@ fn open(dir: &Path, budget: Option<u64>) -> FileCache {
 fn single(n: u8) -> (Place, Piece, Bytes) {
     let content = Bytes::from(vec![n; 16 * KIB]);
     let (digest, size) = (Digest::of(&content), content.len() as u64);
-    let place = Place { whole: Some(digest), id: digest, size, chunks: 1 };
+    let place = Place { whole: Some(digest), id: digest, size, chunks: 1, slot: None };
     (place, Piece { n: 0, offset: 0, size, digest }, content)
 }
 
@@ -35,7 +35,29 @@ fn chunked(n: u8) -> (Place, Vec<(Piece, Bytes)>) {
         .collect();
     let whole: Vec<u8> = pieces.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect();
     let id = Digest::of(format!("{pieces:?}").as_bytes());
-    (Place { whole: Some(Digest::of(&whole)), id, size: whole.len() as u64, chunks: 4 }, pieces)
+    (
+        Place {
+            whole: Some(Digest::of(&whole)),
+            id,
+            size: whole.len() as u64,
+            chunks: 4,
+            slot: None,
+        },
+        pieces,
+    )
+}
+
+/// Two small files that occupy 16 KiB together, at both ends of a segment.
+fn packed(n: u8) -> Vec<(Place, Piece, Bytes)> {
+    let segment = Shape { id: Digest::of(&[n]), size: 40 << 10, chunks: 3 };
+    let small = |(at, i, offset): (u8, u32, u64)| {
+        let content = Bytes::from(vec![n ^ at; 8 * KIB]);
+        let (digest, size) = (Digest::of(&content), content.len() as u64);
+        let slot = Some(Slot { segment, n: i, offset });
+        let place = Place { whole: Some(digest), id: digest, size, chunks: 1, slot };
+        (place, Piece { n: 0, offset: 0, size, digest }, content)
+    };
+    [(0x55, 0, 0), (0xaa, 2, 32 << 10)].map(small).into()
 }
 
 fn keep(cache: &FileCache, n: u8) -> Place {
@@ -176,7 +198,7 @@ fn a_complete_file_that_could_not_be_published_is_protected_like_any_other() {
 #[test]
 fn a_death_at_any_step_of_an_eviction_leaves_nothing_wrong() {
     let singles: Vec<u8> = (0..4).collect();
-    for steps in 0..8 {
+    for steps in 0..10 {
         let dir = tempfile::tempdir().unwrap();
         let cache = open(dir.path(), Some(40 << 10));
         let mut places: Vec<Place> = singles.iter().map(|n| keep(&cache, *n)).collect();
@@ -187,21 +209,33 @@ fn a_death_at_any_step_of_an_eviction_leaves_nothing_wrong() {
             }
             places.push(place);
         }
+        for (place, piece, bytes) in packed(1).iter().chain(&packed(2)) {
+            assert!(cache.keep(place, piece, bytes).is_some());
+        }
         let layer = Digest::of(b"layer");
         cache.save_hint(&layer, || b"everything is here".to_vec());
         cache.dies_after_for_tests.store(steps, Ordering::Release);
         evict(&cache, &[]);
         drop(cache);
-        if steps == 7 {
+        if steps == 9 {
             // And between the data and the map of an incomplete file.
             let (data, _) = partial::names(&places[4].id);
             let _ = std::fs::remove_file(dir.path().join(data));
+            for n in 1..3 {
+                let (_, map) = partial::names(&Digest::of(&[n]));
+                let _ = std::fs::remove_file(dir.path().join(map));
+            }
         }
         let cache = open(dir.path(), Some(40 << 10));
         assert_eq!(cache.load_hint(&layer), None, "it would count what is gone");
         for (place, n) in places.iter().zip(&singles) {
             if let Some(Content::Complete(file)) = cache.find(place, Verify::Later) {
                 assert_eq!(read_at(&file, 0, 16 << 10).unwrap(), single(*n).2);
+            }
+        }
+        for (place, piece, bytes) in packed(1).iter().chain(&packed(2)) {
+            if let Some(found) = cache.find(place, Verify::Now) {
+                assert_eq!(cache.read_piece(piece, &found).unwrap(), *bytes);
             }
         }
         for (place, n) in places[4..].iter().zip(1..3) {

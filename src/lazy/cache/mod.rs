@@ -1,11 +1,12 @@
-//! Contents of files on disk, by digest, shared by all layers: complete ones under the digest of their content,
-//! incomplete ones sparse with a map.
+//! Contents of files on disk: complete ones by the digest of their content, incomplete ones sparse with a map, small ones
+//! packed into segments; shared by all layers.
 //!
 //! ```text
 //! files/
 //!   epoch, lock         which stamps are trusted, and who may say so (see `epoch`)
 //!   sha256/aa/<hex>     complete; the digest of the content is <hex>
-//!   partial/<id>[.map]  incomplete (see `partial`); <id> is a digest over the sizes and digests of all chunks
+//!   partial/<id>[.map]  sparse (see `partial`): an incomplete file, or a segment of small ones (see `packed`); <id> is a
+//!                       digest over the sizes and digests of all chunks that belong there
 //!   layers/<hex>        which chunks of a layer are local: a hint for `ps`, never the base of a read
 //!   tmp/                being written
 //! ```
@@ -16,25 +17,25 @@
 //!
 //! With a budget (`budget`), what was used longest ago is evicted (`evict`).
 //!
-//! Small files have a file each, too, although one packed file per layer would be cheaper. Measured with the 69,536 files
-//! of a node layer (151 MB, median 361 bytes; ext4 with a journal, one thread):
+//! Files of one chunk and up to [`Limits::packed_file_bytes`](super::Limits) have no file of their own. Writing the
+//! 69,536 small files of a node layer (151 MB, median 361 bytes; ext4 with a journal, one thread), and reading them:
 //!
 //! | | create | CPU | on disk | read again | read after a drop of the page cache |
 //! |---|---|---|---|---|---|
 //! | a file each: create, write, stamp, rename | 3.9 s | 2.5 s | 396 MB | 0.70 s | 9.9 s |
 //! | packed: one write each | 0.3 s | 0.15 s | 148 MB | 0.11 s | 0.6 s |
 //!
-//! What the packed form cannot do decides: a file is opened in passthrough mode only when it is one by itself (the kernel
-//! takes no offset into a backing file), and then reads, mappings and programs run at the speed of the disk's file
-//! system and without the worker, which may die meanwhile; layers and images share content by its digest, down to
-//! the page cache; and what was not used for long is evicted file by file, without holes or copying. The price is
-//! 36 us of a processor and two thirds of a block for each small file that is read, which in a container that
-//! starts are a thousand or two, and all of them only in the background.
+//! What the packed form lacks is worth less than that: a packed file cannot be opened in passthrough mode (the kernel
+//! takes no offset into a backing file), so its first read goes through the worker, once, into the page cache of the
+//! mount, where further reads, mappings and programs find it without the worker; two layers share small content only
+//! where they have whole segments in common; and small files are evicted together with their neighbours in the blob.
+//! Small files that an earlier version of the program kept under `sha256/` are found there until they are evicted.
 
 mod budget;
 mod epoch;
 mod evict;
 mod memory;
+mod packed;
 mod partial;
 mod write;
 
@@ -55,8 +56,10 @@ pub(super) use self::budget::{Pressure, Room, UseClock};
 use self::epoch::{Epoch, stamp_of};
 pub(super) use self::evict::{Landing, keys_of};
 use self::memory::MemoryCache;
+use self::packed::Segments;
+pub(super) use self::packed::Slot;
 use self::partial::Missing;
-pub(super) use self::partial::Partial;
+pub(super) use self::partial::{Partial, Shape};
 use super::event::{EventSink, LazyEvent};
 use crate::image::{Digest, Hasher};
 use crate::telemetry::Chain;
@@ -70,6 +73,15 @@ pub(super) struct Place {
     pub(super) id: Digest,
     pub(super) size: u64,
     pub(super) chunks: u32,
+    /// Of a small file: where it is packed.
+    pub(super) slot: Option<Slot>,
+}
+
+impl Place {
+    /// The sparse file of a file of several chunks.
+    fn shape(&self) -> Shape {
+        Shape { id: self.id, size: self.size, chunks: self.chunks }
+    }
 }
 
 /// One chunk of a file.
@@ -88,6 +100,8 @@ pub(super) struct Piece {
 pub(super) enum Content {
     Complete(Arc<File>),
     Partial(Arc<Partial>),
+    /// A small file, in its segment.
+    Packed(Arc<Partial>, Slot),
 }
 
 /// What may be done about content that another boot left.
@@ -119,6 +133,7 @@ pub(super) struct FileCache {
     root: OwnedFd,
     epoch: Epoch,
     partials: Mutex<HashMap<Digest, Weak<Partial>>>,
+    segments: Segments,
     memory: MemoryCache,
     verifying: [Mutex<()>; LOCKS],
     is_degraded: AtomicBool,
@@ -167,6 +182,7 @@ impl FileCache {
             root,
             epoch,
             partials: Mutex::default(),
+            segments: Segments::default(),
             memory: MemoryCache::new(memory),
             verifying: Default::default(),
             is_degraded: AtomicBool::new(false),
@@ -185,12 +201,16 @@ impl FileCache {
 
     /// The content of `place`, as far as it is here.
     pub(super) fn find(&self, place: &Place, verify: Verify) -> Option<Content> {
+        if let Some(found) = place.slot.and_then(|slot| self.find_packed(slot)) {
+            return Some(found);
+        }
         if let Some(file) = place.whole.and_then(|whole| self.find_whole(whole, place.size, verify))
         {
             return Some(Content::Complete(file));
         }
         let _landing = self.landing();
-        let partial = (place.chunks > 1).then(|| self.partial(place, Missing::Leave))??;
+        let partial =
+            (place.chunks > 1).then(|| self.partial(&place.shape(), Missing::Leave))??;
         if partial.is_complete() {
             let file = partial.readable();
             self.note_open(place.id, &file);
@@ -272,6 +292,7 @@ impl FileCache {
         let read = match content {
             Content::Complete(file) => read_at(file, piece.offset, piece.size).map(Some),
             Content::Partial(partial) => partial.read_piece(piece),
+            Content::Packed(segment, slot) => segment.read_piece(&slot.piece(piece)),
         };
         read.unwrap_or_else(|error| {
             self.degrade(&error);
@@ -286,6 +307,9 @@ impl FileCache {
             Content::Partial(partial) => {
                 partial.has(piece.n)
                     || (partial.may_have(piece.n) && self.read_piece(piece, content).is_some())
+            }
+            Content::Packed(segment, slot) => {
+                segment.has(slot.n) || self.read_piece(piece, content).is_some()
             }
         }
     }
@@ -319,26 +343,26 @@ impl FileCache {
         Some(bytes)
     }
 
-    fn partial(&self, place: &Place, missing: Missing) -> Option<Arc<Partial>> {
-        self.open_partial(place, missing).unwrap_or_else(|error| {
+    fn partial(&self, shape: &Shape, missing: Missing) -> Option<Arc<Partial>> {
+        self.open_partial(shape, missing).unwrap_or_else(|error| {
             self.degrade(&error);
             None
         })
     }
 
-    fn open_partial(&self, place: &Place, missing: Missing) -> io::Result<Option<Arc<Partial>>> {
+    fn open_partial(&self, shape: &Shape, missing: Missing) -> io::Result<Option<Arc<Partial>>> {
         // Held while opening: two maps of one file in memory would each lack the bits of the other.
         let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(partial) = partials.get(&place.id).and_then(Weak::upgrade) {
+        if let Some(partial) = partials.get(&shape.id).and_then(Weak::upgrade) {
             return Ok(Some(partial));
         }
         let Some(partial) =
-            Partial::open(self.root.as_fd(), place, self.epoch.nonce(), missing)?.map(Arc::new)
+            Partial::open(self.root.as_fd(), shape, self.epoch.nonce(), missing)?.map(Arc::new)
         else {
             return Ok(None);
         };
         partials.retain(|_, partial| partial.strong_count() > 0);
-        partials.insert(place.id, Arc::downgrade(&partial));
+        partials.insert(shape.id, Arc::downgrade(&partial));
         Ok(Some(partial))
     }
 

@@ -1,4 +1,5 @@
-//! A file of several chunks that is not complete: a sparse file and a map of the chunks that are in it.
+//! A sparse file and a map of the pieces that are in it: a file of several chunks that is not complete, or a segment,
+//! which is many small files.
 //!
 //! The map's bit of a chunk is set after its bytes were written, so a process that dies loses at most the bit. After
 //! a boot nobody knows which of the two reached the disk; then all bits become *suspect*, and a suspect chunk is
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use rustix::fs::{Mode, OFlags};
 
-use super::{Piece, Place};
+use super::Piece;
 use crate::image::Digest;
 
 const MAGIC: &[u8; 8] = b"SVPART1\n";
@@ -46,6 +47,15 @@ struct Bits {
     missing: u32,
 }
 
+/// What a sparse file is for: a file of several chunks, or many small files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::lazy) struct Shape {
+    /// Digest over the list of its pieces.
+    pub(in crate::lazy) id: Digest,
+    pub(in crate::lazy) size: u64,
+    pub(in crate::lazy) chunks: u32,
+}
+
 /// Names of the two files below the root of the cache.
 pub(super) fn names(id: &Digest) -> (String, String) {
     let hex = id.hex();
@@ -53,15 +63,15 @@ pub(super) fn names(id: &Digest) -> (String, String) {
 }
 
 impl Partial {
-    /// Opens the file of `place` below `root`, in the boot marked by `nonce`; with `Missing::Create` a missing or
+    /// Opens the file of `shape` below `root`, in the boot marked by `nonce`; with `Missing::Create` a missing or
     /// unusable one is made anew, otherwise it is `None`.
     pub(super) fn open(
         root: BorrowedFd<'_>,
-        place: &Place,
+        shape: &Shape,
         nonce: u64,
         missing: Missing,
     ) -> io::Result<Option<Self>> {
-        let (data_name, map_name) = names(&place.id);
+        let (data_name, map_name) = names(&shape.id);
         let mode = Mode::from_raw_mode(0o600);
         let base = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let create = match missing {
@@ -78,21 +88,21 @@ impl Partial {
         };
         // A map outlives its data when a process dies while it publishes; data that is new, or was cut, has none of
         // what the map says.
-        let is_sized = data.metadata()?.len() == place.size;
-        let bits = match load(&map, place, nonce)?.filter(|_| is_sized) {
+        let is_sized = data.metadata()?.len() == shape.size;
+        let bits = match load(&map, shape, nonce)?.filter(|_| is_sized) {
             Some(bits) => bits,
             None if missing == Missing::Leave => return Ok(None),
-            None => initialize(&map, place, nonce)?,
+            None => initialize(&map, shape, nonce)?,
         };
         if !is_sized {
-            data.set_len(place.size)?;
+            data.set_len(shape.size)?;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let readable = rustix::fs::openat(root, &*data_name, flags, Mode::empty())?;
         let mut word = [0; 4];
         map.read_exact_at(&mut word, FLAGS_AT as u64)?;
         Ok(Some(Self {
-            id: place.id,
+            id: shape.id,
             data,
             readable: Arc::new(readable.into()),
             map,
@@ -233,15 +243,15 @@ fn width(chunks: u32) -> usize {
 }
 
 /// The bits of an existing map, or `None` when it is not one of this file.
-fn load(map: &File, place: &Place, nonce: u64) -> io::Result<Option<Bits>> {
-    let width = width(place.chunks);
+fn load(map: &File, shape: &Shape, nonce: u64) -> io::Result<Option<Bits>> {
+    let width = width(shape.chunks);
     let mut bytes = vec![0; HEADER + 2 * width];
     if map.metadata()?.len() != bytes.len() as u64 {
         return Ok(None);
     }
     map.read_exact_at(&mut bytes, 0)?;
-    if bytes[..FLAGS_AT] != header(place, nonce)[..FLAGS_AT]
-        || bytes[FLAGS_AT + 4..NONCE_AT] != place.size.to_le_bytes()
+    if bytes[..FLAGS_AT] != header(shape, nonce)[..FLAGS_AT]
+        || bytes[FLAGS_AT + 4..NONCE_AT] != shape.size.to_le_bytes()
     {
         return Ok(None);
     }
@@ -261,28 +271,28 @@ fn load(map: &File, place: &Place, nonce: u64) -> io::Result<Option<Bits>> {
     let suspect = bytes.split_off(HEADER + width);
     let mut present = bytes.split_off(HEADER);
     // Bits beyond the last chunk would be counted.
-    if let (Some(last), used @ 1..) = (present.last_mut(), place.chunks % 8) {
+    if let (Some(last), used @ 1..) = (present.last_mut(), shape.chunks % 8) {
         *last &= (1 << used) - 1;
     }
     let set: u32 = present.iter().map(|byte| byte.count_ones()).sum();
-    Ok(Some(Bits { present, suspect, missing: place.chunks - set }))
+    Ok(Some(Bits { present, suspect, missing: shape.chunks - set }))
 }
 
 /// Makes the map of an empty file. All of it is written, so that setting a bit needs no space on the disk.
-fn initialize(map: &File, place: &Place, nonce: u64) -> io::Result<Bits> {
-    let width = width(place.chunks);
-    let mut bytes = header(place, nonce).to_vec();
+fn initialize(map: &File, shape: &Shape, nonce: u64) -> io::Result<Bits> {
+    let width = width(shape.chunks);
+    let mut bytes = header(shape, nonce).to_vec();
     bytes.resize(HEADER + 2 * width, 0);
     map.set_len(0)?;
     map.write_all_at(&bytes, 0)?;
-    Ok(Bits { present: vec![0; width], suspect: vec![0; width], missing: place.chunks })
+    Ok(Bits { present: vec![0; width], suspect: vec![0; width], missing: shape.chunks })
 }
 
-fn header(place: &Place, nonce: u64) -> [u8; HEADER] {
+fn header(shape: &Shape, nonce: u64) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(MAGIC);
-    header[8..12].copy_from_slice(&place.chunks.to_le_bytes());
-    header[16..24].copy_from_slice(&place.size.to_le_bytes());
+    header[8..12].copy_from_slice(&shape.chunks.to_le_bytes());
+    header[16..24].copy_from_slice(&shape.size.to_le_bytes());
     header[24..32].copy_from_slice(&nonce.to_le_bytes());
     header
 }

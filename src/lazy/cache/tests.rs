@@ -12,7 +12,7 @@ fn single(content: &[u8]) -> (Place, Piece) {
     let digest = Digest::of(content);
     let size = content.len() as u64;
     (
-        Place { whole: Some(digest), id: digest, size, chunks: 1 },
+        Place { whole: Some(digest), id: digest, size, chunks: 1, slot: None },
         Piece { n: 0, offset: 0, size, digest },
     )
 }
@@ -34,6 +34,7 @@ fn chunked(content: &[u8]) -> (Place, Vec<Piece>) {
         id: Digest::of(format!("{pieces:?}").as_bytes()),
         size: content.len() as u64,
         chunks: u32::try_from(pieces.len()).unwrap(),
+        slot: None,
     };
     (place, pieces)
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::budget::Budget;
 use super::partial::{self, Missing};
 use super::{FileCache, Finished, Landing, Piece, Place, hash, make_dir, whole_name};
 use crate::image::Digest;
@@ -31,20 +32,27 @@ impl FileCache {
     ) -> Option<Landing<'_>> {
         self.budget.relieve();
         let landing = self.landing();
-        let kept = if place.chunks <= 1 {
+        let size = bytes.len() as u64;
+        // What it adds to what is occupied.
+        let kept = if let Some(slot) = &place.slot {
+            let is_new = self.keep_packed(slot, piece, bytes);
+            is_new.map(|is_new| if is_new { size } else { 0 })
+        } else if place.chunks <= 1 {
             self.budget.touch(&piece.digest);
-            self.write(&piece.digest, bytes).map(|()| true)
+            self.write(&piece.digest, bytes).map(|()| Budget::occupied_by(size))
         } else {
             self.budget.touch(&place.id);
             self.writable().and_then(|()| {
-                let partial = self.open_partial(place, Missing::Create)?;
-                partial.map_or(Ok(false), |partial| partial.write_piece(piece, bytes))
+                let partial = self.open_partial(&place.shape(), Missing::Create)?;
+                let is_new =
+                    partial.map_or(Ok(false), |partial| partial.write_piece(piece, bytes))?;
+                Ok(if is_new { Budget::occupied_by(size) } else { 0 })
             })
         };
         match kept {
-            Ok(is_new) => {
-                if is_new {
-                    self.budget.wrote(bytes.len() as u64);
+            Ok(occupied) => {
+                if occupied > 0 {
+                    self.budget.wrote(occupied);
                 }
                 if self.is_degraded.swap(false, Ordering::AcqRel) {
                     self.memory.clear();
@@ -62,7 +70,8 @@ impl FileCache {
 
     /// Hashes content whose chunks are all here and publishes it under its digest. Reads all of it.
     pub(in crate::lazy) fn finish(&self, place: &Place) -> Finished {
-        let (Some(expected), Some(partial)) = (place.whole, self.partial(place, Missing::Leave))
+        let (Some(expected), Some(partial)) =
+            (place.whole, self.partial(&place.shape(), Missing::Leave))
         else {
             return Finished::Unchanged;
         };
@@ -150,7 +159,7 @@ impl FileCache {
         not(any(test, feature = "testing")),
         expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "the seam of a full disk")
     )]
-    fn writable(&self) -> io::Result<()> {
+    pub(super) fn writable(&self) -> io::Result<()> {
         #[cfg(any(test, feature = "testing"))]
         if self.is_full_for_tests.load(Ordering::Acquire) {
             return Err(Errno::NOSPC.into());

@@ -18,6 +18,7 @@ mod fault;
 mod fill;
 mod model;
 mod narrow;
+mod packed;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -92,12 +93,13 @@ impl Running {
     }
 }
 
-/// Nothing by itself and nothing along, and short pauses.
+/// Nothing by itself and nothing along, a file each, and short pauses.
 fn limits() -> Limits {
     Limits {
         background_after: None,
         widen_bytes: 0,
         read_ahead_bytes: 0,
+        packed_file_bytes: 0,
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(5),
         background_pause: Duration::from_millis(20),
@@ -162,7 +164,9 @@ async fn a_file_of_one_chunk_is_complete_once_it_is_open() {
     assert_eq!(complete_content(&opened, small).await, b"small");
     assert!(matches!(opened.open_local(small).unwrap(), Some(Opened::Complete(_))));
     assert_eq!(source.requests().len(), 1);
-    assert_eq!(complete_content(&opened, entry(&opened, "etc/empty")).await, b"");
+    let empty = entry(&opened, "etc/empty");
+    assert!(matches!(opened.open_local(empty).unwrap(), Some(Opened::Partial)));
+    assert_eq!(opened.read_local(empty, 0, 1).unwrap().unwrap(), b""[..]);
     assert_eq!(opened.local_bytes(), 5);
     assert_eq!(opened.total_bytes(), 40_005);
     assert!(matches!(opened.open(EntryNo::ROOT).await, Err(ReadError::NotAFile { .. })));

@@ -29,6 +29,8 @@ struct Case {
     files: Vec<(usize, usize)>,
     packed: usize,
     landmark: usize,
+    /// Up to which size files are packed into segments, and how large these are.
+    small: (u32, u32),
     /// Bytes that are fetched along and ahead.
     ahead: u64,
     steps: Vec<Step>,
@@ -57,14 +59,16 @@ fn case() -> impl Strategy<Value = Case> {
         prop::collection::vec((0_usize..5000, 100_usize..2000), 1..8),
         0_usize..5,
         0_usize..8,
+        (prop_oneof![Just(0), Just(90), Just(4000)], prop_oneof![Just(0), Just(5000)]),
         prop_oneof![Just(0), Just(1000), Just(1 << 20)],
         prop::collection::vec(step, 1..25),
         prop::collection::vec(fault, 0..20),
     )
-        .prop_map(|(files, packed, landmark, ahead, steps, faults)| Case {
+        .prop_map(|(files, packed, landmark, small, ahead, steps, faults)| Case {
             files,
             packed,
             landmark,
+            small,
             ahead,
             steps,
             faults: faults.concat(),
@@ -117,6 +121,8 @@ async fn run(case: Case) {
     let limits = || Limits {
         extent_bytes: 3000,
         open_files: 4,
+        packed_file_bytes: case.small.0,
+        segment_bytes: case.small.1,
         widen_bytes: case.ahead,
         read_ahead_bytes: case.ahead,
         ..limits()
