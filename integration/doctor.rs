@@ -318,7 +318,7 @@ fn registries_that_cannot_be_trusted_are_refused_for_the_real_reason() {
     let front = TlsFront::start(&registry, "0.0.0.0");
     let text = "an authority that this host does not trust";
     let remedy = says(&cli, &[&front.host()], "registry", "failed", text);
-    assert!(remedy.contains("install the certificate authority of"), "{remedy}");
+    assert!(remedy.contains("put the certificate of its authority into"), "{remedy}");
     let other = TlsFront::start(&registry, "other.example");
     let remedy = behind(&other, "failed", "is for another name (other.example)");
     assert!(remedy.contains("use a name that the certificate is for"), "{remedy}");
@@ -333,7 +333,7 @@ fn registries_that_cannot_be_trusted_are_refused_for_the_real_reason() {
     assert!(remedy.contains("that an authority has signed"), "{remedy}");
     let plain = FaultRegistry::start_at(SocketAddr::from(([0, 0, 0, 0], 0)));
     let remedy = says(&cli, &[&plain.host()], "registry", "failed", "does not speak TLS");
-    assert!(remedy.contains("put TLS before"), "{remedy}");
+    assert!(remedy.contains("speaks plain HTTP, say so"), "{remedy}");
 }
 
 #[test]

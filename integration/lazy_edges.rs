@@ -8,6 +8,7 @@ use supervisor::fuse::{FailureKind, LayerMount, LazyError};
 use supervisor::registry::BlobSource;
 
 use crate::support::lazy_host::{LazyHost, TestLayer, noise};
+use crate::support::registry::{Fault, FaultRegistry};
 use crate::support::tar::TarBuilder;
 
 #[test]
@@ -88,4 +89,29 @@ fn more_files_are_open_than_the_worker_has_descriptors() {
         }
     }
     assert_eq!(host.worker(), worker, "it did not fall over");
+}
+
+/// The worker gives up the rest of the file system; what its hosts' settings are stays readable.
+#[test]
+fn a_chunk_that_one_mirror_has_wrong_comes_from_the_next() {
+    let [wrong, right] = std::array::from_fn(|_| FaultRegistry::start());
+    let tree = tempfile::tempdir().unwrap();
+    let folder = tree.path().join("registry.invalid");
+    std::fs::create_dir(&folder).unwrap();
+    let mirrors = [&wrong, &right].map(|mirror| format!("[host.\"http://{}\"]\n", mirror.host()));
+    std::fs::write(folder.join("hosts.toml"), mirrors.concat()).unwrap();
+    let host = LazyHost::with(|options| {
+        options.registry.host_trees = vec![tree.path().to_owned()];
+    });
+    let content = noise(9, 300_000);
+    let layer = TestLayer::pack(TarBuilder::default().file("one", &content).finish(), 64 << 10);
+    for mirror in [&wrong, &right] {
+        mirror.put_blob(&layer.blob);
+    }
+    wrong.fault("/blobs/", 1000, Fault::WrongByte(5000));
+    let repository = "app".to_owned();
+    let source = BlobSource::Registry { host: "registry.invalid".to_owned(), repository };
+    let directory = host.mount(&layer, source);
+    assert!(std::fs::read(directory.join("one")).unwrap() == content);
+    assert!(!wrong.seen("/blobs/").is_empty() && !right.seen("/blobs/").is_empty());
 }

@@ -3,6 +3,7 @@
 mod access;
 mod blobs;
 mod documents;
+mod hosts;
 mod layouts;
 mod peers;
 

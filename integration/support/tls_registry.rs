@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::server::WebPkiClientVerifier;
 
 use super::registry::FaultRegistry;
 
@@ -42,12 +43,32 @@ impl TlsFront {
         })
     }
 
+    /// One that speaks only to who has the certificate `us.cert` with the key `us.key`, which are put into `folder`.
+    pub(crate) fn start_closed(registry: &FaultRegistry, name: &str, folder: &Path) -> Self {
+        let ours = KeyPair::generate().expect("a key");
+        let us = CertificateParams::new(["us".to_owned()]).expect("a name");
+        let us = us.self_signed(&ours).expect("a certificate");
+        std::fs::write(folder.join("us.cert"), us.pem()).expect("a file");
+        std::fs::write(folder.join("us.key"), ours.serialize_pem()).expect("a file");
+        let mut known = rustls::RootCertStore::empty();
+        known.add(us.der().clone()).expect("a certificate");
+        Self::start_for(registry, Some(known), |folder| signed(folder, name, 2000..3000))
+    }
+
     fn start_with(
         registry: &FaultRegistry,
         certificate: impl FnOnce(&Path) -> (Certificate, KeyPair),
     ) -> Self {
+        Self::start_for(registry, None, certificate)
+    }
+
+    fn start_for(
+        registry: &FaultRegistry,
+        known: Option<rustls::RootCertStore>,
+        certificate: impl FnOnce(&Path) -> (Certificate, KeyPair),
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = Arc::new(config(certificate(folder.path())));
+        let config = Arc::new(config(certificate(folder.path()), known));
         let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
         let port = listener.local_addr().expect("a bound listener has an address").port();
         let backend = registry.host();
@@ -123,13 +144,24 @@ fn signed(folder: &Path, name: &str, years: Range<i32>) -> (Certificate, KeyPair
     (server.signed_by(&key, &issuer).expect("a certificate"), key)
 }
 
-fn config((certificate, key): (Certificate, KeyPair)) -> rustls::ServerConfig {
+/// For whoever comes, or only for those who are `known`.
+fn config(
+    (certificate, key): (Certificate, KeyPair),
+    known: Option<rustls::RootCertStore>,
+) -> rustls::ServerConfig {
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    rustls::ServerConfig::builder_with_provider(provider)
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .expect("the provider knows them")
-        .with_no_client_auth()
+        .expect("the provider knows them");
+    let builder = match known {
+        None => builder.with_no_client_auth(),
+        Some(known) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(known), provider);
+            builder.with_client_cert_verifier(verifier.build().expect("somebody is known"))
+        }
+    };
+    builder
         .with_single_cert(vec![certificate.der().clone()], key.into())
         .expect("a certificate and its key")
 }

@@ -107,6 +107,17 @@ pub(super) struct GlobalArguments {
     /// Leave out what services files say and this version does not do, with a warning for each
     #[arg(long, global = true, help_heading = "Global options")]
     pub(super) allow_unsupported: bool,
+    /// Folder with settings of registries, as containerd's certs.d; several (default: those of containerd, Docker and
+    /// Podman below /etc)
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "DIR",
+        env = "SUPERVISOR_HOSTS_DIR",
+        value_delimiter = ':'
+    )]
+    pub(super) hosts_dir: Vec<PathBuf>,
     /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
     #[arg(
         long,

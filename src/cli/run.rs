@@ -186,6 +186,8 @@ pub(super) fn registry(settings: &Settings) -> ClientOptions {
         |names: [&str; 2]| names.iter().find_map(|name| settings.environment.get(*name)).cloned();
     ClientOptions {
         docker_config: settings.docker_config.clone(),
+        host_trees: settings.host_trees.clone(),
+        registries_conf: settings.registries_conf.clone(),
         proxy: ProxySettings {
             https: variable(["HTTPS_PROXY", "https_proxy"]),
             http: variable(["HTTP_PROXY", "http_proxy"]),

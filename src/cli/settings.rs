@@ -18,6 +18,12 @@ use crate::telemetry::{LogFormat, LogOptions};
 
 use super::args::{GlobalArguments, LogFormatArgument};
 
+/// Where containerd, Docker and Podman have what they know of registries.
+const HOST_TREES: [&str; 3] =
+    ["/etc/containerd/certs.d", "/etc/docker/certs.d", "/etc/containers/certs.d"];
+const REGISTRIES_CONF: [&str; 2] =
+    ["/etc/containers/registries.conf", "/usr/share/containers/registries.conf"];
+
 /// Settings of one run of the program.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
@@ -31,6 +37,10 @@ pub(super) struct Settings {
     pub(super) log: LogOptions,
     /// docker's `config.json`, where registry credentials are.
     pub(super) docker_config: Option<PathBuf>,
+    /// Folders with a folder for each registry.
+    pub(super) host_trees: Vec<PathBuf>,
+    /// Podman's files on registries, the first one first.
+    pub(super) registries_conf: Vec<PathBuf>,
     /// Environment of the caller.
     pub(super) environment: BTreeMap<String, String>,
     /// Where the caller is.
@@ -62,6 +72,14 @@ impl Settings {
             .map(PathBuf::from)
             .or_else(|| Some(Path::new(environment.get("HOME")?).join(".docker")))
             .map(|folder| folder.join("config.json"));
+        let host_trees = match &*global.hosts_dir {
+            [] => HOST_TREES.into_iter().map(PathBuf::from).collect(),
+            given => given.iter().map(|path| absolute(path)).collect::<anyhow::Result<_>>()?,
+        };
+        let registries_conf = match environment.get("CONTAINERS_REGISTRIES_CONF") {
+            Some(path) => vec![absolute(Path::new(path))?],
+            None => REGISTRIES_CONF.into_iter().map(PathBuf::from).collect(),
+        };
         Ok(Self {
             state_dir: absolute(&global.state_dir)?,
             run_dir: absolute(&global.run_dir)?,
@@ -74,6 +92,8 @@ impl Settings {
                 },
             },
             docker_config,
+            host_trees,
+            registries_conf,
             environment,
             // One that was removed has no name; then only absolute paths are found.
             working_dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),

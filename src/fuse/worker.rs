@@ -243,6 +243,7 @@ fn confine(config: &RoleConfig) -> Result<Vec<String>, WorkerError> {
     read.push(config.state_dir.join("layers"));
     // Its folder: a login replaces the file by another one.
     read.extend(config.registry.docker_config.as_deref().and_then(Path::parent).map(PathBuf::from));
+    read.extend(crate::registry::readable(&config.registry));
     let without = [(config.landlock, Means::Landlock), (config.seccomp, Means::Seccomp)];
     let rights = Rights {
         read,

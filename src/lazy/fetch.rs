@@ -45,6 +45,9 @@ impl LazyLayer {
         mut suspects: Suspects,
     ) -> Result<(), FlightEnd> {
         suspects.retain(|(number, _)| claim.needs(*number));
+        if !suspects.is_empty() {
+            self.source.distrust();
+        }
         while let Some(member) = suspects.first().and_then(|(number, _)| self.member_of(*number)) {
             let alone = Extent { content: 0, ..member.clone() };
             for (number, error) in self.transfer(claim, &alone, Priority::Foreground, None).await? {

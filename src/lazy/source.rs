@@ -20,6 +20,9 @@ pub trait RangeSource: Send + Sync + 'static {
     ///
     /// The stream is polled on the runtime of the engine and must not block its thread. Dropping it ends the transfer.
     fn stream(&self, range: Range<u64>) -> BoxStream<'_, Result<Bytes, SourceError>>;
+
+    /// What came did not match its digest: the next range is to come from somebody else, if there is anybody.
+    fn distrust(&self) {}
 }
 
 /// Why a range could not be had.
@@ -61,6 +64,10 @@ impl SourceError {
 impl RangeSource for Blob {
     fn stream(&self, range: Range<u64>) -> BoxStream<'_, Result<Bytes, SourceError>> {
         self.part(range).map(|piece| piece.map_err(SourceError::from)).boxed()
+    }
+
+    fn distrust(&self) {
+        Self::distrust(self);
     }
 }
 

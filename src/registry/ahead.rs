@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
-use reqwest::{Response, StatusCode};
+use reqwest::StatusCode;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 
+use super::answer::Answer;
 use super::blob::Blob;
 use super::error::{FetchError, FetchErrorKind};
-use super::exchange::transport_error;
 use super::retry::{Attempts, RetryPolicy};
 
 /// A smaller blob is one transfer: the requests would cost more than they bring.
@@ -59,7 +59,7 @@ impl Ahead {
     pub(super) fn begin(
         blob: &Blob,
         policy: &RetryPolicy,
-        answer: Response,
+        answer: Answer,
     ) -> Result<Self, FetchError> {
         blob.check_partial(&answer, 0, PIECE_BYTES)?;
         let mut ahead =
@@ -81,7 +81,7 @@ impl Ahead {
     }
 
     /// Starts the next piece, if there is one.
-    fn fetch_next(&mut self, answer: Option<Response>) -> bool {
+    fn fetch_next(&mut self, answer: Option<Answer>) -> bool {
         let range = self.next..self.blob.size().min(self.next + PIECE_BYTES);
         if range.is_empty() {
             return false;
@@ -103,7 +103,7 @@ impl Ahead {
 async fn fetch(
     blob: &Blob,
     mut range: Range<u64>,
-    mut answer: Option<Response>,
+    mut answer: Option<Answer>,
     mut attempts: Attempts,
     parts: &Sender<Result<Bytes, FetchError>>,
 ) -> Result<(), FetchError> {
@@ -123,7 +123,7 @@ async fn fetch(
 async fn receive(
     blob: &Blob,
     range: &mut Range<u64>,
-    answer: Option<Response>,
+    answer: Option<Answer>,
     parts: &Sender<Result<Bytes, FetchError>>,
 ) -> Result<(), FetchError> {
     let mut answer = match answer {
@@ -139,12 +139,7 @@ async fn receive(
         }
     };
     while !range.is_empty() {
-        let part = answer.chunk().await;
-        let part = part.map_err(|error| transport_error(&blob.0.subject, "", error))?;
-        let Some(part) = part else {
-            let detail = "the server sent fewer bytes than were asked for";
-            return Err(blob.error(FetchErrorKind::Interrupted, detail));
-        };
+        let part = answer.chunk(&blob.0.subject).await?;
         let length = u64::try_from(part.len()).unwrap_or(u64::MAX);
         if length > range.end - range.start {
             let detail = "the server sent more bytes than were asked for";

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::credentials::{self, Credential, Found};
 use super::error::{FetchError, FetchErrorKind, Subject};
-use super::exchange::{read_limited, status_error, transport_error};
+use super::status::{read_limited, status_error, transport_error};
 use super::transport::{Transport, is_loopback};
 
 /// The token specification's default, for servers that do not say.

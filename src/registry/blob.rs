@@ -5,16 +5,18 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use reqwest::StatusCode;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
-use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::answer::Answer;
 use super::error::{FetchError, FetchErrorKind, Subject};
-use super::exchange::{Redirect, Request, Shared, transport_error};
+use super::exchange::{Redirect, Request, Shared};
+use super::hosts::{Endpoint, Purpose};
 use super::layout;
 use super::retry::Attempts;
 use crate::image::{Digest, ImageRef};
@@ -83,6 +85,8 @@ pub(super) enum Origin {
         /// `blobs/sha256:…`.
         path: String,
         redirect: Redirect,
+        /// Who answered last.
+        answered: Mutex<Option<Arc<Endpoint>>>,
     },
     Layout {
         folder: PathBuf,
@@ -105,6 +109,7 @@ impl Blob {
                 repository: repository.clone(),
                 path: format!("blobs/{digest}"),
                 redirect: Redirect::default(),
+                answered: Mutex::default(),
             },
             BlobSource::Layout { path } => {
                 Origin::Layout { folder: path.clone(), file: OnceLock::new() }
@@ -204,14 +209,7 @@ impl Blob {
         }
         let wanted = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         while bytes.len() < wanted {
-            let part = answer
-                .chunk()
-                .await
-                .map_err(|error| transport_error(&self.0.subject, "", error))?;
-            let Some(part) = part else {
-                let detail = "the server sent fewer bytes than were asked for";
-                return Err(self.error(FetchErrorKind::Interrupted, detail));
-            };
+            let part = answer.chunk(&self.0.subject).await?;
             let room = wanted - bytes.len();
             if part.len() > room {
                 let detail = "the server sent more bytes than were asked for";
@@ -225,7 +223,7 @@ impl Blob {
     /// That a 206 begins where we asked, ends not later, and is about a blob of the right length.
     pub(super) fn check_partial(
         &self,
-        answer: &Response,
+        answer: &Answer,
         first: u64,
         end: u64,
     ) -> Result<(), FetchError> {
@@ -256,13 +254,30 @@ impl Blob {
     pub(super) async fn ask(
         &self,
         range: Option<(u64, Option<u64>)>,
-    ) -> Result<Response, FetchError> {
-        let Origin::Registry { shared, host, repository, path, redirect } = &self.0.origin else {
+    ) -> Result<Answer, FetchError> {
+        let Origin::Registry { shared, host, repository, path, redirect, answered } =
+            &self.0.origin
+        else {
             unreachable!("only blobs of registries are asked for")
         };
-        let request =
-            Request { subject: &self.0.subject, host, repository, path, accept: None, range };
-        shared.get(&request, Some(redirect)).await
+        let subject = &self.0.subject;
+        let purpose = Purpose::Pull;
+        let request = Request { subject, host, repository, path, purpose, accept: None, range };
+        let answer = shared.get(&request, Some(redirect)).await?;
+        *answered.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::clone(&answer.endpoint));
+        Ok(answer)
+    }
+
+    /// What came last was not what its digest says: whoever sent it is asked last for a while, so that the next request
+    /// goes to another address, if there is one.
+    pub fn distrust(&self) {
+        let Origin::Registry { shared, redirect, answered, .. } = &self.0.origin else { return };
+        *redirect.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let answered = answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(endpoint) = &*answered {
+            shared.failed(endpoint);
+        }
     }
 
     pub(super) async fn read_file(&self, range: Range<u64>) -> Result<Bytes, FetchError> {

@@ -43,6 +43,8 @@ pub enum FetchErrorKind {
     Io,
     /// An answer that a registry should not give.
     Unexpected,
+    /// What this host's files say of the registry's addresses cannot be used.
+    Settings,
 }
 
 /// Which thing could not be fetched from where.
@@ -111,6 +113,18 @@ impl FetchError {
         Self::because(kind, subject, "it cannot be used").source(error).build()
     }
 
+    /// The same, with what the addresses said that were asked before.
+    pub(super) fn after(self, said: &[String]) -> Self {
+        if said.is_empty() {
+            return self;
+        }
+        let Some(mut details) = Arc::into_inner(self.0) else {
+            unreachable!("an error that nobody has seen yet is held once")
+        };
+        details.detail = format!("{} (before that, {})", details.detail, said.join("; "));
+        Self(Arc::new(details))
+    }
+
     /// What stands in the way, for decisions.
     #[must_use]
     pub fn kind(&self) -> FetchErrorKind {
@@ -160,7 +174,8 @@ impl FetchError {
             | FetchErrorKind::Malformed
             | FetchErrorKind::NoPlatform
             | FetchErrorKind::Io
-            | FetchErrorKind::Unexpected => false,
+            | FetchErrorKind::Unexpected
+            | FetchErrorKind::Settings => false,
         }
     }
 
@@ -209,6 +224,7 @@ impl FetchError {
             FetchErrorKind::NoPlatform => {
                 "build the image for this platform, or choose another one".to_owned()
             }
+            FetchErrorKind::Settings => "mend that file, or move it away".to_owned(),
             FetchErrorKind::RangeIgnored
             | FetchErrorKind::RangeNotSatisfiable
             | FetchErrorKind::Malformed

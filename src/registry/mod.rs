@@ -6,19 +6,24 @@
 //! stored: that is `store`, `lazy` and `unpack`.
 
 mod ahead;
+mod answer;
 mod auth;
 mod blob;
 mod credentials;
 mod error;
 mod exchange;
+mod hosts;
 mod layout;
 mod part;
 mod ping;
 mod resolve;
 mod retry;
+mod status;
 mod stream;
 mod tls;
 mod transport;
+mod trust;
+mod visit;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use blob::{Blob, BlobSource};
 pub use error::{FetchError, FetchErrorKind};
+pub(crate) use hosts::readable;
 pub use ping::Pong;
 pub use resolve::{Located, Resolved};
 pub use retry::RetryPolicy;
@@ -44,6 +50,11 @@ use exchange::Shared;
 pub struct ClientOptions {
     /// Docker's `config.json` with credentials; read anew whenever they are needed. May be missing.
     pub docker_config: Option<PathBuf>,
+    /// Folders with one folder for each registry: with a `hosts.toml` as containerd's `certs.d` has them, or with
+    /// certificates as Docker's and Podman's. Read again whenever they are needed. May be missing.
+    pub host_trees: Vec<PathBuf>,
+    /// Files of the form of Podman's `registries.conf`; the first one that exists counts, with its drop-ins.
+    pub registries_conf: Vec<PathBuf>,
     /// Hosts (with port) that are spoken to in plain HTTP, besides those of this machine.
     pub plain_http: Vec<String>,
     /// PEM files with certificate authorities that are trusted besides the host's own.
@@ -60,6 +71,8 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             docker_config: None,
+            host_trees: Vec::new(),
+            registries_conf: Vec::new(),
             plain_http: Vec::new(),
             certificate_authorities: Vec::new(),
             proxy: ProxySettings::default(),
@@ -98,8 +111,8 @@ pub enum ClientError {
     /// The TLS library refuses its own defaults.
     #[error("could not set up TLS")]
     Tls(#[source] rustls::Error),
-    /// A file of certificate authorities cannot be used.
-    #[error("could not read certificate authorities from `{}`", .path.display())]
+    /// A file of certificates, or of a key, cannot be used.
+    #[error("could not read certificates from `{}`", .path.display())]
     Authority {
         /// The file.
         path: PathBuf,

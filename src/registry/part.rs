@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use reqwest::{Response, StatusCode};
+use reqwest::StatusCode;
 
+use super::answer::Answer;
 use super::blob::{Blob, Origin};
 use super::error::{FetchError, FetchErrorKind};
-use super::exchange::transport_error;
 use super::retry::{Attempts, RetryPolicy};
 
 /// Read from a file at once.
@@ -42,7 +42,7 @@ struct Part {
     at: u64,
     /// Bytes of the current answer that were handed out before it began.
     skip: u64,
-    answer: Option<Response>,
+    answer: Option<Answer>,
     attempts: Attempts,
 }
 
@@ -80,7 +80,7 @@ impl Part {
     }
 
     /// Asks for what is missing.
-    async fn open(&mut self) -> Result<Response, FetchError> {
+    async fn open(&mut self) -> Result<Answer, FetchError> {
         let end = self.range.end;
         let answer = self.blob.ask(Some((self.at, Some(end - 1)))).await?;
         self.skip = 0;
@@ -103,11 +103,7 @@ impl Part {
             None => self.open().await?,
         };
         let subject = &self.blob.0.subject;
-        let part = answer.chunk().await.map_err(|error| transport_error(subject, "", error))?;
-        let Some(mut part) = part else {
-            let detail = "the server sent fewer bytes than were asked for";
-            return Err(self.blob.error(FetchErrorKind::Interrupted, detail));
-        };
+        let mut part = answer.chunk(subject).await?;
         let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(part.len());
         self.skip -= skipped as u64;
         let _ = part.split_to(skipped);

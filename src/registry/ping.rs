@@ -6,6 +6,8 @@ use reqwest::header::DATE;
 
 use super::error::{FetchError, FetchErrorKind, Subject};
 use super::exchange::{Request, Shared};
+use super::hosts::Purpose;
+use super::visit::Visit;
 
 /// The answer of a registry to somebody unknown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,28 +29,30 @@ impl Shared {
             host: host.to_owned(),
             digest: None,
         };
-        let plain = self.is_plain(host);
-        let name = if host == "docker.io" { "registry-1.docker.io" } else { host };
-        let address = format!("{}://{name}/v2/", if plain { "http" } else { "https" });
-        let url = Url::parse(&address).map_err(|error| {
-            let detail = "its address is not valid";
-            FetchError::because(FetchErrorKind::Malformed, &subject, detail).source(error).build()
-        })?;
         let request = Request {
             subject: &subject,
             host,
-            repository: "",
+            repository: "library",
             path: "",
+            purpose: Purpose::Pull,
             accept: Some("application/json"),
             range: None,
         };
-        let answer = self.send(&request, &url, None).await?;
+        // Mirrors come first: the registry itself is the last one.
+        let endpoints = self.endpoints(&request).await?;
+        let endpoint = endpoints.last().expect("a registry has an address");
+        let url = Url::parse(&format!("{}/", endpoint.base)).map_err(|error| {
+            let detail = "its address is not valid";
+            FetchError::because(FetchErrorKind::Malformed, &subject, detail).source(error).build()
+        })?;
+        let visit = Visit { shared: self, request: &request, endpoint };
+        let answer = visit.send(&url, None).await?;
         let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
         let parser = jiff::fmt::rfc2822::DateTimeParser::new();
         Ok(Pong {
             status: answer.status().as_u16(),
             date: date.and_then(|date| parser.parse_timestamp(date).ok()),
-            is_encrypted: !plain,
+            is_encrypted: !endpoint.is_plain(),
         })
     }
 }

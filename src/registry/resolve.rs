@@ -8,9 +8,11 @@ use reqwest::header::CONTENT_TYPE;
 
 use super::blob::{Blob, BlobSource};
 use super::error::{FetchError, FetchErrorKind, Subject};
-use super::exchange::{Request, Shared, read_limited};
+use super::exchange::{Request, Shared};
+use super::hosts::Purpose;
 use super::layout;
 use super::retry::Attempts;
+use super::status::read_limited;
 use crate::image::{
     Descriptor, Digest, Document, DocumentError, ImageConfig, ImageRef, MAX_DOCUMENT_SIZE,
     Manifest, Platform,
@@ -250,13 +252,14 @@ async fn registry_document(
         path: &path,
         accept: Some(ACCEPT),
         range: None,
+        purpose: if subject.digest.is_some() { Purpose::Pull } else { Purpose::Resolve },
     };
     let mut attempts = Attempts::new(&shared.options.retry);
     let (headers, bytes) = loop {
         let outcome = async {
             let answer = shared.get(&request, None).await?;
             let headers = answer.headers().clone();
-            Ok((headers, read_limited(&subject, answer, MAX_DOCUMENT_SIZE).await?))
+            Ok((headers, read_limited(&subject, answer.response, MAX_DOCUMENT_SIZE).await?))
         };
         match outcome.await {
             Ok(answer) => break answer,

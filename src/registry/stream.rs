@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use reqwest::{Response, StatusCode};
+use reqwest::StatusCode;
 
 use super::ahead::{self, Ahead, LARGE_BYTES};
+use super::answer::Answer;
 use super::blob::{Blob, Origin};
 use super::error::{FetchError, FetchErrorKind};
-use super::exchange::transport_error;
 use super::retry::{Attempts, RetryPolicy};
 use crate::image::Hasher;
 
@@ -80,7 +80,7 @@ struct Transfer {
     offset: u64,
     /// Bytes of the current answer that were handed out before it began.
     skip: u64,
-    answer: Option<Response>,
+    answer: Option<Answer>,
     hasher: Hasher,
     attempts: Attempts,
     policy: RetryPolicy,
@@ -109,6 +109,7 @@ impl Transfer {
                 Ok(None)
             } else {
                 let detail = format!("the bytes that came have the digest `{found}`");
+                self.blob.distrust();
                 Err(FetchError::corrupt(&inner.subject, detail))
             };
         }
@@ -192,11 +193,7 @@ impl Transfer {
         }
         let answer = self.answer.as_mut().expect("opened above");
         let subject = &self.blob.0.subject;
-        let part = answer.chunk().await.map_err(|error| transport_error(subject, "", error))?;
-        let Some(mut part) = part else {
-            let detail = format!("the transfer ended after {} bytes", self.offset);
-            return Err(self.blob.error(FetchErrorKind::Interrupted, detail));
-        };
+        let mut part = answer.chunk(subject).await?;
         let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(part.len());
         self.skip -= u64::try_from(skipped).unwrap_or(0);
         let _ = part.split_to(skipped);

@@ -98,20 +98,25 @@ pub(super) fn reason(error: &rustls::Error) -> String {
 pub(super) fn remedy(error: Option<&(dyn Error + 'static)>, host: &str) -> String {
     match error.and_then(failure).map_or(Trouble::Other, trouble) {
         Trouble::Authority => format!(
-            "install the certificate authority of `{host}` in this host's certificate store, which is read when \
-             supervisor starts"
+            "put the certificate of its authority into `/etc/containerd/certs.d/{host}/ca.crt`, or install it in this \
+             host's certificate store, which is read when supervisor starts"
         ),
         Trouble::SelfSigned => format!(
-            "give `{host}` a certificate that an authority has signed, and install that authority on this host"
+            "give `{host}` a certificate that an authority has signed; until then, `skip_verify = true` in \
+             `/etc/containerd/certs.d/{host}/hosts.toml` takes any"
         ),
         Trouble::Clock => {
             format!("set this host's clock if it is wrong, else renew the certificate of `{host}`")
         }
         Trouble::Name => {
-            format!("use a name that the certificate is for, or give `{host}` one for this name")
+            format!(
+                "use a name that the certificate is for, or give `{host}` one for this name; a mirror's name is \
+                 mapped in `/etc/containerd/certs.d/{host}/hosts.toml`"
+            )
         }
         Trouble::NotTls => format!(
-            "check the port, or put TLS before `{host}`: plain HTTP is used for registries on this host only"
+            "check the port; if `{host}` speaks plain HTTP, say so: `server = \"http://{host}\"` in \
+             `/etc/containerd/certs.d/{host}/hosts.toml`"
         ),
         Trouble::Other => {
             format!("compare with `openssl s_client -connect` to `{host}`; a proxy may interfere")

@@ -1,16 +1,15 @@
 //! HTTP connections: TLS, proxies, time limits, and what a failed exchange means. Knows nothing of registries.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-
 use super::error::FetchErrorKind;
+use super::hosts::Trust;
+use super::trust::{roots, tls_config};
 use super::{ClientError, ClientOptions, ProxySettings, tls};
 use crate::telemetry::Chain;
 
@@ -45,35 +44,65 @@ impl Transport {
     }
 }
 
-/// The transport in use. It is replaced when names do not resolve any more: the resolver reads
+/// The transports in use, by whom they trust. One is replaced when names do not resolve any more: the resolver reads
 /// `/etc/resolv.conf` once in its life, and a host that changes its network gets another one.
 #[derive(Debug)]
 pub(super) struct Connections {
     /// Kept, because the certificate store may be out of reach later: the worker is confined after its start.
+    roots: rustls::RootCertStore,
+    kept: Mutex<HashMap<Trust, Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
     tls: rustls::ClientConfig,
-    current: Mutex<(Arc<Transport>, Instant)>,
+    transport: Arc<Transport>,
+    since: Instant,
 }
 
 impl Connections {
     pub(super) fn new(options: &ClientOptions) -> Result<Self, ClientError> {
-        let tls = tls_config(&options.certificate_authorities)?;
-        let transport = Arc::new(Transport::new(options, &tls)?);
-        Ok(Self { tls, current: Mutex::new((transport, Instant::now())) })
+        let roots = roots(&options.certificate_authorities)?;
+        let connections = Self { roots, kept: Mutex::default() };
+        // Settings that cannot be used are found now.
+        connections.with(options, &Trust::default())?;
+        Ok(connections)
     }
 
-    pub(super) fn current(&self) -> Arc<Transport> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).0)
+    /// The transport to addresses that are trusted so.
+    pub(super) fn with(
+        &self,
+        options: &ClientOptions,
+        trust: &Trust,
+    ) -> Result<Arc<Transport>, ClientError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = kept.get(trust) {
+            return Ok(Arc::clone(&kept.transport));
+        }
+        let tls = tls_config(&self.roots, trust)?;
+        let transport = Arc::new(Transport::new(options, &tls)?);
+        let new = Kept { tls, transport: Arc::clone(&transport), since: Instant::now() };
+        kept.insert(trust.clone(), new);
+        Ok(transport)
+    }
+
+    /// Has certificates read anew when the address is spoken to next: they are renewed while we run.
+    pub(super) fn distrust_certificates(&self, trust: &Trust) {
+        if *trust != Trust::default() {
+            self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(trust);
+        }
     }
 
     /// A name did not resolve: the next exchange asks the name servers that the host has then.
-    pub(super) fn distrust_resolver(&self, options: &ClientOptions) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.1.elapsed() < RESOLVER_LIFETIME {
+    pub(super) fn distrust_resolver(&self, options: &ClientOptions, trust: &Trust) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = kept.get_mut(trust) else { return };
+        if kept.since.elapsed() < RESOLVER_LIFETIME {
             return;
         }
         // The same settings have been accepted before.
-        if let Ok(transport) = Transport::new(options, &self.tls) {
-            *current = (Arc::new(transport), Instant::now());
+        if let Ok(transport) = Transport::new(options, &kept.tls) {
+            (kept.transport, kept.since) = (Arc::new(transport), Instant::now());
         }
     }
 }
@@ -115,43 +144,6 @@ fn client(
         }
     }
     builder.build().map_err(ClientError::Http)
-}
-
-fn tls_config(authorities: &[PathBuf]) -> Result<rustls::ClientConfig, ClientError> {
-    let mut roots = rustls::RootCertStore::empty();
-    // A host without certificate store is normal for an edge host; reqwest's default refuses to start there.
-    let native = rustls_native_certs::load_native_certs();
-    let (added, ignored) = roots.add_parsable_certificates(native.certs);
-    if added == 0 {
-        tracing::debug!(ignored, "the host has no certificate store, using the built-in one");
-        roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
-    }
-    for path in authorities {
-        add_authorities(&mut roots, path)
-            .map_err(|source| ClientError::Authority { path: path.clone(), source })?;
-    }
-    // The provider is passed, never installed for the process: a library must not decide that for its user.
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(ClientError::Tls)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-fn add_authorities(
-    roots: &mut rustls::RootCertStore,
-    path: &Path,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let before = roots.len();
-    for certificate in CertificateDer::pem_file_iter(path)? {
-        roots.add(certificate?)?;
-    }
-    if roots.len() == before {
-        return Err("it holds no certificate".into());
-    }
-    Ok(())
 }
 
 fn proxies(settings: &ProxySettings) -> Result<Vec<reqwest::Proxy>, ClientError> {
@@ -246,6 +238,8 @@ fn resolver_reason(said: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -268,12 +262,14 @@ mod tests {
     fn a_resolver_that_fails_is_replaced_unless_it_is_fresh() {
         let options = ClientOptions::default();
         let connections = Connections::new(&options).unwrap();
-        let first = connections.current();
-        connections.distrust_resolver(&options);
-        assert!(Arc::ptr_eq(&first, &connections.current()));
-        connections.current.lock().unwrap().1 -= RESOLVER_LIFETIME;
-        connections.distrust_resolver(&options);
-        assert!(!Arc::ptr_eq(&first, &connections.current()));
+        let trust = Trust::default();
+        let current = || connections.with(&options, &trust).unwrap();
+        let first = current();
+        connections.distrust_resolver(&options, &trust);
+        assert!(Arc::ptr_eq(&first, &current()));
+        connections.kept.lock().unwrap().get_mut(&trust).unwrap().since -= RESOLVER_LIFETIME;
+        connections.distrust_resolver(&options, &trust);
+        assert!(!Arc::ptr_eq(&first, &current()));
     }
 
     #[test]
