@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use supervisor::fuse::{ConnectionEvent, RoleHealth, WorkerState, abort, examine};
+use supervisor::fuse::{ConnectionEvent, RoleHealth, Side, WorkerState, abort, examine};
 use supervisor::sys::process::{ProcessIdentity, send_signal};
 
 use crate::support::eventually;
@@ -239,7 +239,8 @@ fn a_worker_that_waits_for_its_registry_is_not_replaced() {
     // Far longer than the patience, in requests that the registry sees.
     let before = registry.seen("blobs").len();
     eventually("it tries again and again", || registry.seen("blobs").len() > before + 5);
-    let health = examine(host.run.path(), &instance(&host), Duration::from_secs(5)).unwrap();
+    let health =
+        examine(host.run.path(), &instance(&host), Side::Main, Duration::from_secs(5)).unwrap();
     assert!(health.waiting.unwrap() > 0 && !health.is_wedged(), "{health:?}");
     registry.heal();
     assert!(reader.join().unwrap().unwrap() == noise(7, LARGE));
@@ -252,7 +253,7 @@ fn instance(host: &LazyHost) -> String {
 
 fn abort_connection(host: &LazyHost) {
     let group = host.options().cgroup;
-    abort(host.run.path(), &instance(host), group.as_deref()).unwrap();
+    abort(host.run.path(), &instance(host), Side::Main, group.as_deref()).unwrap();
 }
 
 #[test]
@@ -266,8 +267,13 @@ fn a_connection_whose_keeper_and_worker_are_stopped_is_wedged_and_can_be_ended()
     let _ = rustix::fs::fadvise(&open, 0, None, rustix::fs::Advice::DontNeed);
     let reader = std::thread::spawn(move || open.read_exact_at(&mut [0; 10], 500_000));
     let look = || {
-        examine(reading.host.run.path(), &instance(&reading.host), Duration::from_millis(100))
-            .unwrap()
+        examine(
+            reading.host.run.path(),
+            &instance(&reading.host),
+            Side::Main,
+            Duration::from_millis(100),
+        )
+        .unwrap()
     };
     eventually("somebody waits", || look().waiting.is_some_and(|waiting| waiting > 0));
     let health = look();

@@ -17,6 +17,7 @@ mod lazy_connection;
 mod lazy_edges;
 mod lazy_engine;
 mod lazy_mount;
+mod lazy_xattrs;
 mod logs;
 mod registry;
 mod service_manager;

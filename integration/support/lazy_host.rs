@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use supervisor::estargz::{self, Prefetch, Tail, WriterOptions};
 use supervisor::fuse::{
-    ConnectionEvent, LayerMount, Lazy, LazyOptions, LazyStatus, LazyUnavailable, Stop, WorkerState,
+    ConnectionEvent, LayerMount, Lazy, LazyError, LazyOptions, LazyStatus, LazyUnavailable, Stop,
+    WorkerState,
 };
 use supervisor::image::Digest;
 use supervisor::registry::BlobSource;
@@ -150,6 +151,15 @@ impl LazyHost {
 
     /// Mounts a layer whose blob is at `source`.
     pub(crate) fn mount(&self, layer: &TestLayer, source: BlobSource) -> PathBuf {
+        self.try_mount(layer, source).unwrap()
+    }
+
+    /// Tries to.
+    pub(crate) fn try_mount(
+        &self,
+        layer: &TestLayer,
+        source: BlobSource,
+    ) -> Result<PathBuf, LazyError> {
         let place = self.store.layer(layer.digest);
         place.write_index(layer.digest, &index_of(&layer.blob).unwrap()).unwrap();
         let mount = LayerMount {
@@ -158,7 +168,7 @@ impl LazyHost {
             index: place.index_path(),
             source,
         };
-        self.runtime.block_on(self.lazy().mount_layer(mount)).unwrap().directory
+        self.runtime.block_on(self.lazy().mount_layer(mount)).map(|mounted| mounted.directory)
     }
 
     /// Writes the blob into a layout folder and mounts it from there.

@@ -207,7 +207,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 /// What the state directory and the run directory hold.
-const OURS: [&str; 19] = [
+const OURS: [&str; 20] = [
     "api.sock",
     "blobs",
     "containers",
@@ -219,6 +219,7 @@ const OURS: [&str; 19] = [
     "images",
     "layers",
     "lazy",
+    "lazy-xattr",
     "lock",
     "logs",
     "monitor",

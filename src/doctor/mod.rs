@@ -111,7 +111,7 @@ pub async fn examine(patient: &Patient) -> Vec<Check> {
         }
     };
     checks.extend(disk::checks(&patient.state_dir, &patient.run_dir));
-    checks.push(roles::lazy(&patient.run_dir, &patient.instance).await);
+    checks.extend(roles::lazy(&patient.run_dir, &patient.instance).await);
     checks.extend(registries::checks(patient).await);
     checks
 }

@@ -1,56 +1,76 @@
-//! Keeper and worker of lazy layers.
+//! Keepers and workers of lazy layers.
 
 use std::path::Path;
 use std::time::Duration;
 
 use super::Check;
 use crate::fuse::{
-    self, ConnectionHealth, Inspected, KeeperStatus, RoleHealth, WorkerState, inspect,
+    self, ConnectionHealth, Inspected, KeeperStatus, RoleHealth, Side, WorkerState, inspect,
 };
 use crate::sys::process::ProcessIdentity;
 
-const NAME: &str = "lazy-mount";
+/// What the check of a connection is called.
+fn name(side: Side) -> &'static str {
+    match side {
+        Side::Main => "lazy-mount",
+        Side::Marked => "lazy-xattr-mount",
+    }
+}
+
 /// How long a role may take to answer; it never waits for content before.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-pub(super) async fn lazy(run_dir: &Path, instance: &str) -> Check {
-    let inspected = match inspect(run_dir, instance).await {
-        Ok(Inspected::Nothing) => return Check::ok(NAME, "no layer is mounted lazily"),
+/// The main connection always, the other one if it is there.
+pub(super) async fn lazy(run_dir: &Path, instance: &str) -> Vec<Check> {
+    let mut checks = vec![connection(run_dir, instance, Side::Main).await];
+    if Side::Marked.is_there(run_dir) {
+        checks.push(connection(run_dir, instance, Side::Marked).await);
+    }
+    checks
+}
+
+async fn connection(run_dir: &Path, instance: &str, side: Side) -> Check {
+    let inspected = match inspect(run_dir, instance, side).await {
+        Ok(nothing @ Inspected::Nothing) => return judge(side, &nothing, None),
         Ok(inspected) => inspected,
         Err(error) => {
             let message = format!("the mount table cannot be read: {error}");
-            return Check::failed(NAME, message, "mount /proc");
+            return Check::failed(name(side), message, "mount /proc");
         }
     };
     let (run_dir, instance) = (run_dir.to_owned(), instance.to_owned());
     // The keeper believes that its worker serves until the worker was silent for long; so it is asked as well.
-    let asked =
-        tokio::task::spawn_blocking(move || fuse::examine(&run_dir, &instance, PATIENCE).ok());
-    judge(&inspected, asked.await.ok().flatten().as_ref())
+    let asked = tokio::task::spawn_blocking(move || {
+        fuse::examine(&run_dir, &instance, side, PATIENCE).ok()
+    });
+    judge(side, &inspected, asked.await.ok().flatten().as_ref())
 }
 
-fn judge(inspected: &Inspected, health: Option<&ConnectionHealth>) -> Check {
+fn judge(side: Side, inspected: &Inspected, health: Option<&ConnectionHealth>) -> Check {
     match inspected {
-        Inspected::Nothing => Check::ok(NAME, "no layer is mounted lazily"),
-        Inspected::Orphaned { reason } => orphaned(reason, health),
+        Inspected::Nothing => Check::ok(name(side), "no layer is mounted lazily"),
+        Inspected::Orphaned { reason } => orphaned(side, reason, health),
         Inspected::Kept(status) => match &status.worker {
-            WorkerState::Running { process } => serving(status, process, health),
+            WorkerState::Running { process } => serving(side, status, process, health),
             WorkerState::Failing { attempts, reason } => {
                 let message =
                     format!("the worker failed {attempts} times in a row, reads wait: {reason}");
-                let remedy = "see `lazy/worker.log` in the run directory; `supervisor down --force` gives the layers up";
-                Check::failed(NAME, message, remedy)
+                let remedy = format!(
+                    "see `{}/worker.log` in the run directory; `supervisor down --force` gives the layers up",
+                    side.directory()
+                );
+                Check::failed(name(side), message, remedy)
             }
             WorkerState::Starting => {
                 let message = "the worker is being started, reads wait";
-                Check::degraded(NAME, message, "look again in a moment")
+                Check::degraded(name(side), message, "look again in a moment")
             }
         },
     }
 }
 
 /// A mount whose keeper does not answer.
-fn orphaned(reason: &str, health: Option<&ConnectionHealth>) -> Check {
+fn orphaned(side: Side, reason: &str, health: Option<&ConnectionHealth>) -> Check {
     let message = match health {
         Some(health) if health.is_wedged() => {
             format!("{} for a worker that does not serve", waiting(health))
@@ -63,11 +83,12 @@ fn orphaned(reason: &str, health: Option<&ConnectionHealth>) -> Check {
     let message = format!("{message}; their keeper does not answer: {reason}");
     let remedy =
         "`supervisor daemon` starts a keeper again; `supervisor down --force` gives the layers up";
-    Check::failed(NAME, message, remedy)
+    Check::failed(name(side), message, remedy)
 }
 
 /// A worker that serves as far as its keeper knows.
 fn serving(
+    side: Side,
     status: &KeeperStatus,
     process: &ProcessIdentity,
     health: Option<&ConnectionHealth>,
@@ -76,16 +97,16 @@ fn serving(
     let Some(health) = health.filter(|health| !matches!(health.worker, RoleHealth::Answers(_)))
     else {
         let message = format!("keeper {keeper} and worker {worker} serve ({restarts} restarts)");
-        return Check::ok(NAME, message);
+        return Check::ok(name(side), message);
     };
     let remedy =
         "the keeper replaces it after 20 s; if not, `supervisor down --force` gives the layers up";
     if health.is_wedged() {
         let message = format!("{} for worker {worker}, which does not answer", waiting(health));
-        Check::failed(NAME, message, remedy)
+        Check::failed(name(side), message, remedy)
     } else {
         let message = format!("worker {worker} does not answer; nobody waits for it yet");
-        Check::degraded(NAME, message, remedy)
+        Check::degraded(name(side), message, remedy)
     }
 }
 
@@ -136,20 +157,30 @@ mod tests {
         let process = ProcessIdentity::current().unwrap();
         let kept = kept(WorkerState::Running { process: process.clone() });
         let answers = RoleHealth::Answers(process.clone());
-        says(&judge(&kept, None), Health::Ok, "serve (2 restarts)", "");
-        says(&judge(&kept, Some(&health(9, answers))), Health::Ok, "serve", "");
+        says(&judge(Side::Main, &kept, None), Health::Ok, "serve (2 restarts)", "");
+        says(&judge(Side::Main, &kept, Some(&health(9, answers))), Health::Ok, "serve", "");
         let silent = |waiting| health(waiting, RoleHealth::Silent(process.clone()));
-        says(&judge(&kept, Some(&silent(0))), Health::Degraded, "nobody waits", "20 s");
-        says(&judge(&kept, Some(&silent(1))), Health::Failed, "1 read waits for", "down --force");
-        says(&judge(&kept, Some(&silent(7))), Health::Failed, "7 reads wait for", "down --force");
+        says(&judge(Side::Main, &kept, Some(&silent(0))), Health::Degraded, "nobody waits", "20 s");
+        says(
+            &judge(Side::Main, &kept, Some(&silent(1))),
+            Health::Failed,
+            "1 read waits for",
+            "down --force",
+        );
+        says(
+            &judge(Side::Main, &kept, Some(&silent(7))),
+            Health::Failed,
+            "7 reads wait for",
+            "down --force",
+        );
     }
 
     #[test]
     fn a_worker_that_does_not_start_is_told_with_its_reason() {
         let state = WorkerState::Failing { attempts: 3, reason: "no space left".to_owned() };
-        let check = judge(&kept(state), None);
+        let check = judge(Side::Main, &kept(state), None);
         says(&check, Health::Failed, "3 times in a row, reads wait: no space left", "worker.log");
-        let starting = judge(&kept(WorkerState::Starting), None);
+        let starting = judge(Side::Main, &kept(WorkerState::Starting), None);
         says(&starting, Health::Degraded, "is being started", "moment");
     }
 
@@ -162,7 +193,7 @@ mod tests {
             (health(0, RoleHealth::Gone), "nobody serves them"),
             (health(3, answers), "nobody would replace it"),
         ] {
-            let check = judge(&orphaned, Some(&health));
+            let check = judge(Side::Main, &orphaned, Some(&health));
             says(&check, Health::Failed, text, "down --force");
             assert!(check.message.ends_with("does not answer: refused"), "{check:?}");
         }

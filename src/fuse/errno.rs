@@ -22,6 +22,8 @@ pub(super) enum Refusal {
     NotLink,
     /// The file has no such extended attribute.
     NoAttribute,
+    /// No file of the mount has any, and none ever will: the kernel does not ask again.
+    NoAttributes,
     /// The caller's buffer is too small.
     Range,
     /// Layers are never written.
@@ -44,6 +46,7 @@ impl From<Refusal> for Errno {
             Refusal::NotDirectory => Self::ENOTDIR,
             Refusal::NotFile | Refusal::NotLink => Self::EINVAL,
             Refusal::NoAttribute => Self::NO_XATTR,
+            Refusal::NoAttributes => Self::ENOSYS,
             Refusal::Range => Self::ERANGE,
             Refusal::ReadOnly => Self::EROFS,
             Refusal::TooManyOpen => Self::ENFILE,

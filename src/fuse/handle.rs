@@ -18,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::copy::HeldCopy;
 use super::handle_error::{LazyError, LazyUnavailable};
-use super::options::{DIRECTORY, LazyOptions, MOUNT};
+use super::options::{LazyOptions, MOUNT, Side};
 use super::protocol::{
     Answer, ConnectionEvent, FailureKind, KEEPER_SOCKET, KeeperStatus, LayerStatus, Request, Stop,
     WORKER_SOCKET, WorkerStatus,
@@ -102,7 +102,7 @@ impl Lazy {
         if let Err(error) = fuse_device::open() {
             return Err(LazyUnavailable::NoDevice { message: error.to_string() });
         }
-        let (directory, state_dir, handle) = open_directories(run_dir, state_dir)?;
+        let (directory, state_dir, handle) = open_directories(run_dir, state_dir, options.side)?;
         let (events, _) = broadcast::channel(EVENT_ROOM);
         let shared = Arc::new(Shared {
             directory,
@@ -334,8 +334,9 @@ fn unexpected(answer: Answer) -> LazyError {
 fn open_directories(
     run_dir: &Path,
     state_dir: &Path,
+    side: Side,
 ) -> Result<(PathBuf, PathBuf, OwnedFd), LazyUnavailable> {
-    let directory = run_dir.join(DIRECTORY);
+    let directory = run_dir.join(side.directory());
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| LazyUnavailable::RunDirectory { path, source }

@@ -244,6 +244,7 @@ fn handle_number(number: u32, record: &HandleRecord) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::options::Xattrs;
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -262,8 +263,8 @@ mod tests {
     }
 
     fn fixture(dir: &tempfile::TempDir) -> (Handles, Counting) {
-        let session =
-            Session::open(dir.path()).unwrap_or_else(|_| Session::create(dir.path(), &[]).unwrap());
+        let session = Session::open(dir.path())
+            .unwrap_or_else(|_| Session::create(dir.path(), &[], Xattrs::Served).unwrap());
         let backing = Counting::default();
         (Handles::new(Arc::new(session), Box::new(backing.clone())), backing)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::channel::Channel;
 use super::keeper_mount;
-use super::options::{DIRECTORY, MOUNT};
+use super::options::{MOUNT, Side};
 use super::protocol::{Answer, KEEPER_SOCKET, KeeperStatus, Request, hello};
 use crate::sys::socket;
 use crate::version::versions;
@@ -30,12 +30,12 @@ pub enum Inspected {
     },
 }
 
-/// Looks at the connection of `run_dir`, which `instance` may have mounted. Call it on a Tokio runtime.
+/// Looks at a connection of `run_dir`, which `instance` may have mounted. Call it on a Tokio runtime.
 ///
 /// # Errors
 /// When the mount table cannot be read.
-pub async fn inspect(run_dir: &Path, instance: &str) -> io::Result<Inspected> {
-    let directory = run_dir.join(DIRECTORY);
+pub async fn inspect(run_dir: &Path, instance: &str, side: Side) -> io::Result<Inspected> {
+    let directory = run_dir.join(side.directory());
     let reason = match tokio::time::timeout(PATIENCE, ask(&directory)).await {
         Ok(Ok(status)) => return Ok(Inspected::Kept(status)),
         Ok(Err(error)) => error.to_string(),

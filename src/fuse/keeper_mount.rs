@@ -59,15 +59,16 @@ pub(super) fn mount(config: &RoleConfig) -> Result<(OwnedFd, u32), MountError> {
     let device = fuse_device::open().map_err(|source| MountError::Device { source })?;
     detach(config)?;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-    let slots = match Session::open(&config.directory).and_then(|session| session.slots()) {
-        Ok(slots) => slots,
-        Err(error) => {
-            tracing::debug!(%error, "no slots of an earlier connection");
-            Vec::new()
-        }
-    };
+    let earlier = Session::open(&config.directory)
+        .and_then(|session| Ok((session.slots()?, session.xattrs())));
+    let (slots, xattrs) = earlier.unwrap_or_else(|error| {
+        tracing::debug!(%error, "no slots of an earlier connection");
+        (Vec::new(), config.xattrs)
+    });
     let kept: Vec<_> = slots.into_iter().filter(|slot| slot.state == SlotState::Live).collect();
-    Session::create(&config.directory, &kept)?;
+    // Layers that go over are answered for as before: one of an older build may have mounted any.
+    let xattrs = if kept.is_empty() { config.xattrs } else { xattrs };
+    Session::create(&config.directory, &kept, xattrs)?;
     let call = if config.mount_api.is_wanted() { MountCall::Best } else { MountCall::Legacy };
     mount::fuse_at(device.as_fd(), &source, &path, call).map_err(failed)?;
     // From the table, not from stat: that would ask a worker that does not exist yet.

@@ -28,6 +28,37 @@
 //! dies, the worker holds; control dies, both hold; worker dies, the connection is lost
 //! (`without_resend_the_death_of_the_worker_costs_the_connection_and_says_so` in `integration/takeover.rs`).
 //!
+//! # Two connections
+//!
+//! overlayfs asks for `trusted.overlay.metacopy` with each regular file that is looked up below it, whatever its options
+//! are, and FUSE keeps no answer: of what a `find` over a tree does, that is the only request for each file. One answer
+//! is kept, for a whole connection and for ever: that there are no extended attributes (`ENOSYS`). Most layers have
+//! none, and no opaque directories, which are told by an attribute too. So a run directory has up to two connections
+//! ([`Side`]), each with keeper, worker, files and rows above of its own:
+//!
+//! * the main one says so ([`Xattrs::Absent`]), and refuses to mount a layer whose index has an attribute or an opaque
+//!   directory anywhere ([`FailureKind::Xattrs`]); where the layer stands in an image does not matter;
+//! * the marked one serves attributes, and is begun when the first layer is refused: 6 MB more, there and then only.
+//!
+//! Which kind a connection is stands in its state, because the kernel remembers what it was told longer than any worker
+//! lives. A build that does not know the kind refuses to take over and leaves it to the worker that serves; a
+//! connection that an older build began serves attributes to its end, whatever the options of the next keeper are.
+//!
+//! Listing attributes is answered as ever (with nothing), so that who copies a tree sees no difference; who asks for one
+//! by name is told that they are not supported where an unpacked layer has none of that name.
+//!
+//! Measured with `find -printf %s` over 20,000 small files on two cores that had much else to do, in alternation, medians
+//! of three, as a part of what overlayfs above unpacked layers does: with nothing cached 0.26 where attributes are asked
+//! for and 1.01 where they are not (one layer), 0.37 and 1.13 (five layers, two thousand directories, four hundred of
+//! them merged). With everything cached no request is made either way, and `find` needs as much processor time as above
+//! unpacked layers (0.93 to 1.01 as fast).
+//!
+//! Rejected: one connection that says so as long as no layer has attributes. After that a layer with some could only be
+//! pulled whole, and whether an image starts before it is here would depend on what ran before it. One worker for both
+//! would save its memory, and tie two descriptors together in everything that hands over, keeps or looses one. Between
+//! the two workers of a host, whoever came second is a guest in the cache of contents: what it fetches is looked at
+//! again after a reboot, and it evicts nothing; a chunk that layers of both have is fetched once by each, if at once.
+//!
 //! A worker that lives and does not serve is found out by the keeper (`keeper_watchdog`). One of another build is
 //! succeeded by one of the keeper's (`keeper_succession`). What nobody answers for is ended by [`abort`].
 //!
@@ -66,7 +97,7 @@ mod worker_socket;
 pub use handle::{Lazy, LazyStatus, MountedLayer};
 pub use handle_error::{LazyError, LazyUnavailable};
 pub use inspect::{Inspected, inspect};
-pub use options::{Feature, LazyOptions};
+pub use options::{Feature, LazyOptions, Side, Xattrs};
 pub use protocol::{
     ConnectionEvent, FailureKind, KeeperStatus, LayerStatus, Stop, WorkerState, WorkerStatus,
 };

@@ -26,11 +26,56 @@ impl Feature {
     }
 }
 
-/// Settings of the lazy side of one run directory.
+/// What a connection answers when extended attributes are asked for; `fuse` says why there are two kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Xattrs {
+    /// What the layer says.
+    #[default]
+    Served,
+    /// That there are none, once for all layers. Layers that have some are not mounted.
+    Absent,
+}
+
+/// The connections that a run directory can have, each with keeper, worker and files of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Side {
+    /// The one that is always there.
+    #[default]
+    Main,
+    /// That of layers with extended attributes, where the main one does not answer for these.
+    Marked,
+}
+
+impl Side {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Main, Self::Marked];
+
+    /// Its directory below the run directory.
+    #[must_use]
+    pub fn directory(self) -> &'static str {
+        match self {
+            Self::Main => "lazy",
+            Self::Marked => "lazy-xattr",
+        }
+    }
+
+    /// Whether `run_dir` has a connection of this side, or had one that nobody took down.
+    #[must_use]
+    pub fn is_there(self, run_dir: &Path) -> bool {
+        run_dir.join(self.directory()).join(super::session::FILE).exists()
+    }
+}
+
+/// Settings of one connection of a run directory.
 #[derive(Debug, Clone)]
 pub struct LazyOptions {
     /// Instance id; names the mount, and is the proof that a mount is ours.
     pub instance: String,
+    /// Which connection.
+    pub side: Side,
+    /// What a new connection answers when extended attributes are asked for. One that lives goes on as it began.
+    pub xattrs: Xattrs,
     /// Control group of keeper and worker (`/supervisor-<instance>/lazy`); theirs is the caller's without it.
     pub cgroup: Option<String>,
     /// The whole of it: off as on a host without FUSE.
@@ -74,6 +119,8 @@ impl LazyOptions {
     pub fn new(instance: impl Into<String>) -> Self {
         Self {
             instance: instance.into(),
+            side: Side::Main,
+            xattrs: Xattrs::Served,
             cgroup: None,
             fuse: Feature::Probe,
             resend: Feature::Probe,
@@ -98,7 +145,7 @@ impl LazyOptions {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct RoleConfig {
     pub(super) instance: String,
-    /// `<run>/lazy`, canonical.
+    /// That of the side below the run directory, canonical.
     pub(super) directory: PathBuf,
     pub(super) state_dir: PathBuf,
     #[serde(default)]
@@ -117,6 +164,8 @@ pub(super) struct RoleConfig {
     pub(super) mount_api: Feature,
     #[serde(default)]
     pub(super) opaque: OpaqueXattr,
+    #[serde(default)]
+    pub(super) xattrs: Xattrs,
     #[serde(default)]
     pub(super) registry: ClientOptions,
     pub(super) read_deadline: Duration,
@@ -165,6 +214,7 @@ impl RoleConfig {
             seccomp: options.seccomp,
             mount_api: options.mount_api,
             opaque: options.opaque,
+            xattrs: options.xattrs,
             registry: options.registry.clone(),
             read_deadline: options.read_deadline,
             cache_bytes: options.cache_bytes,
@@ -193,5 +243,3 @@ impl RoleConfig {
 
 /// The mount point below the lazy directory.
 pub(super) const MOUNT: &str = "layers";
-/// The lazy directory below the run directory.
-pub(super) const DIRECTORY: &str = "lazy";

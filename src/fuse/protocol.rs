@@ -127,6 +127,8 @@ pub enum FailureKind {
     Index,
     /// The connection's state cannot record it.
     Session,
+    /// The layer has extended attributes, and the connection answers for none.
+    Xattrs,
     /// The other side is older than the request.
     Unsupported,
     /// The two builds have no protocol in common.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use super::keeper_mount::{self, MountError};
-use super::options::{DIRECTORY, LazyOptions, RoleConfig};
+use super::options::{LazyOptions, RoleConfig, Side};
 use super::protocol::{Answer, KEEPER_SOCKET, WORKER_SOCKET, decode, encode, hello};
 use crate::sys::process::{self, ProcessIdentity};
 use crate::sys::{cgroup, fuse_device, mount, socket};
@@ -83,12 +83,17 @@ pub enum AbortError {
     },
 }
 
-/// Looks how the connection of `run_dir` is. Each role is given `patience` to answer.
+/// Looks how a connection of `run_dir` is. Each role is given `patience` to answer.
 ///
 /// # Errors
 /// When the mount table cannot be read.
-pub fn examine(run_dir: &Path, instance: &str, patience: Duration) -> io::Result<ConnectionHealth> {
-    let Some(config) = config_of(run_dir, instance) else {
+pub fn examine(
+    run_dir: &Path,
+    instance: &str,
+    side: Side,
+    patience: Duration,
+) -> io::Result<ConnectionHealth> {
+    let Some(config) = config_of(run_dir, instance, side) else {
         return Ok(ConnectionHealth {
             connection: None,
             waiting: None,
@@ -105,15 +110,20 @@ pub fn examine(run_dir: &Path, instance: &str, patience: Duration) -> io::Result
     })
 }
 
-/// Ends the connection of `run_dir` whatever state it is in: every read of it gets an error at once, keeper and worker
+/// Ends a connection of `run_dir` whatever state it is in: every read of it gets an error at once, keeper and worker
 /// are killed, the mount is taken away, and so is the control group `cgroup` of both. Whoever holds a copy of the
 /// descriptor closes it before ([`super::Lazy::abandon`]).
 ///
 /// # Errors
 /// When something of it stays; the rest is done all the same.
-pub fn abort(run_dir: &Path, instance: &str, group: Option<&str>) -> Result<Aborted, AbortError> {
+pub fn abort(
+    run_dir: &Path,
+    instance: &str,
+    side: Side,
+    group: Option<&str>,
+) -> Result<Aborted, AbortError> {
     let mut aborted = Aborted::default();
-    let Some(config) = config_of(run_dir, instance) else { return Ok(aborted) };
+    let Some(config) = config_of(run_dir, instance, side) else { return Ok(aborted) };
     // First the processes: the keeper would mount another connection in place of one that is aborted.
     let mut roles: Vec<ProcessIdentity> =
         [KEEPER_SOCKET, WORKER_SOCKET].iter().filter_map(|name| listener(&config, name)).collect();
@@ -169,8 +179,8 @@ pub fn abort(run_dir: &Path, instance: &str, group: Option<&str>) -> Result<Abor
 }
 
 /// Only names and places matter here; `None` when there is no such directory, and so nothing of ours.
-fn config_of(run_dir: &Path, instance: &str) -> Option<RoleConfig> {
-    let directory = std::fs::canonicalize(run_dir.join(DIRECTORY)).ok()?;
+fn config_of(run_dir: &Path, instance: &str, side: Side) -> Option<RoleConfig> {
+    let directory = std::fs::canonicalize(run_dir.join(side.directory())).ok()?;
     Some(RoleConfig::new(&directory, Path::new("/"), &LazyOptions::new(instance)))
 }
 
@@ -219,10 +229,11 @@ mod tests {
     #[test]
     fn a_directory_without_a_connection_is_neither_wedged_nor_touched() {
         let dir = tempfile::tempdir().unwrap();
-        let health = examine(dir.path(), "00000000", Duration::from_millis(10)).unwrap();
+        let health =
+            examine(dir.path(), "00000000", Side::Main, Duration::from_millis(10)).unwrap();
         assert_eq!(health.connection, None);
         assert!(!health.is_wedged());
-        assert_eq!(abort(dir.path(), "00000000", None).unwrap(), Aborted::default());
+        assert_eq!(abort(dir.path(), "00000000", Side::Main, None).unwrap(), Aborted::default());
     }
 
     #[test]

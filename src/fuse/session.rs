@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 
+use super::options::Xattrs;
 use crate::image::Digest;
 use crate::registry::BlobSource;
 use crate::sys::MappedMut;
@@ -30,8 +31,11 @@ use crate::sys::MappedMut;
 pub(super) const FILE: &str = "session";
 
 const MAGIC: u64 = u64::from_le_bytes(*b"svFUSEst");
-/// Layout of this file. A worker that does not know it refuses before it touches the descriptor.
-const LAYOUT: u64 = 1;
+/// Layouts of this file, which differ in what the kernel is told of extended attributes and in nothing else. A worker
+/// that does not know the layout refuses before it touches the descriptor: one of a build that knows only the first
+/// would mount layers with attributes on a connection whose kernel does not ask for them any more.
+const LAYOUT_SERVED: u64 = 1;
+const LAYOUT_ABSENT: u64 = 2;
 
 const AT_MAGIC: usize = 0;
 const AT_LAYOUT: usize = 8;
@@ -130,7 +134,7 @@ pub enum SessionError {
         reason: String,
     },
     /// A build that this one does not know wrote the file.
-    #[error("`{path}` has layout {found}, and this build knows layout {LAYOUT}")]
+    #[error("`{path}` has layout {found}, and this build knows none above {LAYOUT_ABSENT}")]
     Layout {
         /// The file.
         path: PathBuf,
@@ -159,7 +163,11 @@ pub(super) struct Session {
 impl Session {
     /// Makes the state of a connection that is about to begin, replacing an older one. `seed` are the slots of the
     /// connection before, so that a layer's directory keeps its name and no number is used for two layers.
-    pub(super) fn create(directory: &Path, seed: &[Slot]) -> Result<Self, SessionError> {
+    pub(super) fn create(
+        directory: &Path,
+        seed: &[Slot],
+        xattrs: Xattrs,
+    ) -> Result<Self, SessionError> {
         let path = directory.join(FILE);
         let fresh = directory.join(".session.new");
         let io = |source| SessionError::Io { path: path.clone(), source };
@@ -181,7 +189,11 @@ impl Session {
         let next = seed.iter().map(|slot| slot.number + 1).max().unwrap_or(1);
         session.map.u64_at(AT_SLOTS).store(u64::from(next), Release);
         session.map.u64_at(AT_BORN).store(now(), Release);
-        session.map.u64_at(AT_LAYOUT).store(LAYOUT, Release);
+        let layout = match xattrs {
+            Xattrs::Served => LAYOUT_SERVED,
+            Xattrs::Absent => LAYOUT_ABSENT,
+        };
+        session.map.u64_at(AT_LAYOUT).store(layout, Release);
         session.map.u64_at(AT_MAGIC).store(MAGIC, Release);
         std::fs::rename(&fresh, &path).map_err(io)?;
         Ok(session)
@@ -202,7 +214,7 @@ impl Session {
             return Err(damaged("wrong magic number"));
         }
         let found = map.u64_at(AT_LAYOUT).load(Acquire);
-        if found != LAYOUT {
+        if !(LAYOUT_SERVED..=LAYOUT_ABSENT).contains(&found) {
             return Err(SessionError::Layout { path, found });
         }
         if map.u64_at(AT_SLOTS).load(Acquire) > u64::from(SLOTS)
@@ -211,6 +223,12 @@ impl Session {
             return Err(damaged("counts beyond the tables"));
         }
         Ok(Self { path, file, map })
+    }
+
+    /// What the kernel is told, for as long as the connection lives, when it asks for extended attributes.
+    pub(super) fn xattrs(&self) -> Xattrs {
+        let layout = self.map.u64_at(AT_LAYOUT).load(Acquire);
+        if layout == LAYOUT_ABSENT { Xattrs::Absent } else { Xattrs::Served }
     }
 
     /// When the connection was made: tells it apart from any other of this run directory.
@@ -399,7 +417,7 @@ mod tests {
     #[test]
     fn slots_are_appended_released_and_never_given_twice() {
         let dir = tempfile::tempdir().unwrap();
-        let session = Session::create(dir.path(), &[]).unwrap();
+        let session = Session::create(dir.path(), &[], Xattrs::Served).unwrap();
         assert_eq!(session.append_slot(&mount("a")).unwrap(), 1);
         assert_eq!(session.append_slot(&mount("b")).unwrap(), 2);
         session.release_slot(1);
@@ -411,15 +429,17 @@ mod tests {
         assert_eq!(slots[0].state, SlotState::Released);
         assert_eq!(slots[1].mount, mount("b"));
 
-        let seeded = Session::create(dir.path(), &slots[1..2]).unwrap();
+        let seeded = Session::create(dir.path(), &slots[1..2], Xattrs::Absent).unwrap();
         assert_eq!(seeded.append_slot(&mount("c")).unwrap(), 3);
         assert_eq!(seeded.slots().unwrap()[0].number, 2);
+        assert_eq!((session.xattrs(), seeded.xattrs()), (Xattrs::Served, Xattrs::Absent));
+        assert_eq!(Session::open(dir.path()).unwrap().xattrs(), Xattrs::Absent);
     }
 
     #[test]
     fn init_is_kept_word_for_word() {
         let dir = tempfile::tempdir().unwrap();
-        let session = Session::create(dir.path(), &[]).unwrap();
+        let session = Session::create(dir.path(), &[], Xattrs::Served).unwrap();
         assert!(session.established().is_none());
         session.establish(b"request", b"the reply").unwrap();
         let again = Session::open(dir.path()).unwrap();
@@ -431,7 +451,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), b"short").unwrap();
         assert!(matches!(Session::open(dir.path()), Err(SessionError::Damaged { .. })));
-        let session = Session::create(dir.path(), &[]).unwrap();
+        let session = Session::create(dir.path(), &[], Xattrs::Served).unwrap();
         session.map.u64_at(AT_LAYOUT).store(99, Release);
         assert!(matches!(Session::open(dir.path()), Err(SessionError::Layout { found: 99, .. })));
     }
@@ -439,7 +459,7 @@ mod tests {
     #[test]
     fn only_touched_parts_of_the_file_take_space() {
         let dir = tempfile::tempdir().unwrap();
-        let session = Session::create(dir.path(), &[]).unwrap();
+        let session = Session::create(dir.path(), &[], Xattrs::Served).unwrap();
         session.append_slot(&mount("a")).unwrap();
         session.raise_handle_mark(0).unwrap();
         assert!(session.file.metadata().unwrap().blocks() * 512 < 256 * 1024);

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::errno::Refusal;
+use super::options::Xattrs;
 use crate::estargz::{Entry, EntryKind, EntryNo};
 use crate::image::Digest;
 use crate::lazy::Opened;
@@ -101,6 +102,7 @@ pub(super) struct Listed {
 pub(super) struct Tree {
     places: RwLock<BTreeMap<u32, Place>>,
     opaque: OpaqueXattr,
+    xattrs: Xattrs,
 }
 
 /// The name of a layer's directory.
@@ -114,8 +116,8 @@ pub(super) fn inode(slot: u32, entry: u32) -> u64 {
 }
 
 impl Tree {
-    pub(super) fn new(opaque: OpaqueXattr) -> Self {
-        Self { places: RwLock::default(), opaque }
+    pub(super) fn new(opaque: OpaqueXattr, xattrs: Xattrs) -> Self {
+        Self { places: RwLock::default(), opaque, xattrs }
     }
 
     pub(super) fn insert(&self, slot: u32, digest: Digest, layer: Arc<dyn Layer>) {
@@ -299,7 +301,11 @@ impl Tree {
 
     /// The value of an extended attribute.
     pub(super) fn xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Refusal> {
-        // overlayfs asks for its `metacopy` with every regular file that it looks up; the kernel keeps no answer.
+        // overlayfs asks for its `metacopy` with every regular file that it looks up; the kernel keeps no answer but
+        // this one.
+        if self.xattrs == Xattrs::Absent {
+            return Err(Refusal::NoAttributes);
+        }
         if is_overlay(name) && name != self.opaque.name() {
             return Err(Refusal::NoAttribute);
         }

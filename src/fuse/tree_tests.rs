@@ -75,7 +75,7 @@ impl Layer for Small {
 }
 
 fn tree() -> (Tree, Digest) {
-    let tree = Tree::new(OpaqueXattr::Trusted);
+    let tree = Tree::new(OpaqueXattr::Trusted, Xattrs::Served);
     let digest = Digest::of(b"layer");
     tree.insert(3, digest, Arc::new(Small));
     (tree, digest)
@@ -169,7 +169,7 @@ fn only_one_overlay_attribute_is_ever_answered() {
         (OpaqueXattr::Trusted, "trusted.overlay.opaque", "user.overlay.opaque"),
         (OpaqueXattr::User, "user.overlay.opaque", "trusted.overlay.opaque"),
     ] {
-        let tree = Tree::new(opaque);
+        let tree = Tree::new(opaque, Xattrs::Served);
         tree.insert(3, Digest::of(b"layer"), Arc::new(Small));
         let (d, f) = (3 << 32 | 1, 3 << 32 | 2);
         assert_eq!(tree.xattr(d, yes.as_bytes()).unwrap(), b"y");
@@ -178,5 +178,15 @@ fn only_one_overlay_attribute_is_ever_answered() {
         assert_eq!(tree.xattr_names(d).unwrap(), format!("{yes}\0").as_bytes());
         assert_eq!(tree.xattr_names(f).unwrap(), b"user.x\0");
         assert_eq!(tree.xattr(f, b"trusted.overlay.redirect"), Err(Refusal::NoAttribute));
+    }
+}
+
+#[test]
+fn a_mount_without_attributes_says_so_of_every_inode() {
+    let tree = Tree::new(OpaqueXattr::Trusted, Xattrs::Absent);
+    tree.insert(3, Digest::of(b"layer"), Arc::new(Small));
+    for ino in [ROOT, 3 << 32, 3 << 32 | 2] {
+        let asked = tree.xattr(ino, b"trusted.overlay.metacopy");
+        assert_eq!(asked, Err(Refusal::NoAttributes));
     }
 }

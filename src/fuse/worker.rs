@@ -129,7 +129,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
     let handles = Handles::new(Arc::clone(&session), Box::new(DeviceBacking(spare)));
     let degraded = events.clone();
     let served = Arc::new(Served {
-        tree: Tree::new(config.opaque),
+        tree: Tree::new(config.opaque, session.xattrs()),
         handles,
         passthrough: AtomicBool::new(false),
         taken: AtomicU64::new(0),

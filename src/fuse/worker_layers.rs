@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::broadcast;
 
+use super::options::Xattrs;
 use super::protocol::{ConnectionEvent, LayerStatus, STATUS_PAGE};
 use super::session::{LayerMount, Session, SessionError, Slot};
 use super::translator::Served;
@@ -44,6 +45,8 @@ pub(super) enum LayersError {
     Session(#[from] SessionError),
     #[error("layer `{0}` is not mounted")]
     NotMounted(Digest),
+    #[error("layer `{0}` has extended attributes, and this connection answers for none")]
+    Xattrs(Digest),
 }
 
 /// What of a slot must be opened before the process is confined.
@@ -184,9 +187,15 @@ impl Layers {
                 self.client.blob(&mount.source, digest, mount.blob_size)
             }
         };
-        self.engine
+        let layer = self
+            .engine
             .open_layer(LayerSpec { digest, index }, Arc::new(source))
-            .map_err(|source| LayersError::Open { digest, source })
+            .map_err(|source| LayersError::Open { digest, source })?;
+        if self.session.xattrs() == Xattrs::Absent && layer.index().has_xattrs() {
+            layer.close();
+            return Err(LayersError::Xattrs(digest));
+        }
+        Ok(layer)
     }
 
     /// Gives a layer's slot up for good.

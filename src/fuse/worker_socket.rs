@@ -162,6 +162,7 @@ fn refusal(error: &LayersError) -> Answer {
             FailureKind::Index
         }
         LayersError::Session(_) => FailureKind::Session,
+        LayersError::Xattrs(_) => FailureKind::Xattrs,
     };
     Answer::Failed { kind, message: telemetry::Chain(error).to_string() }
 }

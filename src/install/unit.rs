@@ -81,6 +81,7 @@ pub fn shutdown_unit(options: &UnitOptions) -> Result<String, InstallError> {
     let stop = command(options, "shutdown-services")?;
     let state = word(&options.state_dir)?;
     let mount = mount_unit(&options.run_dir.join("lazy/layers"))?;
+    let marked = mount_unit(&options.run_dir.join("lazy-xattr/layers"))?;
     Ok(format!(
         "\
 # Placed by `supervisor install`; `supervisor uninstall` removes it.
@@ -90,7 +91,7 @@ Documentation=man:supervisor(1)
 # Units stop in the reverse of this order: so services end before supervisor does, and before the network, the file
 # systems of their volumes and the mount of their images go. An order only: when the mount or the supervisor is
 # replaced, nothing happens to this unit.
-After={SERVICE} network.target local-fs.target remote-fs.target {mount}
+After={SERVICE} network.target local-fs.target remote-fs.target {mount} {marked}
 RequiresMountsFor={state}
 
 [Service]

@@ -58,6 +58,7 @@ impl Driver {
                     implied_network: ImpliedNetwork::Project,
                     started_in_boot: None,
                     connection: None,
+                    marked_connection: None,
                     exit: None,
                     exits: Vec::new(),
                 };

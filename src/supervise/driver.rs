@@ -75,7 +75,7 @@ impl Driver {
 
     /// Runs until it is told to end. What runs then goes on.
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        let mut connection = self.host.images.lazy.connection();
+        let mut connection = self.host.images.lazy.connections();
         self.find_what_is_there().await;
         loop {
             super::findings::tell(&self.host.store, &self.events);
@@ -137,14 +137,14 @@ impl Driver {
                 (ServiceKey { project: name.clone(), service: service.clone() }, record.clone())
             })
         });
-        let connection = self.host.images.lazy.generation();
+        let connections = self.host.images.lazy.generations();
         Observed {
             instance: self.host.instance.to_string(),
             images: self.images.clone(),
             containers: self
                 .containers
                 .iter()
-                .map(|(key, held)| (key.clone(), held.observed(&self.clock, connection)))
+                .map(|(key, held)| (key.clone(), held.observed(&self.clock, connections)))
                 .collect(),
             records: records.collect(),
         }

@@ -14,6 +14,7 @@ use super::files::{Reread, RereadError};
 use super::held::ContainerRecord;
 use super::images::{Extent, Images};
 use super::launch::{self, Place};
+use super::lazy_link::Generations;
 use super::membership::{self, Surroundings};
 use super::pull_error::PullError;
 use crate::boundary::Boundary;
@@ -59,8 +60,8 @@ pub(super) enum Outcome {
     /// The monitor has the container; its phase follows from what it reports.
     Launched {
         container: ContainerKey,
-        /// Generation of the connection that serves its lazy layers.
-        connection: Option<u64>,
+        /// The connections that serve its lazy layers.
+        connections: Generations,
         result: Result<MonitorHandle, String>,
     },
     Stopped {
@@ -208,7 +209,7 @@ impl Host {
         Boundary::LAUNCHED.reach(&self.run_dir);
         let container = ContainerKey::new(id.as_str());
         let _ = outcomes
-            .send(Outcome::Launched { container, result, connection: record.connection })
+            .send(Outcome::Launched { container, result, connections: record.connections() })
             .await;
     }
 
@@ -233,10 +234,9 @@ impl Host {
         let waiting = WaitingMonitor::start(&self.exe, &self.run_dir, id)
             .map_err(|error| Chain(&error).to_string())?;
         // From before the mounts: a connection that is lost between them is not taken for the container's.
-        let before = self.images.lazy.generation();
+        let before = self.images.lazy.generations();
         let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
-        let is_lazy = !mounted.lazy.is_empty();
-        record.connection = before.or(self.images.lazy.generation()).filter(|_| is_lazy);
+        record.set_connections(self.images.lazy.generations_of(&mounted.lazy, before));
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
         // Nothing of a start outlives a power cut: no process, mount or group, and a writable layer of another boot is
         // not used. So who finds the record from before finds what is true then, and has the service started if it is

@@ -4,6 +4,7 @@ use super::driver::Driver;
 use super::events::Subject;
 use super::execute;
 use super::held::{ContainerRecord, Held};
+use super::lazy_link::Generations;
 use super::project::{Project, ProjectRecord, Wish};
 use super::report::EventLevel;
 use crate::container::{self, ContainerId, MonitorHandle, Phase};
@@ -44,7 +45,10 @@ impl Driver {
         self.host.bridges.settle(running);
         self.connection_changed();
         // Also of runs that ended meanwhile it must be known whether they lost their content.
-        let served = self.containers.values().any(|held| held.record.connection.is_some());
+        let served = self
+            .containers
+            .values()
+            .any(|held| held.record.connections() != Generations::default());
         if served || self.any_runs() {
             let images = std::sync::Arc::downgrade(&self.host.images);
             tokio::spawn(async move {

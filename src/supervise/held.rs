@@ -7,9 +7,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Clock;
+use super::lazy_link::Generations;
 use crate::container::{
     ContainerId, ExitRecord, HealthStatus, MonitorHandle, Outcome, Phase, Status, WritableState,
 };
+use crate::fuse::Side;
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::{
     Container, ContainerState, Content, Exit, ExitStatus, Failure, Health, Monitor, Operation, Run,
@@ -50,6 +52,9 @@ pub(super) struct ContainerRecord {
     /// Generation of the connection that served its lazy layers in a run that nobody has seen end as it should.
     #[serde(default)]
     pub(super) connection: Option<u64>,
+    /// The same of the connection of layers with extended attributes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) marked_connection: Option<u64>,
     /// How its last run ended, once that is known.
     #[serde(default)]
     pub(super) exit: Option<ExitRecord>,
@@ -78,6 +83,17 @@ impl Record for ContainerRecord {
 }
 
 impl ContainerRecord {
+    /// The connections that served its lazy layers in a run that nobody has seen end as it should.
+    pub(super) fn connections(&self) -> Generations {
+        Generations { main: self.connection, marked: self.marked_connection }
+    }
+
+    /// Records them.
+    pub(super) fn set_connections(&mut self, connections: Generations) {
+        self.connection = connections.main;
+        self.marked_connection = connections.marked;
+    }
+
     /// The record of a container whose own was lost: whose it is is known, and nothing else, so it fits no settings.
     pub(super) fn unknown(
         instance: String,
@@ -103,6 +119,7 @@ impl ContainerRecord {
             implied_network: ImpliedNetwork::default(),
             started_in_boot,
             connection: None,
+            marked_connection: None,
             exit: None,
             exits: Vec::new(),
         }
@@ -231,7 +248,7 @@ impl Held {
     }
 
     /// What the planner sees.
-    pub(super) fn observed(&self, clock: &Clock, connection: Option<u64>) -> Container {
+    pub(super) fn observed(&self, clock: &Clock, connections: Generations) -> Container {
         let state = match (self.busy, self.status.as_ref().map(|status| &status.phase)) {
             (Some(operation), _) if operation != Operation::Adopt => {
                 ContainerState::Busy(operation)
@@ -258,7 +275,7 @@ impl Held {
                 (_, false) => Monitor::Alive,
             },
             writable: if self.writable_lost { WritableLayer::Lost } else { WritableLayer::Usable },
-            content: if self.content_lost(connection) { Content::Lost } else { Content::Usable },
+            content: if self.content_lost(connections) { Content::Lost } else { Content::Usable },
             run: self.record.run(),
             health: super::health::observed(self.health(), clock),
             stamp: self.stamp(),
@@ -267,21 +284,28 @@ impl Held {
         }
     }
 
-    /// Settles that the last run had its content to the end, if it has ended and the connection that served it
-    /// `outlived` it: what becomes of that later is none of this run's. Says whether this is news.
-    pub(super) fn settle(&mut self, outlived: impl FnOnce(u64) -> bool) -> bool {
-        let has_ended = self.record.exit.is_some() && !self.may_run();
-        let settles = has_ended && self.record.connection.is_some_and(outlived);
-        if settles {
-            self.record.connection = None;
+    /// Settles that the last run had its content to the end, if it has ended and the connections that served it
+    /// `outlived` it: what becomes of these later is none of this run's. Says whether this is news.
+    pub(super) fn settle(&mut self, outlived: impl Fn(Side, u64) -> bool) -> bool {
+        if self.record.exit.is_none() || self.may_run() {
+            return false;
         }
-        settles
+        let before = self.record.connections();
+        let mut left = before;
+        for side in Side::ALL {
+            left.set(side, before.of(side).filter(|its| !outlived(side, *its)));
+        }
+        self.record.set_connections(left);
+        left != before
     }
 
-    /// Whether the run lost its lazy layers, given the connection that there is now. One that did its work to the end
+    /// Whether the run lost its lazy layers, given the connections that there are now. One that did its work to the end
     /// before lost nothing.
-    fn content_lost(&self, connection: Option<u64>) -> bool {
-        let is_other = self.record.connection.zip(connection).is_some_and(|(its, now)| its != now);
+    fn content_lost(&self, now: Generations) -> bool {
+        let its = self.record.connections();
+        let is_other = Side::ALL
+            .into_iter()
+            .any(|side| its.of(side).zip(now.of(side)).is_some_and(|(its, now)| its != now));
         let this_boot = || boot_id().ok() == self.record.started_in_boot;
         let is_done = self.record.exit.as_ref().is_some_and(|exit| {
             !exit.stop_requested && matches!(exit.outcome, Outcome::Exited { code: 0 })

@@ -1,44 +1,75 @@
-//! What hangs on the connection of the lazy mounts in control: the copy of its descriptor in the service manager's
-//! store, its generation for the planner, and what happens to it for the events.
+//! What hangs on a connection of the lazy mounts in control: its settings, the copy of its descriptor in
+//! the service manager's store, its generation for the planner, and what happens to it for the events.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{broadcast, watch};
 
+use super::ControlOptions;
 use super::events::{EventLog, Subject};
 use super::lazy_events::describe;
 use super::report::EventLevel;
-use crate::fuse::{ConnectionEvent, Lazy};
+use crate::fuse::{ConnectionEvent, Feature, Lazy, LazyOptions, Side, Xattrs};
+use crate::host;
 use crate::sys::notify::Notifier;
+
+/// The connections that there are, or that something uses: each a number that tells it apart from every other of its
+/// side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Generations {
+    pub(super) main: Option<u64>,
+    pub(super) marked: Option<u64>,
+}
+
+impl Generations {
+    pub(super) fn of(self, side: Side) -> Option<u64> {
+        match side {
+            Side::Main => self.main,
+            Side::Marked => self.marked,
+        }
+    }
+
+    pub(super) fn set(&mut self, side: Side, generation: Option<u64>) {
+        match side {
+            Side::Main => self.main = generation,
+            Side::Marked => self.marked = generation,
+        }
+    }
+}
 
 /// What follows the connection.
 #[derive(Debug)]
 pub(super) struct Link {
     /// Name in the descriptor store.
     name: String,
+    side: Side,
     manager: Option<Arc<Notifier>>,
     /// Generation of the connection whose descriptor is stored.
     stored: Mutex<Option<u64>>,
-    pub(super) generation: watch::Sender<Option<u64>>,
+    generations: watch::Sender<Generations>,
     pub(super) events: EventLog,
 }
 
 impl Link {
-    pub(super) fn new(instance: &str, manager: Option<Arc<Notifier>>, events: EventLog) -> Self {
-        Self {
-            name: store_name(instance),
-            manager,
-            stored: Mutex::default(),
-            generation: watch::Sender::new(None),
-            events,
-        }
+    pub(super) fn new(
+        name: String,
+        side: Side,
+        generations: watch::Sender<Generations>,
+        manager: Option<Arc<Notifier>>,
+        events: EventLog,
+    ) -> Self {
+        Self { name, side, manager, stored: Mutex::default(), generations, events }
     }
 
     /// Takes over which connection there is now.
     pub(super) fn refresh(&self, lazy: &Lazy) {
         let Some(generation) = lazy.generation() else { return };
-        self.generation.send_if_modified(|known| known.replace(generation) != Some(generation));
+        self.generations.send_if_modified(|known| {
+            let is_other = known.of(self.side) != Some(generation);
+            known.set(self.side, Some(generation));
+            is_other
+        });
         let Some(manager) = &self.manager else { return };
         let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         if *stored == Some(generation) {
@@ -68,9 +99,41 @@ impl Link {
     }
 }
 
-/// What the connection's descriptor is called in the descriptor store.
-pub(super) fn store_name(instance: &str) -> String {
-    format!("fuse-{instance}")
+/// The settings of one connection, from those of control.
+pub(super) fn lazy_options(options: &ControlOptions, instance: &str, side: Side) -> LazyOptions {
+    let mut lazy = LazyOptions::new(instance);
+    let features = &options.features;
+    lazy.side = side;
+    lazy.xattrs = match side {
+        Side::Main => Xattrs::Absent,
+        Side::Marked => Xattrs::Served,
+    };
+    let group = || format!("/supervisor-{instance}/{}", side.directory());
+    lazy.cgroup = features.cgroup.is_present().then(group);
+    lazy.registry = options.registry.clone();
+    lazy.cache_bytes = options.lazy_cache_bytes;
+    lazy.log_level.clone_from(&options.log_level);
+    lazy.fuse = wanted(&features.fuse);
+    lazy.passthrough = wanted(&features.passthrough);
+    lazy.resend = wanted(&features.resend);
+    lazy.landlock = wanted(&features.landlock);
+    lazy.seccomp = wanted(&features.seccomp);
+    lazy.mount_api = wanted(&features.mount_api);
+    lazy
+}
+
+/// What is missing is tried again by those who use it, because a module may be loaded later; what is switched off
+/// stays so.
+fn wanted(feature: &host::Feature) -> Feature {
+    if feature.is_forced_off() { Feature::Off } else { Feature::Probe }
+}
+
+/// What a connection's descriptor is called in the descriptor store.
+pub(super) fn store_name(instance: &str, side: Side) -> String {
+    match side {
+        Side::Main => format!("fuse-{instance}"),
+        Side::Marked => format!("fuse-xattr-{instance}"),
+    }
 }
 
 /// Passes on what happens to the connection until it is taken down.

@@ -1,63 +1,35 @@
-//! Lazy layers from control's side: the connection is made when the first layer needs it, and why it cannot be made
-//! is a reason that people see, never a failure.
+//! Lazy layers from control's side: which of the two connections serves a layer. Each for itself is a [`LazySide`].
+//!
+//! The main connection answers once for all that no file has extended attributes, so that the kernel never asks again
+//! (`fuse` says what that is worth). A layer that has some, it refuses to mount; that layer goes to the marked
+//! connection, which is begun then and not before. Whoever has the layer's index open decides: here no index is read,
+//! and a worker of an older build that serves all layers on the main connection goes on doing so.
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Mutex, watch};
-use tokio::time::Instant;
+use tokio::sync::watch;
 
 use super::ControlOptions;
-use super::events::{EventLog, Subject};
-use super::lazy_link::{Link, Users, store_name, tell, tell_kept_keeper};
-use super::report::EventLevel;
-use crate::fuse::{self, Feature, LayerMount, LayerStatus, Lazy, LazyOptions, Stop, WorkerState};
-use crate::host;
+use super::events::EventLog;
+use super::lazy_link::{Generations, Users};
+use super::lazy_side::{Home, LazySide, MountRefusal};
+use crate::fuse::Side;
 use crate::image::Digest;
-use crate::spec::Prefetch;
+use crate::spec;
 use crate::store::LayerDir;
 use crate::sys::process::SealedExe;
-use crate::telemetry::Chain;
-
-/// A refusal is believed for so long: services that start together do not each try, and a module that was loaded
-/// meanwhile is found.
-const REFUSAL_HOLDS: Duration = Duration::from_secs(30);
-/// The same where the connection of an earlier control exists.
-const LOST_REFUSAL_HOLDS: Duration = Duration::from_secs(1);
-/// How long keeper and worker may take to answer somebody who is about to end them.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
-/// Statuses of layers are asked for at most this often: one `ps` asks for many layers.
-const STATUS_HOLDS: Duration = Duration::from_millis(200);
 
 /// The lazy mounts of one run directory.
 #[derive(Debug)]
 pub(super) struct LazyMounts {
-    run_dir: PathBuf,
-    state_dir: PathBuf,
-    exe: Arc<SealedExe>,
-    options: LazyOptions,
-    link: Arc<Link>,
-    /// What the service manager kept over the end of everybody.
-    received: std::sync::Mutex<Option<OwnedFd>>,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    lazy: Option<Arc<Lazy>>,
-    refused: Option<(String, Instant)>,
-    statuses: Option<Statuses>,
-}
-
-#[derive(Debug)]
-struct Statuses {
-    layers: Vec<LayerStatus>,
-    /// The layers are those of before: nobody is there who knows.
-    is_failing: bool,
-    at: Instant,
+    instance: String,
+    main: LazySide,
+    marked: LazySide,
+    generations: watch::Sender<Generations>,
+    /// Layers that the main connection refused for their extended attributes.
+    refused: Mutex<BTreeSet<Digest>>,
 }
 
 impl LazyMounts {
@@ -69,322 +41,165 @@ impl LazyMounts {
         exe: Arc<SealedExe>,
         events: EventLog,
     ) -> Self {
-        let mut lazy = LazyOptions::new(instance);
-        let features = &options.features;
-        lazy.cgroup = features.cgroup.is_present().then(|| format!("/supervisor-{instance}/lazy"));
-        lazy.registry = options.registry.clone();
-        lazy.cache_bytes = options.lazy_cache_bytes;
-        lazy.log_level.clone_from(&options.log_level);
-        lazy.fuse = wanted(&features.fuse);
-        lazy.passthrough = wanted(&features.passthrough);
-        lazy.resend = wanted(&features.resend);
-        lazy.landlock = wanted(&features.landlock);
-        lazy.seccomp = wanted(&features.seccomp);
-        lazy.mount_api = wanted(&features.mount_api);
-        let name = store_name(instance);
-        let received = options.descriptors.iter().find(|(given, _)| *given == name);
-        let received = received.and_then(|(_, descriptor)| descriptor.try_clone().ok());
+        let generations = watch::Sender::new(Generations::default());
+        let home = Home { run_dir, state_dir, instance };
+        let side = |side| {
+            let (exe, events) = (Arc::clone(&exe), events.clone());
+            LazySide::new(options, &home, side, generations.clone(), exe, events)
+        };
         Self {
-            run_dir: run_dir.to_path_buf(),
-            state_dir: state_dir.to_path_buf(),
-            exe,
-            options: lazy,
-            link: Arc::new(Link::new(instance, options.service_manager.clone(), events)),
-            received: std::sync::Mutex::new(received),
-            state: Mutex::default(),
+            instance: instance.to_owned(),
+            main: side(Side::Main),
+            marked: side(Side::Marked),
+            generations,
+            refused: Mutex::default(),
         }
     }
 
     /// The instance whose mounts these are.
     pub(super) fn instance(&self) -> &str {
-        &self.options.instance
+        &self.instance
     }
 
-    /// Tells the connection apart from every other of the run directory, once it is known.
-    pub(super) fn generation(&self) -> Option<u64> {
-        *self.link.generation.borrow()
+    fn side(&self, side: Side) -> &LazySide {
+        match side {
+            Side::Main => &self.main,
+            Side::Marked => &self.marked,
+        }
+    }
+
+    /// Which connection a layer that was mounted is on.
+    fn side_of(&self, layer: &Digest) -> Side {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.contains(layer) { Side::Marked } else { Side::Main }
+    }
+
+    /// Tells the connections apart from every other of the run directory, as far as they are known.
+    pub(super) fn generations(&self) -> Generations {
+        *self.generations.borrow()
+    }
+
+    /// The same of those that serve `layers`, given what was known `before` these were mounted.
+    pub(super) fn generations_of(&self, layers: &[Digest], before: Generations) -> Generations {
+        let now = self.generations();
+        let mut used = Generations::default();
+        for side in layers.iter().map(|layer| self.side_of(layer)) {
+            used.set(side, before.of(side).or(now.of(side)));
+        }
+        used
     }
 
     #[cfg(test)]
-    pub(super) fn set_generation(&self, generation: u64) {
-        self.link.generation.send_replace(Some(generation));
+    pub(super) fn set_generation(&self, side: Side, generation: u64) {
+        self.generations.send_modify(|known| known.set(side, Some(generation)));
     }
 
     /// As if somebody waited for a keeper that does not answer.
     #[cfg(test)]
     pub(super) async fn hold(&self) -> tokio::sync::MutexGuard<'_, impl Sized> {
-        self.state.lock().await
+        self.main.hold().await
     }
 
-    /// Changes with the connection.
-    pub(super) fn connection(&self) -> watch::Receiver<Option<u64>> {
-        self.link.generation.subscribe()
+    /// Changes with each of the connections.
+    pub(super) fn connections(&self) -> watch::Receiver<Generations> {
+        self.generations.subscribe()
     }
 
-    /// Makes sure that layers can be mounted, and does `work` meanwhile: where nothing is mounted yet, whoever serves
-    /// the mounts takes longer to start than a registry to answer. The error is the reason why they cannot; `work` was
-    /// dropped then, and was not even begun on a host that is known to be unable.
+    /// Makes sure that layers can be mounted, and does `work` meanwhile. The error is the reason why they cannot;
+    /// `work` was dropped then, and was not even begun on a host that is known to be unable.
     pub(super) async fn ensure_during<T>(
         &self,
         work: impl Future<Output = T>,
     ) -> Result<T, String> {
-        let ready = self.connected();
-        tokio::pin!(ready, work);
-        tokio::select! {
-            // Cancel-safe: whichever ends later is waited for.
-            biased;
-            ready = &mut ready => {
-                ready?;
-                Ok(work.await)
-            }
-            done = &mut work => {
-                ready.await?;
-                Ok(done)
-            }
-        }
-    }
-
-    async fn connected(&self) -> Result<Arc<Lazy>, String> {
-        let mut state = self.state.lock().await;
-        if let Some(lazy) = &state.lazy {
-            return Ok(Arc::clone(lazy));
-        }
-        // What a connection is there for was possible a moment ago.
-        let holds = if self.is_there() { LOST_REFUSAL_HOLDS } else { REFUSAL_HOLDS };
-        if let Some((reason, at)) = &state.refused
-            && at.elapsed() < holds
-        {
-            return Err(reason.clone());
-        }
-        let exe = Arc::clone(&self.exe);
-        let options = self.options.clone();
-        let stored = self.received.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match Lazy::ensure(&self.run_dir, &self.state_dir, exe, options, stored).await {
-            Ok(lazy) => {
-                let lazy = Arc::new(lazy);
-                let (events, watched) = (lazy.events(), Arc::downgrade(&lazy));
-                tokio::spawn(tell(events, Arc::clone(&self.link), watched));
-                tell_kept_keeper(&lazy, &self.link.events);
-                self.link.refresh(&lazy);
-                state.lazy = Some(Arc::clone(&lazy));
-                state.refused = None;
-                Ok(lazy)
-            }
-            Err(error) => {
-                let reason = Chain(&error).to_string();
-                let hint = error.hint().unwrap_or_default().to_owned();
-                let message = format!("layers are pulled fully: {reason}");
-                // Once for each reason, however often it is tried.
-                if state.refused.as_ref().is_none_or(|(told, _)| *told != reason) {
-                    self.link.events.emit(
-                        Subject::Host,
-                        EventLevel::Warning,
-                        "lazy-unavailable",
-                        message,
-                        [("hint", hint)],
-                    );
-                }
-                state.refused = Some((reason.clone(), Instant::now()));
-                Err(reason)
-            }
-        }
+        self.main.ensure_during(work).await
     }
 
     /// Mounts an indexed layer, or finds it mounted, and returns its directory.
     pub(super) async fn mount(&self, layer: &LayerDir) -> Result<PathBuf, String> {
-        let lazy = self.connected().await?;
-        let source = layer
-            .read_source()
-            .map_err(|error| Chain(&error).to_string())?
-            .ok_or("where its content comes from is not recorded")?;
-        let mount = LayerMount {
-            digest: layer.digest(),
-            blob_size: source.size,
-            index: layer.index_path(),
-            source: serde_json::from_value(source.blob).map_err(|error| error.to_string())?,
+        let reason = |refusal| match refusal {
+            MountRefusal::Xattrs => "no connection takes its extended attributes".to_owned(),
+            MountRefusal::Other(reason) => reason,
         };
-        let mounted = lazy.mount_layer(mount).await.map_err(|error| Chain(&error).to_string())?;
-        Ok(mounted.directory)
+        let digest = layer.digest();
+        if self.side_of(&digest) == Side::Main {
+            match self.main.mount(layer).await {
+                Err(MountRefusal::Xattrs) => {}
+                other => return other.map_err(reason),
+            }
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        }
+        self.marked.mount(layer).await.map_err(reason)
     }
 
     /// Starts to fetch what the layer marks as needed first.
     pub(super) async fn prefetch(&self, layer: &LayerDir) -> Result<(), String> {
         self.mount(layer).await?;
-        let lazy = self.connected().await?;
-        lazy.prefetch(layer.digest()).await.map_err(|error| Chain(&error).to_string())
+        self.side(self.side_of(&layer.digest())).prefetch(layer.digest()).await
     }
 
     /// Fetches what a service reads first from mounted layers, as its file says; returns when it may start.
-    pub(super) async fn prefetch_for(&self, layers: &[Digest], wish: &crate::spec::Lazy) {
-        if layers.is_empty() || wish.prefetch() == Prefetch::Off {
-            return;
-        }
-        let begun = async {
-            let lazy = self.connected().await?;
-            for digest in layers {
-                let begun = match wish.prefetch_paths() {
-                    [] => lazy.prefetch(*digest).await,
-                    paths => lazy.prefetch_paths(*digest, paths).await,
-                };
-                begun.map_err(|error| Chain(&error).to_string())?;
-            }
-            match wish.prefetch() {
-                Prefetch::Before => lazy.prefetched(layers).await,
-                Prefetch::Overlap | Prefetch::Off => Ok(()),
-            }
-            .map_err(|error| Chain(&error).to_string())
-        };
-        // What is not fetched ahead is fetched when it is read.
-        if let Err(reason) = begun.await {
-            tracing::debug!(reason, "could not prefetch");
-        }
+    pub(super) async fn prefetch_for(&self, layers: &[Digest], wish: &spec::Lazy) {
+        let (main, marked): (Vec<_>, Vec<_>) =
+            layers.iter().partition(|layer| self.side_of(layer) == Side::Main);
+        tokio::join!(self.main.prefetch_for(&main, wish), self.marked.prefetch_for(&marked, wish));
     }
 
     /// Share of the layer's content that is here, 0 to 1; zero where nothing can be mounted to find out.
     pub(super) async fn share(&self, layer: &LayerDir) -> f64 {
-        if let Some(share) = self.known_share(layer.digest()).await {
+        let digest = layer.digest();
+        if let Some(share) = self.side(self.side_of(&digest)).known_share(digest).await {
             return share;
         }
         // Not mounted, so only its reader can tell: the cache is shared between layers.
         if self.mount(layer).await.is_err() {
             return 0.0;
         }
-        self.state.lock().await.statuses = None;
-        self.known_share(layer.digest()).await.unwrap_or(0.0)
+        let side = self.side(self.side_of(&digest));
+        side.forget_statuses().await;
+        side.known_share(digest).await.unwrap_or(0.0)
     }
 
-    async fn known_share(&self, digest: Digest) -> Option<f64> {
-        let mut state = self.state.lock().await;
-        let lazy = state.lazy.clone()?;
-        let fresh = state.statuses.as_ref().is_some_and(|known| known.at.elapsed() < STATUS_HOLDS);
-        if !fresh {
-            let status = lazy.status().await.ok()?;
-            let is_failing = matches!(status.keeper.worker, WorkerState::Failing { .. });
-            let known = state.statuses.take().filter(|_| is_failing);
-            let layers = known.map_or(status.layers, |known| known.layers);
-            state.statuses = Some(Statuses { layers, is_failing, at: Instant::now() });
-        }
-        let known = state.statuses.as_ref()?;
-        let Some(status) = known.layers.iter().find(|status| status.digest == digest) else {
-            // A mount to find out would be waited for as long as a worker may take to come back.
-            return known.is_failing.then_some(0.0);
-        };
-        if status.is_complete || status.total_bytes == 0 {
-            return Some(1.0);
-        }
-        #[expect(clippy::cast_precision_loss, reason = "a share needs no exact bytes")]
-        let share = status.local_bytes as f64 / status.total_bytes as f64;
-        // What is not complete is never shown as all.
-        Some(share.min(0.999))
-    }
-
-    /// Watches over a connection that an earlier control left. Its keeper may have died with that control, and then
-    /// the worker is the last one that holds the descriptor. False if there is one and it cannot be done at present.
+    /// Watches over connections that an earlier control left. Their keepers may have died with that control, and then
+    /// the workers are the last ones that hold the descriptors. False if there is one and it cannot be done at present.
     pub(super) async fn resume(&self) -> bool {
-        if !self.is_there() {
-            return true;
-        }
-        match self.connected().await {
-            Ok(_) => true,
-            Err(reason) => {
-                tracing::warn!(
-                    reason,
-                    "the lazy mounts of an earlier run have nobody to watch over them"
-                );
-                false
-            }
-        }
+        let (main, marked) = tokio::join!(self.main.resume(), self.marked.resume());
+        main && marked
     }
 
-    /// Whether there is a connection, or was one that nobody took down.
-    pub(super) fn is_there(&self) -> bool {
-        self.run_dir.join("lazy/session").exists()
+    /// Whether there is a connection of a side, or was one that nobody took down.
+    pub(super) fn is_there(&self, side: Side) -> bool {
+        self.side(side).is_there()
     }
 
-    /// Takes the connection down if nothing uses it.
+    /// Takes down the connections that nothing uses.
     pub(super) async fn stop_if_unused(&self) {
-        // One that an earlier control left is found first.
-        if !self.is_there() {
-            return;
-        }
-        let Ok(lazy) = self.connected().await else { return };
-        if let Err(error) = lazy.stop(Stop::IfUnused).await {
-            tracing::debug!(error = %Chain(&error), "the lazy mount stays");
-            return;
-        }
-        self.link.forget();
-        self.state.lock().await.lazy = None;
+        tokio::join!(self.main.stop_if_unused(), self.marked.stop_if_unused());
     }
 
     /// Gives up the slots of mounted layers of which `is_needed` says no. The caller sees to it that nobody mounts one
     /// meanwhile.
     pub(super) async fn release_unless(&self, is_needed: impl Fn(&Digest) -> bool) {
-        let Some(lazy) = self.state.lock().await.lazy.clone() else { return };
-        let Ok(status) = lazy.status().await else { return };
-        for layer in status.layers.iter().filter(|layer| !is_needed(&layer.digest)) {
-            match lazy.release(layer.digest).await {
-                Ok(()) => tracing::debug!(layer = %layer.digest, "slot released"),
-                Err(error) => tracing::debug!(error = %Chain(&error), "slot not released"),
-            }
-        }
-        self.state.lock().await.statuses = None;
+        self.main.release_unless(&is_needed).await;
+        self.marked.release_unless(&is_needed).await;
     }
 
     /// Why reads of lazy layers wait for more than their content, if they do.
     pub(super) async fn trouble(&self) -> Option<String> {
-        let lazy = self.state.lock().await.lazy.clone()?;
-        match lazy.status().await.ok()?.keeper.worker {
-            WorkerState::Failing { attempts, reason } => Some(format!(
-                "reads wait: the worker of lazy layers failed {attempts} times: {reason}"
-            )),
-            WorkerState::Starting | WorkerState::Running { .. } => None,
+        match self.main.trouble().await {
+            Some(trouble) => Some(trouble),
+            None => self.marked.trouble().await,
         }
     }
 
-    /// Ends the connection by force if nobody serves those who wait for it, or if somebody waits and nothing but what is
+    /// Ends a connection by force if nobody serves those who wait for it, or if somebody waits and nothing but what is
     /// being taken down uses it. Says what was done, if anything.
     ///
     /// # Errors
-    /// What could not be ended.
+    /// What could not be ended; the other connection is ended all the same.
     pub(super) async fn free(&self, users: Users) -> Result<Option<String>, String> {
-        let (run_dir, instance) = (self.run_dir.clone(), self.instance().to_owned());
-        let examined = {
-            let (run_dir, instance) = (run_dir.clone(), instance.clone());
-            tokio::task::spawn_blocking(move || fuse::examine(&run_dir, &instance, ANSWER_PATIENCE))
-        };
-        let health = examined.await.map_err(|error| error.to_string())?;
-        let health = health.map_err(|error| error.to_string())?;
-        let blocks = health.waiting.is_none_or(|waiting| waiting > 0);
-        if health.connection.is_none()
-            || !(health.is_wedged() || (users == Users::OnlyThis && blocks))
-        {
-            return Ok(None);
-        }
-        // Whoever has the lock may be waiting for a keeper that does not answer; its end frees it too.
-        let locked = tokio::time::timeout(LOCK_PATIENCE, self.state.lock()).await;
-        if let Ok(mut state) = locked
-            && let Some(lazy) = state.lazy.take()
-        {
-            lazy.abandon();
-        }
-        self.link.forget();
-        let group = self.options.cgroup.clone();
-        let aborted =
-            tokio::task::spawn_blocking(move || fuse::abort(&run_dir, &instance, group.as_deref()));
-        let aborted = aborted.await.map_err(|error| error.to_string())?;
-        let aborted = aborted.map_err(|error| Chain(&error).to_string())?;
-        let message = format!(
-            "the connection of lazy layers was ended by force ({} processes killed); reads of it fail",
-            aborted.killed.len()
-        );
-        let level = EventLevel::Warning;
-        self.link.events.emit(Subject::Host, level, "lazy-connection-freed", &*message, []);
-        Ok(Some(message))
+        let (main, marked) = tokio::join!(self.main.free(users), self.marked.free(users));
+        let (main, marked) = (main?, marked?);
+        let done: Vec<String> = main.into_iter().chain(marked).collect();
+        Ok((!done.is_empty()).then(|| done.join("; ")))
     }
-}
-
-/// What is missing is tried again by those who use it, because a module may be loaded later; what is switched off
-/// stays so.
-fn wanted(feature: &host::Feature) -> Feature {
-    if feature.is_forced_off() { Feature::Off } else { Feature::Probe }
 }

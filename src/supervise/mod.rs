@@ -34,6 +34,7 @@ mod launch;
 mod lazy_events;
 mod lazy_link;
 mod lazy_mounts;
+mod lazy_side;
 mod log_stream;
 mod membership;
 mod outcome;

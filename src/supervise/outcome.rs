@@ -22,11 +22,11 @@ impl Driver {
         match outcome {
             Outcome::Pulled { image, attempt, result } => self.pulled(image, attempt, result),
             Outcome::Created { container, result } => self.created(&container, result),
-            Outcome::Launched { container, result, connection } => {
+            Outcome::Launched { container, result, connections } => {
                 if let Some(held) = self.containers.get_mut(&container)
                     && result.is_ok()
                 {
-                    held.record.connection = connection;
+                    held.record.set_connections(connections);
                 }
                 self.launched(&container, Operation::Start, result)
             }
@@ -262,8 +262,8 @@ impl Driver {
             held.failed = Some((Operation::Start, Failure { reason: words.clone(), at, attempts }));
         }
         held.note_exit(exit);
-        let connection = self.host.images.lazy.generation();
-        held.settle(|its| connection == Some(its));
+        let connections = self.host.images.lazy.generations();
+        held.settle(|side, its| connections.of(side) == Some(its));
         self.save_container(container);
         self.tell_exit(container);
         self.emit_for(container, level, "container-exited", format!("{container} {words}"));
@@ -274,8 +274,11 @@ impl Driver {
     /// down when nothing uses it.
     pub(super) fn connection_changed(&mut self) {
         let lazy = &self.host.images.lazy;
-        let (connection, is_there) = (lazy.generation(), lazy.is_there());
-        let outlived = |its| connection == Some(its) || (connection.is_none() && !is_there);
+        let connections = lazy.generations();
+        let outlived = |side, its| match connections.of(side) {
+            Some(now) => now == its,
+            None => !lazy.is_there(side),
+        };
         let settled: Vec<ContainerKey> = self
             .containers
             .iter_mut()

@@ -16,12 +16,13 @@ use super::execute::Host;
 use super::handle::{Reply, Request, RequestError, RequestErrorKind, StopOptions};
 use super::held::{ContainerRecord, Held};
 use super::images::Images;
-use super::lazy_link::Users;
+use super::lazy_link::{Generations, Users};
 use super::lazy_mounts::LazyMounts;
 use super::project::{self, ProjectRecord};
 use super::report::{ServiceReport, UpRequest};
 use super::{Control, ControlOptions};
 use crate::container::{self, ExitRecord, Launch, Mount, MountKind, Outcome as RunOutcome};
+use crate::fuse::Side;
 use crate::host::Features;
 use crate::layer::Layers;
 use crate::reconcile::{ContainerKey, Content, Operation};
@@ -245,29 +246,30 @@ async fn a_job_that_failed_before_its_connection_was_known_does_not_run_again_fo
     };
     let ended = fixture.holds("shop");
     ended.busy = None;
-    ended.record.connection = Some(5);
+    ended.record.set_connections(Generations { main: Some(5), ..Generations::default() });
     ended.note_exit(exit.clone());
     // What is left of it when nobody has ended it in order.
     let session = fixture.driver.host.run_dir.join("lazy/session");
     std::fs::create_dir_all(session.parent().unwrap()).unwrap();
     std::fs::write(&session, "").unwrap();
-    let (clock, lost) = (fixture.driver.clock.clone(), Some(6));
+    let lost = Generations { main: Some(6), ..Generations::default() };
+    let clock = fixture.driver.clock.clone();
     let content = |fixture: &Fixture| {
         let held = fixture.driver.containers.values().next().unwrap();
         held.observed(&clock, lost).content
     };
     fixture.driver.connection_changed();
     assert_eq!(content(&fixture), Content::Lost, "nobody knows whether it had it");
-    fixture.driver.host.images.lazy.set_generation(5);
+    fixture.driver.host.images.lazy.set_generation(Side::Main, 5);
     fixture.driver.connection_changed();
-    fixture.driver.host.images.lazy.set_generation(6);
+    fixture.driver.host.images.lazy.set_generation(Side::Main, 6);
     fixture.driver.connection_changed();
     assert_eq!(content(&fixture), Content::Usable);
 
     let mut fixture = Fixture::new();
     let ended = fixture.holds("shop");
     ended.busy = None;
-    ended.record.connection = Some(5);
+    ended.record.set_connections(Generations { main: Some(5), ..Generations::default() });
     ended.note_exit(exit);
     fixture.driver.connection_changed();
     assert_eq!(content(&fixture), Content::Usable, "it was taken down after the last user");

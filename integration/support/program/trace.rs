@@ -74,6 +74,18 @@ impl Program {
             .map(|process| process.pid)
     }
 
+    /// Keeper or worker of the connection in a directory of the run directory.
+    pub(crate) fn role_in(&self, directory: &str, role: &str) -> Option<Pid> {
+        let part = format!("{}/{directory}\"", self.run_dir().display());
+        self.processes()
+            .iter()
+            .find(|process| {
+                process.arguments.get(2).is_some_and(|word| word == role)
+                    && process.arguments.last().is_some_and(|config| config.contains(&part))
+            })
+            .map(|process| process.pid)
+    }
+
     /// The control that runs in the background.
     pub(crate) fn background_control(&self) -> Option<Pid> {
         let is_daemon =

@@ -221,6 +221,13 @@ impl<B: AsRef<[u8]>> Index<B> {
         self.xattrs(entry).find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 
+    /// Whether any entry has an extended attribute, or is a directory that [`Entry::opaque`] tells to be opaque: what
+    /// whoever shows the layer has to answer when attributes are asked for. Looks at every entry.
+    pub fn has_xattrs(&self) -> bool {
+        let is_opaque = |number: u32| self.entry(EntryNo(number)).is_some_and(|entry| entry.opaque);
+        self.header.xattrs > 0 || (0..self.header.entries).any(is_opaque)
+    }
+
     /// Number of chunks of a file; zero when it is empty or no file.
     pub fn chunk_count(&self, entry: EntryNo) -> u32 {
         self.range(entry, EntryKind::Regular).1

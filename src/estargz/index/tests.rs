@@ -100,6 +100,19 @@ fn whiteouts_become_what_overlayfs_expects() {
 }
 
 #[test]
+fn a_layer_has_attributes_when_overlayfs_or_anybody_else_can_find_one() {
+    let has = |entries: &[&str]| index(entries).has_xattrs();
+    let file = reg("a", 100);
+    assert!(!has(&[]));
+    // A whiteout is a device, and what would steer overlayfs is not kept.
+    let steers = r#""name":"o","type":"dir","xattrs":{"trusted.overlay.opaque":"eQ=="}"#;
+    assert!(!has(&[&file, r#""name":"d/.wh.gone","type":"reg""#, steers]));
+    assert!(has(&[&file, r#""name":"o/.wh..wh..opq","type":"reg""#]));
+    assert!(has(&[&file, r#""name":"o","type":"dir","xattrs":{"user.a":""}"#]));
+    assert!(has(&[r#""name":"f","type":"fifo","xattrs":{"security.capability":"AQA="}"#, &file]));
+}
+
+#[test]
 fn hard_links_share_one_entry_wherever_their_target_stands() {
     let index = index(&[
         r#""name":"c","type":"hardlink","linkName":"/b""#,
