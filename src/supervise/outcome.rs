@@ -1,5 +1,7 @@
 //! What the driver learns from finished actions and from monitors.
 
+use std::collections::BTreeSet;
+
 use super::driver::Driver;
 use super::events::Subject;
 use super::execute::{self, Outcome};
@@ -357,7 +359,8 @@ impl Driver {
     /// the disk. An image whose last pull failed is tried again.
     pub(super) fn look_up_images(&mut self, name: &crate::spec::ProjectName) {
         let Some(project) = self.projects.get(name) else { return };
-        let wanted: Vec<ImageRef> =
+        // Services often share one.
+        let wanted: BTreeSet<ImageRef> =
             project.desired.services.values().map(|service| service.image.clone()).collect();
         for image in wanted {
             if matches!(self.images.get(&image), Some(ImageState::Pulling { .. })) {
