@@ -36,6 +36,21 @@ async fn exit_codes_pass_through() {
 }
 
 #[tokio::test]
+async fn control_groups_are_seen_and_limits_cannot_be_changed() {
+    let bench = Bench::new();
+    let launch = bench.sh("c", "sleep 1000");
+    let handle = bench.start(&launch).await;
+    running(&handle).await;
+    let look = "for file in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do \
+        [ -e $file ] && echo seen; (echo 1 > $file) && echo written; done";
+    let (_, text) = exec_in(&launch, command(&["sh", "-c", look])).await;
+    assert!(text.contains("seen") && !text.contains("written"), "{text}");
+    handle.stop(None, Some(Duration::ZERO)).await.unwrap();
+    ended(&handle).await;
+    bench.assert_tidy();
+}
+
+#[tokio::test]
 async fn a_joining_program_is_as_restricted_as_the_first() {
     let bench = Bench::new();
     let mut launch = bench.sh("c", "sleep 1000");

@@ -56,6 +56,9 @@ pub(super) fn finish(launch: &Launch) -> Finished {
     let oom_killed = was_out_of_memory(&launch.cgroup);
     note("root file system", unmount(launch, &paths, all_dead));
     Boundary::ROOT_UNMOUNTED.reach(&launch.run_dir);
+    // Most often gone long since, with all else that a monitor does not need.
+    let _ = mount::detach(&paths.groups);
+    note("view of control groups", absent_is_fine(fs::remove_dir(&paths.groups)));
     note("control group", remove_cgroup(&launch.cgroup));
     Boundary::GROUP_REMOVED.reach(&launch.run_dir);
     for dir in [&paths.bundle, &paths.runtime, &super::content::folder(&paths)] {

@@ -27,6 +27,7 @@ mod launch;
 mod monitor;
 mod network;
 mod oci;
+mod prepare;
 mod probe;
 mod record;
 mod remove;

@@ -42,6 +42,8 @@ pub(super) struct Facts {
     /// For [`Network::None`] and [`Network::Attached`]: a namespace that is set up already. Relative to
     /// the descriptors of the starting process, which the container's first process has too.
     pub(super) network: Option<PathBuf>,
+    /// What is seen of control groups, where that is mounted already.
+    pub(super) groups: Option<PathBuf>,
     /// Files of ours by their path in the container, such as `/etc/hosts`.
     pub(super) files: Vec<(&'static str, PathBuf)>,
 }
@@ -274,6 +276,14 @@ fn mounts(launch: &Launch, facts: &Facts) -> Value {
             json!({ "destination": target, "type": typ, "source": source, "options": options })
         })
         .collect();
+    if let Some(groups) = &facts.groups
+        && let Some(mount) = list.iter_mut().find(|mount| mount["type"] == "cgroup")
+    {
+        *mount = json!({
+            "destination": "/sys/fs/cgroup", "type": "bind", "source": groups,
+            "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"],
+        });
+    }
     if let Some(bytes) = launch.bounds.shm_size
         && let Some(shm) = list.iter_mut().find(|mount| mount["destination"] == "/dev/shm")
     {

@@ -21,6 +21,8 @@ pub struct RunPaths {
     pub monitor_log: PathBuf,
     /// Mount point of the root file system, in the monitor's namespace.
     pub rootfs: PathBuf,
+    /// Mount point of what the container sees of control groups, in the monitor's namespace.
+    pub groups: PathBuf,
     /// Runtime configuration.
     pub bundle: PathBuf,
     /// libcontainer's state.
@@ -43,6 +45,7 @@ impl RunPaths {
             lock: dir.join("lock"),
             monitor_log: dir.join("monitor.log"),
             rootfs: dir.join("rootfs"),
+            groups: dir.join("groups"),
             bundle: dir.join("bundle"),
             runtime: dir.join("runtime"),
             socket_dir: run_dir.join("monitor"),

@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use jiff::Timestamp;
 use libcontainer::container::builder::ContainerBuilder;
@@ -14,26 +14,22 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::syscall::syscall::SyscallType;
-use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::capability::CgroupLayout;
 use super::executor::{NotExecuted, Program, Restriction, TRANSIENT};
 use super::filter::{self, FilterError};
-use super::image_root::ImageRoot;
 use super::oci::{self, Facts};
+use super::prepare::{self, Prepared, private_dir};
 use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
-use super::user::{self, ResolvedUser, UserError};
-use super::writable::{self, WritableLayer};
-use super::{Lack, Launch, MountKind, Network, RunPaths, content, network, volume};
+use super::user::UserError;
+use super::{Launch, RunPaths, network};
 use crate::boundary::Boundary;
-use crate::logs::Stream;
 use crate::network::OwnerError;
 use crate::network::link::LinkError;
 use crate::network::names::EntryError;
 use crate::sys::process::ProcessIdentity;
-use crate::sys::{cgroup, child, mount, socket};
+use crate::sys::{child, mount, socket};
 use crate::telemetry::Chain;
 
 /// From a starting child to its monitor.
@@ -122,38 +118,26 @@ pub(super) fn run(launch: &Launch, monitor: i32, progress: BorrowedFd<'_>) -> u8
 
 fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     let paths = launch.paths();
-    let layer = WritableLayer::of(&launch.state_dir);
-    let writable = fs::create_dir_all(&launch.state_dir)
-        .and_then(|()| layer.prepare(launch.rootfs.writable))
-        .map_err(|error| StartError::Writable(launch.state_dir.clone(), error))?;
-    writable::mount(&launch.rootfs, &layer, &paths.rootfs)
-        .map_err(|error| StartError::Overlay(launch.rootfs.layers.len(), error))?;
-    Boundary::ROOT_MOUNTED.reach(&launch.run_dir);
-    tell(&Progress::Mounted(writable.clone()));
-
-    let user = look_into_image(launch, &paths)?;
-    let [stdout, stderr] = Stream::ALL.map(|stream| open_output(&paths.fifo(stream), &user));
-    make_sources(launch, &paths)?;
+    // A network namespace takes the kernel as long as all else before the runtime, and needs nothing of it.
+    let (prepared, network) = thread::scope(|scope| {
+        let making = scope.spawn(|| network::make(launch));
+        let prepared = prepare::prepare(launch, &paths, &|state| tell(&Progress::Mounted(state)));
+        (prepared, making.join())
+    });
+    let Prepared { user, writable, output: [stdout, stderr], files, layout, groups } = prepared?;
+    let died = |_| Err(StartError::Network(io::ErrorKind::Other.into()));
     // Stays open until the container has joined it.
-    let network = network::make(launch)?;
+    let network = network.unwrap_or_else(died)?;
     let mut facts = Facts {
         network: network
             .as_ref()
             .map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))),
-        hostname: hostname(launch),
-        files: write_files(launch, &paths)?,
-        layout: if launch.lacks(Lack::Cgroup) {
-            CgroupLayout::Absent
-        } else {
-            CgroupLayout::of_host()
-        },
+        hostname: prepare::hostname(launch),
+        files,
+        layout,
+        groups,
         user,
     };
-    // In every hierarchy, not only in those that the runtime limits: what is in the group can be found and killed.
-    // Not before, because the kernel may take a grace period over the first change, and that passes beside all above.
-    cgroup::enter(&launch.cgroup)
-        .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
-    Boundary::GROUP_ENTERED.reach(&launch.run_dir);
     let spec = oci::spec(launch, &facts);
     let (given, restriction) = restrict(launch, &spec)?;
     let config = paths.bundle.join("config.json");
@@ -166,8 +150,8 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         .with_root_path(&paths.runtime)
         .map_err(StartError::Create)?
         .with_executor(program)
-        .with_stdout(stdout?)
-        .with_stderr(stderr?)
+        .with_stdout(stdout)
+        .with_stderr(stderr)
         .as_init(&paths.bundle)
         .with_systemd(false)
         .with_detach(true)
@@ -251,121 +235,6 @@ pub(super) fn await_execution(report: &mut io::PipeReader) -> Result<(), StartEr
     let failure = serde_json::from_slice(&text)
         .map_err(|error| StartError::Report(io::Error::from(error)))?;
     Err(StartError::NotExecuted(failure))
-}
-
-fn look_into_image(launch: &Launch, paths: &RunPaths) -> Result<ResolvedUser, StartError> {
-    let root = ImageRoot::open(&paths.rootfs).map_err(StartError::ReadUsers)?;
-    let user = resolve_user(&root, launch.process.user.as_deref().unwrap_or(""))?;
-    if let Some(cwd) = &launch.process.cwd {
-        root.make_dir_all(Path::new(cwd))
-            .map_err(|error| StartError::WorkingDir(cwd.clone(), error))?;
-    }
-    Ok(user)
-}
-
-/// Who `user` is in the image.
-pub(super) fn resolve_user(root: &ImageRoot, user: &str) -> Result<ResolvedUser, StartError> {
-    let passwd = root.read_text("/etc/passwd").map_err(StartError::ReadUsers)?;
-    let group = root.read_text("/etc/group").map_err(StartError::ReadUsers)?;
-    Ok(user::resolve(user, &passwd, &group)?)
-}
-
-/// The container's end of an output FIFO: for reading too, so that it never lacks a reader, whoever else dies.
-fn open_output(fifo: &Path, user: &ResolvedUser) -> Result<OwnedFd, StartError> {
-    let open = || -> io::Result<OwnedFd> {
-        chown(fifo, Some(user.uid), Some(user.gid))?;
-        Ok(rustix::fs::openat(CWD, fifo, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
-    };
-    open().map_err(|error| StartError::Prepare(fifo.to_owned(), error))
-}
-
-fn make_sources(launch: &Launch, paths: &RunPaths) -> Result<(), StartError> {
-    for mount in &launch.mounts {
-        let (source, create) = match &mount.kind {
-            MountKind::Bind { source, create } => (source, create),
-            MountKind::Volume { source, copy } => {
-                ImageRoot::open(&paths.rootfs)
-                    .and_then(|root| volume::prepare(&root, &mount.target, source, *copy))
-                    .map_err(|error| StartError::Volume(mount.target.clone(), error))?;
-                continue;
-            }
-            MountKind::Content(content) => {
-                content::write(paths, &mount.target, content)
-                    .map_err(|error| StartError::Content(mount.target.clone(), error))?;
-                continue;
-            }
-            MountKind::Tmpfs { .. } => continue,
-        };
-        match source.try_exists() {
-            Ok(true) => {}
-            Ok(false) if *create => fs::create_dir_all(source)
-                .map_err(|error| StartError::Prepare(source.clone(), error))?,
-            Ok(false) => return Err(StartError::NoSource(source.clone())),
-            Err(error) => return Err(StartError::Prepare(source.clone(), error)),
-        }
-    }
-    Ok(())
-}
-
-fn hostname(launch: &Launch) -> String {
-    let of_host = || {
-        let name = rustix::system::uname();
-        name.nodename().to_string_lossy().into_owned()
-    };
-    match (&launch.hostname, &launch.network) {
-        (Some(name), _) => name.clone(),
-        (None, Network::Host) => of_host(),
-        // A host name has at most 63 characters.
-        (None, _) => launch.id.as_str().chars().take(63).collect(),
-    }
-}
-
-/// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`, which are mounted over the image's.
-fn write_files(
-    launch: &Launch,
-    paths: &RunPaths,
-) -> Result<Vec<(&'static str, PathBuf)>, StartError> {
-    let of_host = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let mut hosts = match launch.network {
-        Network::Host => of_host("/etc/hosts"),
-        Network::None | Network::Namespace(_) | Network::Attached(_) => {
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned()
-        }
-    };
-    if let Network::Attached(attached) = &launch.network {
-        // What many programs look their own address up by.
-        for (address, _) in attached.attachments.iter().filter_map(|attachment| attachment.v4) {
-            hosts.push_str(&format!("{address}\t{}\n", hostname(launch)));
-        }
-    }
-    if !hosts.is_empty() && !hosts.ends_with('\n') {
-        hosts.push('\n');
-    }
-    for entry in &launch.extra_hosts {
-        hosts.push_str(&format!("{}\t{}\n", entry.address, entry.names.join(" ")));
-    }
-    let resolv = launch.resolv_conf.clone().unwrap_or_else(|| of_host("/etc/resolv.conf"));
-    let files = [
-        ("/etc/hosts", "hosts", hosts),
-        ("/etc/hostname", "hostname", format!("{}\n", hostname(launch))),
-        ("/etc/resolv.conf", "resolv.conf", resolv),
-    ];
-    let mut written = Vec::with_capacity(files.len());
-    for (target, name, content) in files {
-        let path = paths.dir.join(name);
-        fs::write(&path, content)
-            // Every user of the container reads them, whatever our umask.
-            .and_then(|()| {
-                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            })
-            .map_err(|error| StartError::Prepare(path.clone(), error))?;
-        written.push((target, path));
-    }
-    Ok(written)
-}
-
-fn private_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Takes what the monitor does not need out of its namespace: a file system that the host unmounts would stay busy

@@ -7,6 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::mount::MountFlags;
+
 use super::mount;
 
 /// One mounted hierarchy.
@@ -129,6 +131,34 @@ fn fill(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
         fs::write(&own, text)?;
     }
     Ok(())
+}
+
+/// Mounts at `target` what a process in `group` may see of version 1: each hierarchy from that group on, under its
+/// name, read-only. For a mount namespace of one's own.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn show(group: &str, target: &Path) -> io::Result<()> {
+    let common = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let read_only = common | MountFlags::BIND | MountFlags::RDONLY;
+    rustix::mount::mount("tmpfs", target, "tmpfs", common, Some(c"mode=755"))?;
+    for hierarchy in hierarchies()?.iter().filter(|hierarchy| !hierarchy.unified) {
+        let source = beneath(hierarchy, group);
+        let Some(name) = hierarchy.mount_point.file_name() else { continue };
+        let place = target.join(name);
+        fs::create_dir(&place)?;
+        match rustix::mount::mount_bind(&source, &place) {
+            Ok(()) => rustix::mount::mount_remount(&place, read_only, c"")?,
+            // The hierarchy has refused the group.
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        // Controllers that share a hierarchy are also found by their own names.
+        for one in name.to_string_lossy().split(',').filter(|one| name != *one) {
+            std::os::unix::fs::symlink(name, target.join(one))?;
+        }
+    }
+    Ok(rustix::mount::mount_remount(target, read_only, c"")?)
 }
 
 /// Takes every hierarchy out of this process's mount namespace, which must be its own, and leaves a folder without any

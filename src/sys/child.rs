@@ -39,16 +39,16 @@ pub fn close_all_except(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// A network namespace in which only the loopback interface exists, and is up. The calling process is in it for a
-/// moment, so it is for a forked child only.
+/// A network namespace in which only the loopback interface exists, and is up. The calling thread is in it for a
+/// moment.
 ///
 /// # Errors
 /// `EPERM` without CAP_SYS_ADMIN; those of socket(2) and ioctl(2).
 pub fn make_loopback_network() -> io::Result<OwnedFd> {
-    let before = fs::File::open("/proc/self/ns/net")?;
+    let before = fs::File::open("/proc/thread-self/ns/net")?;
     // SAFETY: unsharing the network namespace touches no descriptor table and no memory.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    let made = raise_loopback().and_then(|()| fs::File::open("/proc/self/ns/net"));
+    let made = raise_loopback().and_then(|()| fs::File::open("/proc/thread-self/ns/net"));
     let network = Some(rustix::thread::LinkNameSpaceType::Network);
     rustix::thread::move_into_link_name_space(before.as_fd(), network)?;
     Ok(made?.into())

@@ -1,0 +1,196 @@
+//! What a container needs before the runtime makes it: its root file system, the files and folders that are mounted into
+//! it, its control group and the view that it has of that. In the child that starts it.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::capability::CgroupLayout;
+use super::image_root::ImageRoot;
+use super::record::WritableState;
+use super::start::StartError;
+use super::user::{self, ResolvedUser};
+use super::writable::{self, WritableLayer};
+use super::{Lack, Launch, MountKind, Network, RunPaths, content, volume};
+use crate::boundary::Boundary;
+use crate::logs::Stream;
+use crate::sys::cgroup;
+
+/// What was prepared, and was found on the way.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) user: ResolvedUser,
+    pub(super) writable: WritableState,
+    /// The container's ends of its output, in the order of [`Stream::ALL`].
+    pub(super) output: [OwnedFd; 2],
+    pub(super) files: Vec<(&'static str, PathBuf)>,
+    pub(super) layout: CgroupLayout,
+    /// See [`super::oci::Facts`].
+    pub(super) groups: Option<PathBuf>,
+}
+
+/// Prepares all; `mounted` is told when there is a root file system.
+pub(super) fn prepare(
+    launch: &Launch,
+    paths: &RunPaths,
+    mounted: &dyn Fn(WritableState),
+) -> Result<Prepared, StartError> {
+    let layer = WritableLayer::of(&launch.state_dir);
+    let writable = fs::create_dir_all(&launch.state_dir)
+        .and_then(|()| layer.prepare(launch.rootfs.writable))
+        .map_err(|error| StartError::Writable(launch.state_dir.clone(), error))?;
+    writable::mount(&launch.rootfs, &layer, &paths.rootfs)
+        .map_err(|error| StartError::Overlay(launch.rootfs.layers.len(), error))?;
+    Boundary::ROOT_MOUNTED.reach(&launch.run_dir);
+    mounted(writable.clone());
+
+    let user = look_into_image(launch, paths)?;
+    let [stdout, stderr] = Stream::ALL.map(|stream| open_output(&paths.fifo(stream), &user));
+    make_sources(launch, paths)?;
+    let files = write_files(launch, paths)?;
+    let layout =
+        if launch.lacks(Lack::Cgroup) { CgroupLayout::Absent } else { CgroupLayout::of_host() };
+    // In every hierarchy, not only in those that the runtime limits: what is in the group can be found and killed.
+    // Not before, because the kernel may take a grace period over the first change, and that passes beside all above.
+    cgroup::enter(&launch.cgroup)
+        .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
+    Boundary::GROUP_ENTERED.reach(&launch.run_dir);
+    let groups = show_groups(launch, paths, layout)?;
+    Ok(Prepared { user, writable, output: [stdout?, stderr?], files, layout, groups })
+}
+
+/// Mounts what the container sees of version 1 of control groups. The runtime can do so itself, but resolves each path
+/// on the way with dozens of system calls (800 of the 2,000 that it makes in the first process), and leaves the
+/// hierarchies writable, with the container's own limits in them.
+fn show_groups(
+    launch: &Launch,
+    paths: &RunPaths,
+    layout: CgroupLayout,
+) -> Result<Option<PathBuf>, StartError> {
+    if layout != CgroupLayout::Legacy {
+        return Ok(None);
+    }
+    let show =
+        || private_dir(&paths.groups).and_then(|()| cgroup::show(&launch.cgroup, &paths.groups));
+    show().map_err(|error| StartError::Prepare(paths.groups.clone(), error))?;
+    Ok(Some(paths.groups.clone()))
+}
+
+fn look_into_image(launch: &Launch, paths: &RunPaths) -> Result<ResolvedUser, StartError> {
+    let root = ImageRoot::open(&paths.rootfs).map_err(StartError::ReadUsers)?;
+    let user = resolve_user(&root, launch.process.user.as_deref().unwrap_or(""))?;
+    if let Some(cwd) = &launch.process.cwd {
+        root.make_dir_all(Path::new(cwd))
+            .map_err(|error| StartError::WorkingDir(cwd.clone(), error))?;
+    }
+    Ok(user)
+}
+
+/// Who `user` is in the image.
+pub(super) fn resolve_user(root: &ImageRoot, user: &str) -> Result<ResolvedUser, StartError> {
+    let passwd = root.read_text("/etc/passwd").map_err(StartError::ReadUsers)?;
+    let group = root.read_text("/etc/group").map_err(StartError::ReadUsers)?;
+    Ok(user::resolve(user, &passwd, &group)?)
+}
+
+/// The container's end of an output FIFO: for reading too, so that it never lacks a reader, whoever else dies.
+fn open_output(fifo: &Path, user: &ResolvedUser) -> Result<OwnedFd, StartError> {
+    let open = || -> io::Result<OwnedFd> {
+        chown(fifo, Some(user.uid), Some(user.gid))?;
+        Ok(rustix::fs::openat(CWD, fifo, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+    };
+    open().map_err(|error| StartError::Prepare(fifo.to_owned(), error))
+}
+
+fn make_sources(launch: &Launch, paths: &RunPaths) -> Result<(), StartError> {
+    for mount in &launch.mounts {
+        let (source, create) = match &mount.kind {
+            MountKind::Bind { source, create } => (source, create),
+            MountKind::Volume { source, copy } => {
+                ImageRoot::open(&paths.rootfs)
+                    .and_then(|root| volume::prepare(&root, &mount.target, source, *copy))
+                    .map_err(|error| StartError::Volume(mount.target.clone(), error))?;
+                continue;
+            }
+            MountKind::Content(content) => {
+                content::write(paths, &mount.target, content)
+                    .map_err(|error| StartError::Content(mount.target.clone(), error))?;
+                continue;
+            }
+            MountKind::Tmpfs { .. } => continue,
+        };
+        match source.try_exists() {
+            Ok(true) => {}
+            Ok(false) if *create => fs::create_dir_all(source)
+                .map_err(|error| StartError::Prepare(source.clone(), error))?,
+            Ok(false) => return Err(StartError::NoSource(source.clone())),
+            Err(error) => return Err(StartError::Prepare(source.clone(), error)),
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn hostname(launch: &Launch) -> String {
+    let of_host = || {
+        let name = rustix::system::uname();
+        name.nodename().to_string_lossy().into_owned()
+    };
+    match (&launch.hostname, &launch.network) {
+        (Some(name), _) => name.clone(),
+        (None, Network::Host) => of_host(),
+        // A host name has at most 63 characters.
+        (None, _) => launch.id.as_str().chars().take(63).collect(),
+    }
+}
+
+/// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`, which are mounted over the image's.
+fn write_files(
+    launch: &Launch,
+    paths: &RunPaths,
+) -> Result<Vec<(&'static str, PathBuf)>, StartError> {
+    let of_host = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let mut hosts = match launch.network {
+        Network::Host => of_host("/etc/hosts"),
+        Network::None | Network::Namespace(_) | Network::Attached(_) => {
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned()
+        }
+    };
+    if let Network::Attached(attached) = &launch.network {
+        // What many programs look their own address up by.
+        for (address, _) in attached.attachments.iter().filter_map(|attachment| attachment.v4) {
+            hosts.push_str(&format!("{address}\t{}\n", hostname(launch)));
+        }
+    }
+    if !hosts.is_empty() && !hosts.ends_with('\n') {
+        hosts.push('\n');
+    }
+    for entry in &launch.extra_hosts {
+        hosts.push_str(&format!("{}\t{}\n", entry.address, entry.names.join(" ")));
+    }
+    let resolv = launch.resolv_conf.clone().unwrap_or_else(|| of_host("/etc/resolv.conf"));
+    let files = [
+        ("/etc/hosts", "hosts", hosts),
+        ("/etc/hostname", "hostname", format!("{}\n", hostname(launch))),
+        ("/etc/resolv.conf", "resolv.conf", resolv),
+    ];
+    let mut written = Vec::with_capacity(files.len());
+    for (target, name, content) in files {
+        let path = paths.dir.join(name);
+        fs::write(&path, content)
+            // Every user of the container reads them, whatever our umask.
+            .and_then(|()| {
+                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            })
+            .map_err(|error| StartError::Prepare(path.clone(), error))?;
+        written.push((target, path));
+    }
+    Ok(written)
+}
+
+pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
