@@ -103,6 +103,7 @@ pub(super) fn request(
         environment: environment.map(|(key, value)| (key.clone(), value.clone())).collect(),
         services,
         independent: Vec::new(),
+        recreate: Vec::new(),
         sources: Some(sources),
     }
 }

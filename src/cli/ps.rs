@@ -57,7 +57,7 @@ fn row(report: &ServiceReport) -> Vec<String> {
         short(&report.status),
         report.pid.map_or_else(dash, |pid| pid.to_string()),
         uptime(report).unwrap_or_else(dash),
-        report.restarts.to_string(),
+        restarts(report),
         report.content.as_ref().map_or_else(dash, |content| output::percent(content.local)),
         report.content.as_ref().map_or_else(dash, lazy),
     ]
@@ -74,6 +74,18 @@ fn short(status: &str) -> String {
     }
     let kept: String = line.chars().take(LONGEST_STATE - 1).collect();
     format!("{}…", kept.trim_end())
+}
+
+/// How often it was started again, and how its last run ended, if that was not asked for.
+fn restarts(report: &ServiceReport) -> String {
+    let Some(last) = report.last_exit.as_ref().filter(|last| !last.asked && report.restarts > 0)
+    else {
+        return report.restarts.to_string();
+    };
+    let code = last.code.map_or_else(|| "unknown".to_owned(), |code| format!("exit {code}"));
+    let oom = if last.oom_killed { ", out of memory" } else { "" };
+    let ago = output::span(output::since(last.ended_at)).to_lowercase();
+    format!("{} ({code}{oom}, {ago} ago)", report.restarts)
 }
 
 fn uptime(report: &ServiceReport) -> Option<String> {
@@ -125,6 +137,7 @@ fn json_line(report: &ServiceReport) -> serde_json::Value {
         "Networks": "",
         "Pid": report.pid.unwrap_or(0),
         "Restarts": report.restarts,
+        "LastExit": report.last_exit,
         "ImageLocal": content.map_or(0.0, |content| content.local),
         "Lazy": content.is_some_and(|content| content.lazy_layers > 0),
         "LazyLayers": content.map_or(0, |content| content.lazy_layers),

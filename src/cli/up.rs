@@ -49,6 +49,9 @@ pub(super) struct UpArguments {
     /// Start only the named services, without those that they depend on
     #[arg(long)]
     no_deps: bool,
+    /// New containers for the named services (default: all), also where nothing has changed; jobs run again
+    #[arg(long)]
+    force_recreate: bool,
     /// Which project.
     #[command(flatten)]
     project: ProjectArguments,
@@ -60,8 +63,11 @@ pub(super) fn run(settings: &Settings, arguments: UpArguments) -> anyhow::Result
         detached || arguments.wait_timeout.is_none(),
         "`--wait-timeout` is for `up -d`: an attached `up` shows the services and waits for nothing"
     );
-    let (request, wanted) =
+    let (mut request, wanted) =
         requested(settings, arguments.targets, arguments.project, arguments.no_deps)?;
+    if arguments.force_recreate {
+        request.recreate.clone_from(&wanted);
+    }
     if detached {
         let patience = patience(arguments.wait_timeout, arguments.no_wait);
         return connect::runtime()?

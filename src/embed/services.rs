@@ -26,6 +26,7 @@ impl Services {
                 environment: BTreeMap::new(),
                 services: Vec::new(),
                 independent: Vec::new(),
+                recreate: Vec::new(),
                 sources: None,
             },
         }

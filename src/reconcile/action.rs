@@ -217,6 +217,8 @@ pub enum Cause {
     ManualDown,
     /// The user asked for a stop and a start.
     Restart,
+    /// The user asked for a new container.
+    Recreate,
     /// The project is being stopped.
     ProjectStop,
     /// The project is being taken down.
@@ -254,6 +256,7 @@ impl fmt::Display for Cause {
             Self::ManualStop => f.write_str("stopped by hand"),
             Self::ManualDown => f.write_str("taken down by hand"),
             Self::Restart => f.write_str("a restart was asked for"),
+            Self::Recreate => f.write_str("a new container was asked for"),
             Self::ProjectStop => f.write_str("the project is being stopped"),
             Self::ProjectDown => f.write_str("the project is being taken down"),
             Self::HostShutdown => f.write_str("the host is shutting down"),

@@ -53,7 +53,7 @@ pub use observed::{
 };
 pub use phase::{Phase, StoppedBy};
 pub use plan::{Goal, Moment, plan};
-pub use restart::{HEALTHY_RUN, LONGEST_DELAY, backoff};
+pub use restart::{CRASH_LOOP, HEALTHY_RUN, LONGEST_DELAY, backoff};
 
 /// Milliseconds of a monotonic clock; any origin, the same for all times of one call.
 pub type Millis = u64;

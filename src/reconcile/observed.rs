@@ -311,6 +311,8 @@ pub struct ServiceRecord {
     pub request: u64,
     /// The request that was for a restart: what runs for an earlier one is stopped first. 0 when there was none.
     pub restart: u64,
+    /// The request that was for a new container: one that serves an earlier one is replaced. 0 when there was none.
+    pub recreate: u64,
     /// The user stopped it by hand; cleared by `up`, `start` and `restart`.
     pub stopped: Option<ManualStop>,
     /// Grace period that the user gave with the last stop or restart, in the place of the container's own.

@@ -2,6 +2,7 @@
 
 use super::Millis;
 use super::observed::{ExitStatus, Health, Operation};
+use super::restart::CRASH_LOOP;
 use crate::spec::ServiceName;
 
 /// The state of one service after a plan was made.
@@ -55,6 +56,8 @@ pub enum Phase {
         at: Millis,
         /// How it ended.
         status: ExitStatus,
+        /// How many ends in a row this was, without a healthy run between them.
+        row: u32,
     },
     /// Its program ended and the policy leaves it so.
     Exited {
@@ -111,7 +114,7 @@ impl Phase {
         }
     }
 
-    /// The state for people at the time `now`: `restarting in 4 s (exit 1)`.
+    /// The state for people at the time `now`: `backing off (4 s): exit 1`.
     #[must_use]
     pub fn render(&self, now: Millis) -> String {
         // Rounded up, so that no wait is shown as over before it is.
@@ -121,11 +124,17 @@ impl Phase {
             Self::WaitingForRegistry { reason, retry_at } => {
                 format!("waiting for registry, retry in {} s: {reason}", seconds(*retry_at))
             }
-            Self::Restarting { at, status: ExitStatus::NotStarted { reason, .. } } => {
-                format!("restarting in {} s: {reason}", seconds(*at))
-            }
-            Self::Restarting { at, status } => {
-                format!("restarting in {} s (exit {status})", seconds(*at))
+            Self::Restarting { at, status, row } => {
+                let why = match status {
+                    ExitStatus::NotStarted { reason, .. } => reason.clone(),
+                    ended => format!("exit {ended}"),
+                };
+                let seconds = seconds(*at);
+                if *row < CRASH_LOOP {
+                    format!("backing off ({seconds} s): {why}")
+                } else {
+                    format!("crash-looping ({row} ends in a row, next start in {seconds} s): {why}")
+                }
             }
             Self::Exited { status: ExitStatus::NotStarted { code, reason }, .. } => {
                 format!("failed ({code}): {reason}")
@@ -185,12 +194,16 @@ mod tests {
                 "waiting for registry, retry in 2 s: refused",
             ),
             (
-                Phase::Restarting { at: 5_000, status: ExitStatus::Signal(9) },
-                "restarting in 4 s (exit 137)",
+                Phase::Restarting { at: 5_000, status: ExitStatus::Signal(9), row: 1 },
+                "backing off (4 s): exit 137",
             ),
             (
-                Phase::Restarting { at: 0, status: not_started() },
-                "restarting in 0 s: `x` not found in PATH",
+                Phase::Restarting { at: 0, status: not_started(), row: 2 },
+                "backing off (0 s): `x` not found in PATH",
+            ),
+            (
+                Phase::Restarting { at: 9_000, status: ExitStatus::Code(1), row: CRASH_LOOP },
+                "crash-looping (3 ends in a row, next start in 8 s): exit 1",
             ),
             (Phase::Exited { status: ExitStatus::Code(0), restarts: 0 }, "exited (0)"),
             (

@@ -14,6 +14,8 @@ const FIRST_DELAY: Millis = 1_000;
 pub const LONGEST_DELAY: Millis = 60_000;
 /// A run of this length ends a row of restarts, as under Docker.
 pub const HEALTHY_RUN: Millis = 10_000;
+/// So many ends in a row, without a healthy run between them, are a crash loop.
+pub const CRASH_LOOP: u32 = 3;
 /// A program that was healthy for so long ends a row of restarts for its health.
 const HEALTHY_SPAN: Millis = 60_000;
 /// Largest part of a delay that is taken off, in thousandths.

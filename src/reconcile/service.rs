@@ -93,8 +93,11 @@ impl<'a> Decider<'a> {
                 let want = Want::of(key, container, &wishes);
                 let lost =
                     matches!(want, Want::Start { .. }) && container.writable == WritableLayer::Lost;
-                let cause =
-                    target.difference(container).or(lost.then_some(Cause::WritableLayerLost));
+                let recreate = container.run.request < self.record.recreate;
+                let cause = target
+                    .difference(container)
+                    .or(recreate.then_some(Cause::Recreate))
+                    .or(lost.then_some(Cause::WritableLayerLost));
                 match (cause, blocked) {
                     // Two containers of one service never run at once: what they use may be the same.
                     (cause, Some(Blocked(phase)))

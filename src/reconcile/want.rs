@@ -172,7 +172,7 @@ impl Want {
                 if moment.now >= at {
                     Self::Start { cause: Cause::Exited(status), run }
                 } else {
-                    Self::Wait(Phase::Restarting { at, status }, at)
+                    Self::Wait(Phase::Restarting { at, status, row: run.streak }, at)
                 }
             }
         }

@@ -165,6 +165,13 @@ pub fn set_aside_below(state_dir: &Path) -> Vec<SetAside> {
             in_folder(&folder.join(name), &mut found);
         }
     }
+    let logs = state_dir.join("logs");
+    for project in super::names(&logs).unwrap_or_default() {
+        let project = logs.join(project);
+        for service in super::names(&project).unwrap_or_default() {
+            in_folder(&project.join(service), &mut found);
+        }
+    }
     found.sort_unstable();
     found
 }

@@ -2,17 +2,44 @@
 
 use super::driver::Driver;
 use super::events::Subject;
+use super::execute::Host;
 use super::handle::{Reply, Request, RequestError, RequestErrorKind};
+use super::images::LocalImage;
 use super::project::{Project, ProjectRecord, Wish};
 use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, Standing, UpRequest};
 use crate::container::Phase as RunPhase;
-use crate::reconcile::{ContainerKey, ExitStatus, Health, ManualStop, Phase};
+use crate::image::{Digest, ImageRef};
+use crate::reconcile::{
+    CRASH_LOOP, ContainerKey, ExitStatus, HEALTHY_RUN, Health, ManualStop, Phase, ServiceKey,
+};
 use crate::spec::{ProjectName, ServiceName};
 
-/// A report whose content share is still to be asked for, which takes a round trip to the worker.
+/// A report for which the disk is still to be read, and the worker to be asked for the content's share.
 pub(super) struct Draft {
-    pub(super) report: ServiceReport,
-    pub(super) image: Option<super::images::LocalImage>,
+    key: ServiceKey,
+    report: ServiceReport,
+    /// The image, and the manifest of the container if there is one.
+    image: Option<(ImageRef, Option<Digest>)>,
+    /// A service whose last lines belong to the status.
+    words_of: Option<ServiceName>,
+}
+
+impl Draft {
+    /// Adds what is on the disk, which may be slow. Gives the image, if it is here.
+    pub(super) fn finish(self, host: &Host) -> (ServiceReport, Option<LocalImage>) {
+        let Self { key, mut report, image, words_of } = self;
+        let image = image.and_then(|(reference, manifest)| match manifest {
+            Some(manifest) => host.images.local_manifest(&reference, manifest).ok()?,
+            None => host.images.local(&reference).ok()?,
+        });
+        if let Some(other) = words_of {
+            for line in host.last_lines(&key.project, &other) {
+                report.status.push_str(&format!("\n  {other}  | {line}"));
+            }
+        }
+        report.last_exit = host.exits.last(&key);
+        (report, image)
+    }
 }
 
 /// A failure that is tried again is still coming: whoever waits has a limit of its own.
@@ -119,6 +146,7 @@ impl Driver {
                 environment: std::collections::BTreeMap::new(),
                 services: Vec::new(),
                 independent: Vec::new(),
+                recreate: Vec::new(),
                 sources: None,
             };
             let requests = std::collections::BTreeMap::new();
@@ -141,11 +169,11 @@ impl Driver {
         let desired = super::project::parse(&request)?;
         let name = desired.project.clone();
         self.check_host()?;
-        let running = self.running(&name);
+        let settled = self.settled(&name);
         match self.projects.get_mut(&name) {
-            Some(project) => project.join(request, desired, &running)?,
+            Some(project) => project.join(request, desired, &settled)?,
             None => {
-                let project = Project::asked(request, desired, &running);
+                let project = Project::asked(request, desired, &settled);
                 self.projects.insert(name.clone(), project);
             }
         }
@@ -172,11 +200,14 @@ impl Driver {
             .services
             .keys()
             .filter(|key| project.as_ref().is_none_or(|name| key.project == *name));
-        let drafts: Vec<Draft> = keys.map(|key| self.draft(&key.project, &key.service)).collect();
+        let drafts: Vec<Draft> = keys.map(|key| self.draft(key)).collect();
+        let host = std::sync::Arc::clone(&self.host);
         let images = std::sync::Arc::clone(&self.host.images);
         tokio::spawn(async move {
+            let finish = move || drafts.into_iter().map(|draft| draft.finish(&host)).collect();
+            let drafts: Vec<_> = tokio::task::spawn_blocking(finish).await.unwrap_or_default();
             let mut reports = Vec::with_capacity(drafts.len());
-            for Draft { mut report, image } in drafts {
+            for (mut report, image) in drafts {
                 if let Some(image) = image {
                     report.content = Some(images.content(&image.manifest).await);
                 }
@@ -197,18 +228,16 @@ impl Driver {
         });
     }
 
-    pub(super) fn draft(&self, project: &ProjectName, service: &ServiceName) -> Draft {
-        let key = Self::service_key(project, service);
-        let status = &self.plan.services[&key];
+    pub(super) fn draft(&self, key: &ServiceKey) -> Draft {
+        let ServiceKey { project, service } = key;
+        let status = &self.plan.services[key];
         let wanted =
             self.projects.get(project).and_then(|project| project.desired.services.get(service));
         let held = status.container.as_ref().and_then(|container| self.containers.get(container));
         let reference =
             wanted.map(|wanted| &wanted.image).or_else(|| held.map(|held| &held.record.image));
-        let image = reference.and_then(|reference| match held {
-            Some(held) => self.host.images.local_manifest(reference, held.record.manifest).ok()?,
-            None => self.host.images.local(reference).ok()?,
-        });
+        let image =
+            reference.map(|reference| (reference.clone(), held.map(|held| held.record.manifest)));
         let mut state = status.phase.word().to_owned();
         let mut text = match (&status.phase, wanted) {
             (Phase::Pulling { .. }, Some(wanted)) => {
@@ -217,10 +246,19 @@ impl Driver {
             }
             (phase, _) => phase.render(self.clock.now()),
         };
-        if let Phase::DependencyFailed { on, .. } = &status.phase {
-            for line in self.last_lines(project, on) {
-                text.push_str(&format!("\n  {on}  | {line}"));
-            }
+        let words_of = match &status.phase {
+            Phase::DependencyFailed { on, .. } => Some(on.clone()),
+            _ => None,
+        };
+        if let (Phase::Running { since, health }, Some(held)) = (&status.phase, held)
+            && held.record.streak >= CRASH_LOOP
+            && matches!(health, Health::Unchecked | Health::Starting)
+            && let ran = self.clock.now().saturating_sub(*since)
+            && ran < HEALTHY_RUN
+        {
+            // A state that changes with every attempt tells nobody anything.
+            let (row, seconds) = (held.record.streak, ran / 1000);
+            text = format!("crash-looping ({row} ends in a row, runs again for {seconds} s)");
         }
         if let (Phase::Running { .. }, Some(pending)) = (&status.phase, &status.pending) {
             text = format!("{text}, to be recreated: {pending}");
@@ -249,9 +287,10 @@ impl Driver {
             started_at: held.and_then(super::held::Held::started_at),
             restarts: held.map_or(0, |held| held.record.restarts),
             content: None,
+            last_exit: None,
             standing: standing(&status.phase),
         };
-        Draft { report, image }
+        Draft { key: key.clone(), report, image, words_of }
     }
 
     /// Checks a service's name against what the project has and what still runs of it.

@@ -17,6 +17,7 @@ use super::bridges::{Bridges, BridgesOptions};
 use super::driver::Driver;
 use super::events::{EventLog, Subject};
 use super::execute::Host;
+use super::exits::Exits;
 use super::handle::{ControlHandle, REQUEST_QUEUE};
 use super::heartbeat::ServiceManager;
 use super::images::Images;
@@ -167,7 +168,18 @@ impl Control {
         });
         let host = {
             let (features, expecting) = (options.features, Arc::default());
-            Arc::new(Host { store, images, exe, run_dir, instance, features, bridges, expecting })
+            let exits = Exits::start(store.clone());
+            Arc::new(Host {
+                store,
+                images,
+                exe,
+                run_dir,
+                instance,
+                features,
+                bridges,
+                exits,
+                expecting,
+            })
         };
         let mut driver = Driver::new(host, events, shutdown.clone());
         driver.on_demand = options.idle_limit;

@@ -50,6 +50,8 @@ pub(super) struct Driver {
     /// Set while the host goes down: who waits until nothing runs, and the containers that ran.
     pub(super) host_shutdown: Option<HostShutdown>,
     pub(super) service_manager: ServiceManager,
+    /// Whether a plan was made; what the first one finds may have been told by an earlier control.
+    pub(super) has_planned: bool,
 }
 
 impl Driver {
@@ -70,6 +72,7 @@ impl Driver {
             on_demand: None,
             host_shutdown: None,
             service_manager: ServiceManager::new(None, None, Instant::now()),
+            has_planned: false,
         }
     }
 
@@ -108,6 +111,7 @@ impl Driver {
         }
         self.shutdown.cancel();
         self.host.bridges.flush().await;
+        self.host.exits.flush().await;
         if !self.any_runs() {
             self.host.leave_nothing().await;
         }
@@ -161,6 +165,7 @@ impl Driver {
         let next = plan(&goals, &self.observed(), moment);
         let before = std::mem::replace(&mut self.plan, next);
         self.tell_changes(&before);
+        self.has_planned = true;
         let mut begun = BTreeSet::new();
         for number in 0..self.plan.steps.len() {
             let step = self.plan.steps[number].clone();

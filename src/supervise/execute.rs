@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::bridges::Bridges;
+use super::exits::Exits;
 use super::files::{Reread, RereadError};
 use super::held::ContainerRecord;
 use super::images::{Extent, Images};
@@ -41,6 +42,7 @@ pub(super) struct Host {
     pub(super) instance: Arc<str>,
     pub(super) features: Features,
     pub(super) bridges: Bridges,
+    pub(super) exits: Exits,
     /// Somebody is in [`Host::expect_start`] already.
     pub(super) expecting: Arc<AtomicBool>,
 }
@@ -238,6 +240,7 @@ impl Host {
         let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
         record.set_connections(self.images.lazy.generations_of(&mounted.lazy, before));
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
+        self.exits.flush().await;
         // Nothing of a start outlives a power cut: no process, mount or group, and a writable layer of another boot is
         // not used. So who finds the record from before finds what is true then, and has the service started if it is
         // wanted; what must not be started twice says so by `synced`. That this one is written before anything runs
@@ -331,6 +334,8 @@ impl Host {
     }
 
     async fn try_remove(&self, id: &ContainerId) -> Result<(), String> {
+        // How it ended is in its record until then.
+        self.exits.flush().await;
         let (store, run_dir, id) = (self.store.clone(), self.run_dir.clone(), id.clone());
         // A writable layer may hold many files.
         let removing = tokio::task::spawn_blocking(move || {

@@ -166,6 +166,7 @@ mod tests {
             environment: BTreeMap::new(),
             services: Vec::new(),
             independent: Vec::new(),
+            recreate: Vec::new(),
             sources: Some(Sources {
                 files: vec![file.clone()],
                 project_dir: folder.path().to_path_buf(),

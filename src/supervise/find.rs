@@ -152,6 +152,10 @@ impl Driver {
         if ours {
             self.find_run(&id, &key, &mut held).await;
         }
+        if ours && !held.record.exits.is_empty() {
+            // Control may have died before these were kept.
+            self.host.exits.keep(held.record.key(), held.record.exits.clone());
+        }
         self.containers.insert(key.clone(), held);
         // How it ended while nobody was there is worth keeping.
         if ours {

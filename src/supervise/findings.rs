@@ -39,7 +39,12 @@ fn message(finding: &Finding, project: Option<&str>) -> String {
         (Kept::InPlace, _) => message.push_str("; it stays where it is"),
         (Kept::Aside | Kept::Nowhere, _) => {}
     }
+    // How earlier runs ended, which nothing depends on.
+    let is_past = finding.path.ends_with("exits");
     match (finding.recovered, project) {
+        (false, _) if is_past => {
+            message.push_str("; how earlier runs of the service ended is forgotten");
+        }
         (true, _) => message.push_str("; its previous copy is used"),
         (false, Some(project)) => message.push_str(&format!(
             "; what runs of the project `{project}` goes on, `up` or `down` takes it over"
@@ -51,6 +56,7 @@ fn message(finding: &Finding, project: Option<&str>) -> String {
 
 /// The project whose record it is.
 fn project_of(state_dir: &Path, record: &Path) -> Option<String> {
-    let below: PathBuf = record.strip_prefix(state_dir.join("services")).ok()?.to_path_buf();
+    let below = |folder: &str| record.strip_prefix(state_dir.join(folder)).ok();
+    let below: PathBuf = below("services").or_else(|| below("logs"))?.to_path_buf();
     Some(below.components().next()?.as_os_str().to_str()?.to_owned())
 }

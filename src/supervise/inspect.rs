@@ -28,18 +28,29 @@ impl Driver {
             Ok(keys) => keys,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let drafts: Vec<(Draft, Value)> = keys
-            .iter()
-            .map(|key| (self.draft(&key.project, &key.service), self.facts(key)))
+        let drafts: Vec<(ServiceKey, Draft, Value)> = keys
+            .into_iter()
+            .map(|key| {
+                let (draft, facts) = (self.draft(&key), self.facts(&key));
+                (key, draft, facts)
+            })
             .collect();
+        let host = Arc::clone(&self.host);
         let images = Arc::clone(&self.host.images);
         let mut history = self.events.history();
         tokio::spawn(async move {
+            host.exits.flush().await;
             // It is on the disk, which may be slow.
-            let past = tokio::task::spawn_blocking(move || history.read_past()).await;
-            let past = past.unwrap_or_default();
+            let reading = tokio::task::spawn_blocking(move || {
+                let finish = |(key, draft, facts): (ServiceKey, Draft, Value)| {
+                    let exits = host.exits.history(&key);
+                    (draft.finish(&host), facts, exits)
+                };
+                (history.read_past(), drafts.into_iter().map(finish).collect::<Vec<_>>())
+            });
+            let (past, drafts) = reading.await.unwrap_or_default();
             let mut found = Vec::with_capacity(drafts.len());
-            for (Draft { mut report, image }, mut facts) in drafts {
+            for ((mut report, image), mut facts, exits) in drafts {
                 let mut layers = Value::Null;
                 let events = last_of(&past, &report);
                 if let Some(image) = image {
@@ -52,6 +63,7 @@ impl Driver {
                     facts.extend(report);
                     facts.insert("image_content".to_owned(), layers);
                     facts.insert("events".to_owned(), json!(events));
+                    facts.insert("exits".to_owned(), json!(exits));
                 }
                 found.push(facts);
             }
@@ -120,7 +132,6 @@ impl Driver {
             "cgroup": cgroup,
             "pids": pids,
             "log_path": self.host.log_path(key.project.as_str(), key.service.as_str()),
-            "exits": held.map(|held| held.record.exits.clone()),
             "launch": launch,
         })
     }

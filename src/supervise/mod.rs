@@ -16,8 +16,10 @@ mod changes;
 mod clock;
 mod control;
 mod driver;
+mod ends;
 mod events;
 mod execute;
+mod exits;
 mod files;
 mod find;
 mod findings;
@@ -45,6 +47,7 @@ pub mod report;
 mod resolver;
 mod service_wish;
 mod slots;
+mod standing;
 mod tally;
 #[cfg(test)]
 mod tests;

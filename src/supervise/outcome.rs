@@ -6,7 +6,6 @@ use super::driver::Driver;
 use super::events::Subject;
 use super::execute::{self, Outcome};
 use super::files::{Reread, RereadError};
-use super::held::is_host_fault;
 use super::pull_error::PullError;
 use super::report::EventLevel;
 use crate::container::{
@@ -91,9 +90,20 @@ impl Driver {
         kind: &str,
         message: String,
     ) {
+        self.emit_with(container, level, kind, message, [("container", container.to_string())]);
+    }
+
+    pub(super) fn emit_with<'a>(
+        &self,
+        container: &ContainerKey,
+        level: EventLevel,
+        kind: &str,
+        message: String,
+        attributes: impl IntoIterator<Item = (&'a str, String)>,
+    ) {
         let Some(held) = self.containers.get(container) else { return };
         let subject = Subject::Service(held.record.project.as_str(), held.record.service.as_str());
-        self.events.emit(subject, level, kind, message, [("container", container.to_string())]);
+        self.events.emit(subject, level, kind, message, attributes);
     }
 
     fn created(&mut self, container: &ContainerKey, result: Result<Vec<String>, String>) {
@@ -244,51 +254,6 @@ impl Driver {
         } else if seen.link == Link::Closed && !matches!(phase, Phase::Ended(_)) {
             let message = format!("the monitor of {container} died; it is being replaced");
             self.emit_for(container, EventLevel::Warning, "monitor-lost", message);
-        }
-    }
-
-    fn ended(&mut self, container: &ContainerKey, exit: crate::container::ExitRecord) {
-        let at = self.clock.now();
-        let Some(held) = self.containers.get_mut(container) else { return };
-        let words = execute::describe(&exit.outcome);
-        let level = match exit.outcome.code() {
-            Some(0) => EventLevel::Info,
-            _ if exit.stop_requested => EventLevel::Info,
-            _ => EventLevel::Warning,
-        };
-        if is_host_fault(&exit) {
-            let attempts = match &held.failed {
-                Some((Operation::Start, failure)) => failure.attempts + 1,
-                _ => 1,
-            };
-            held.failed = Some((Operation::Start, Failure { reason: words.clone(), at, attempts }));
-        }
-        held.note_exit(exit);
-        let connections = self.host.images.lazy.generations();
-        held.settle(|side, its| connections.of(side) == Some(its));
-        self.save_container(container);
-        self.tell_exit(container);
-        self.emit_for(container, level, "container-exited", format!("{container} {words}"));
-    }
-
-    /// There is another connection, or the one that is there has only now been found: runs that it served and that
-    /// ended while nobody knew it had their content to the end. So had all if there is none any more: one is taken
-    /// down when nothing uses it.
-    pub(super) fn connection_changed(&mut self) {
-        let lazy = &self.host.images.lazy;
-        let connections = lazy.generations();
-        let outlived = |side, its| match connections.of(side) {
-            Some(now) => now == its,
-            None => !lazy.is_there(side),
-        };
-        let settled: Vec<ContainerKey> = self
-            .containers
-            .iter_mut()
-            .filter(|(_, held)| held.record.instance == *self.host.instance)
-            .filter_map(|(key, held)| held.settle(outlived).then(|| key.clone()))
-            .collect();
-        for container in settled {
-            self.save_container(&container);
         }
     }
 

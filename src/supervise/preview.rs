@@ -16,14 +16,14 @@ impl Driver {
         let desired = super::project::parse(&request)?;
         let name = desired.project.clone();
         self.check_host()?;
-        let running = self.running(&name);
+        let settled = self.settled(&name);
         let project = match self.projects.get(&name) {
             Some(project) => {
                 let mut copy = Project::new(project.record.clone(), Arc::clone(&project.desired));
-                copy.join(request, desired, &running)?;
+                copy.join(request, desired, &settled)?;
                 copy
             }
-            None => Project::asked(request, desired, &running),
+            None => Project::asked(request, desired, &settled),
         };
         let mut observed = self.observed();
         for (service, record) in &project.records {

@@ -167,15 +167,21 @@ impl Project {
     }
 
     /// Takes over a new request: an explicit one, which counts as the user asking for each service in it, but for
-    /// those of `running`, which have what they are asked for.
+    /// those of `settled`, which have what they are asked for.
     pub(super) fn ask(
         &mut self,
-        request: UpRequest,
+        mut request: UpRequest,
         desired: Desired,
-        running: &BTreeSet<ServiceName>,
+        settled: &BTreeSet<ServiceName>,
     ) {
+        // It is about this request, and the record is about all that follow.
+        let anew = std::mem::take(&mut request.recreate);
         for name in desired.services.keys() {
-            self.want(name, running, Asker::Up);
+            if anew.iter().any(|one| name.as_str() == one) {
+                self.want_anew(name);
+            } else {
+                self.want(name, settled, Asker::Up);
+            }
         }
         self.record.request = request;
         self.record.wish = Wish::Up;
@@ -187,7 +193,7 @@ impl Project {
     pub(super) fn asked(
         request: UpRequest,
         desired: Desired,
-        running: &BTreeSet<ServiceName>,
+        settled: &BTreeSet<ServiceName>,
     ) -> Self {
         let record = ProjectRecord {
             request: request.clone(),
@@ -197,7 +203,7 @@ impl Project {
             in_boot: BTreeMap::new(),
         };
         let mut project = Self::new(record, desired.clone());
-        project.ask(request, desired, running);
+        project.ask(request, desired, settled);
         project
     }
 
@@ -206,12 +212,12 @@ impl Project {
         &mut self,
         mut request: UpRequest,
         desired: Desired,
-        running: &BTreeSet<ServiceName>,
+        settled: &BTreeSet<ServiceName>,
     ) -> Result<(), RequestError> {
         let earlier = &self.record.request;
         let goes_on = self.record.wish == Wish::Up && earlier.file == request.file;
         if !goes_on || request.services.is_empty() {
-            self.ask(request, desired, running);
+            self.ask(request, desired, settled);
             return Ok(());
         }
         // What is asked for now says for itself whether it starts alone.
@@ -223,7 +229,7 @@ impl Project {
             earlier.services.iter().chain(&request.services).cloned().collect()
         };
         let all = parse(&request)?;
-        self.ask(request, desired, running);
+        self.ask(request, desired, settled);
         self.desired = all.into();
         Ok(())
     }

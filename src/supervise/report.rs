@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::container::ExitRecord;
 use crate::image::Digest;
 use crate::spec::Sources;
 
@@ -42,9 +43,46 @@ pub struct ServiceReport {
     pub restarts: u32,
     /// How its image is here.
     pub content: Option<ContentReport>,
+    /// How its last run ended, whichever container that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<LastExit>,
     /// Whether it has come to where it should be, or will by itself.
     #[serde(default)]
     pub standing: Standing,
+}
+
+/// How the last run of a service ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastExit {
+    /// Its container, which may be gone.
+    pub container: String,
+    /// As a shell shows it; `None` when nobody saw it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// The kernel killed a process of it for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom_killed: bool,
+    /// It was asked to stop.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub asked: bool,
+    /// When.
+    pub ended_at: Timestamp,
+    /// How many milliseconds it ran.
+    pub ran_ms: u64,
+}
+
+/// How an earlier run of a service ended, and what it said last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastExit {
+    /// How.
+    #[serde(flatten)]
+    pub exit: ExitRecord,
+    /// How many milliseconds it ran.
+    pub ran_ms: u64,
+    /// Its last lines.
+    pub log: Vec<String>,
 }
 
 /// Where a service is on its way, in the sense of somebody who waits for it.
@@ -304,6 +342,9 @@ pub struct UpRequest {
     /// Services that start without those that they depend on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub independent: Vec<String>,
+    /// Services that get new containers, whether or not something has changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recreate: Vec<String>,
     /// What the text was put together from, to do it again when a file changes. Absent in requests of older
     /// versions, and when `text` is `file`'s.
     #[serde(default, skip_serializing_if = "Option::is_none")]

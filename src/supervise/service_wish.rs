@@ -20,6 +20,9 @@ pub(super) struct ServiceWish {
     /// The request that was for a restart.
     #[serde(default)]
     restart: u64,
+    /// The request that was for a new container.
+    #[serde(default)]
+    recreate: u64,
     #[serde(default)]
     stopped: Option<KeptStop>,
     /// Grace period of the last stop, in milliseconds.
@@ -40,7 +43,8 @@ impl ServiceWish {
             ManualStop::Keep => KeptStop::Keep,
             ManualStop::Remove => KeptStop::Remove,
         });
-        Self { restart: record.restart, stopped, grace_ms: record.grace }
+        let ServiceRecord { restart, recreate, .. } = *record;
+        Self { restart, recreate, stopped, grace_ms: record.grace }
     }
 
     pub(super) fn into_record(self, request: u64) -> ServiceRecord {
@@ -48,8 +52,8 @@ impl ServiceWish {
             KeptStop::Keep => ManualStop::Keep,
             KeptStop::Remove => ManualStop::Remove,
         });
-        let Self { restart, grace_ms: grace, .. } = self;
-        ServiceRecord { request, restart, stopped, grace, create_failure: None }
+        let Self { restart, recreate, grace_ms: grace, .. } = self;
+        ServiceRecord { request, restart, recreate, stopped, grace, create_failure: None }
     }
 }
 
@@ -113,16 +117,16 @@ impl Project {
         }
     }
 
-    /// The user asks for a service to run. What runs already is not asked for again: a job would run twice.
+    /// The user asks for a service to run. One of `settled` is not asked for again: a job would run twice.
     pub(super) fn want(
         &mut self,
         name: &ServiceName,
-        running: &BTreeSet<ServiceName>,
+        settled: &BTreeSet<ServiceName>,
         asker: Asker,
     ) {
         self.askers.insert(name.clone(), asker);
         let record = self.records.entry(name.clone()).or_default();
-        if record.request == 0 || !running.contains(name) {
+        if record.request == 0 || !settled.contains(name) {
             record.request += 1;
         }
         record.stopped = None;
@@ -165,6 +169,15 @@ impl Project {
         }
         // A power cut may also keep a start and lose the request: the next one has to be a new one all the same.
         record.request = record.request.max(served);
+        self.note();
+    }
+
+    /// The user asks for a service to run in a new container.
+    pub(super) fn want_anew(&mut self, name: &ServiceName) {
+        self.want(name, &BTreeSet::new(), Asker::Up);
+        if let Some(record) = self.records.get_mut(name) {
+            record.recreate = record.request;
+        }
         self.note();
     }
 

@@ -64,7 +64,9 @@ impl Fixture {
             log_level: "warn".to_owned(),
             events: events.clone(),
         });
-        let host = Host { store, images, exe, run_dir, instance, features, bridges, expecting };
+        let exits = super::exits::Exits::start(store.clone());
+        let host =
+            Host { store, images, exe, run_dir, instance, features, bridges, exits, expecting };
         let driver = Driver::new(Arc::new(host), events, CancellationToken::new());
         Self { driver, folder }
     }
@@ -92,6 +94,7 @@ impl Fixture {
             environment: BTreeMap::new(),
             services: Vec::new(),
             independent: Vec::new(),
+            recreate: Vec::new(),
             sources: None,
         };
         self.ask(|reply| Request::Up(Box::new(request), reply)).come().await.unwrap();

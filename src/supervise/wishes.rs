@@ -13,7 +13,7 @@ use super::handle::{Reply, RequestError, RequestErrorKind, StopOptions};
 use super::project::{GoneWaiter, Wish};
 use super::report::{EventLevel, ExitReport};
 use super::service_wish::{ExitWaiter, ServiceWaiter, Until};
-use crate::reconcile::{ContainerKey, ManualStop, Phase, ServiceKey};
+use crate::reconcile::{ContainerKey, ManualStop};
 use crate::spec::{ProjectName, ServiceName};
 
 /// Who waits until nothing runs, and the containers that ran.
@@ -259,34 +259,6 @@ impl Driver {
             self.projects.get(name).into_iter().flat_map(|p| p.desired.services.keys().cloned());
         let left = self.containers_of(name).map(|(_, held)| held.record.service.clone());
         desired.chain(left).collect()
-    }
-
-    /// Services that run or are just being started.
-    pub(super) fn running(&self, name: &ProjectName) -> BTreeSet<ServiceName> {
-        let statuses = self.plan.services.iter().filter(|(key, status)| {
-            key.project == *name
-                && matches!(
-                    status.phase,
-                    Phase::Running { .. } | Phase::Unhealthy { .. } | Phase::Starting
-                )
-        });
-        statuses.map(|(key, _)| key.service.clone()).collect()
-    }
-
-    /// Whether a service should run.
-    pub(super) fn is_wanted(&self, key: &ServiceKey) -> bool {
-        let Some(project) = self.projects.get(&key.project) else { return false };
-        let record = project.records.get(&key.service);
-        self.host_shutdown.is_none()
-            && project.record.wish == Wish::Up
-            && project.desired.services.contains_key(&key.service)
-            && record.is_none_or(|record| record.stopped.is_none())
-    }
-
-    /// The grace period that the user gave for the end of a service.
-    pub(super) fn grace(&self, key: &ServiceKey) -> Option<Duration> {
-        let record = self.projects.get(&key.project)?.records.get(&key.service)?;
-        record.grace.filter(|_| self.host_shutdown.is_none()).map(Duration::from_millis)
     }
 
     /// A project that was stopped goes on with some services; the others stay as they are.

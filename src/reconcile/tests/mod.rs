@@ -175,7 +175,8 @@ fn a_crashed_container_is_started_again_in_place_with_growing_delays() {
         assert!(plan.is_empty(), "{plan}");
         let delay = plan.wake_at.unwrap() - host.now;
         assert!((full * 4 / 5..=full).contains(&delay), "{delay}");
-        assert!(phase(&host, &goals, "web").starts_with("restarting in"));
+        let begin = if streak < CRASH_LOOP { "backing off (" } else { "crash-looping (" };
+        assert!(phase(&host, &goals, "web").starts_with(begin), "{streak}");
         host.now = plan.wake_at.unwrap();
         let plan = host.plan(&goals);
         assert_eq!(steps(&plan), [format!("start p/web (container {container}): it exited (1)")]);
@@ -203,6 +204,23 @@ fn a_job_runs_once_for_each_request() {
     host.exit(&container, ExitStatus::Code(3));
     assert!(host.plan(&goals).is_empty());
     assert_eq!(phase(&host, &goals, "job"), "exited (3)");
+}
+
+#[test]
+fn a_new_container_that_is_asked_for_is_made_once() {
+    let goals = up("{web: {image: i}, job: {image: i}}");
+    let mut host = running(&goals);
+    let of_job = |host: &Host| host.keys(|c| c.service == key("job")).pop_first().unwrap();
+    let job = of_job(&host);
+    host.exit(&job, ExitStatus::Code(0));
+    for service in ["web", "job"] {
+        let record = host.observed.records.entry(key(service)).or_default();
+        record.request += 1;
+        record.recreate = record.request;
+    }
+    run(&mut host, &goals);
+    assert_ne!(of_job(&host), job);
+    assert!(host.plan(&goals).is_empty());
 }
 
 #[test]
