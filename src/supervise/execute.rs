@@ -236,8 +236,16 @@ impl Host {
         let waiting = WaitingMonitor::start(&self.exe, &self.run_dir, id)
             .map_err(|error| Chain(&error).to_string())?;
         // From before the mounts: a connection that is lost between them is not taken for the container's.
-        let before = self.images.lazy.generations();
-        let mounted = self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())?;
+        let mut before = self.images.lazy.generations();
+        let mount = async || {
+            self.images.mount(&image).await.map_err(|error| Chain(&error).to_string())
+        };
+        let mut mounted = mount().await?;
+        // One that was just being taken down, because nothing used it, has served nothing of this. Mounted once more it
+        // is known which one does.
+        if before.was_replaced(self.images.lazy.generations()) {
+            (before, mounted) = (self.images.lazy.generations(), mount().await?);
+        }
         record.set_connections(self.images.lazy.generations_of(&mounted.lazy, before));
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
         self.exits.flush().await;

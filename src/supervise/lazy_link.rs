@@ -30,6 +30,12 @@ impl Generations {
         }
     }
 
+    /// Whether `now` there is another one in the place of one of these.
+    pub(super) fn was_replaced(self, now: Self) -> bool {
+        let is_other = |side| self.of(side).zip(now.of(side)).is_some_and(|(its, now)| its != now);
+        Side::ALL.into_iter().any(is_other)
+    }
+
     pub(super) fn set(&mut self, side: Side, generation: Option<u64>) {
         match side {
             Side::Main => self.main = generation,

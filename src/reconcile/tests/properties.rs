@@ -182,6 +182,7 @@ fn record() -> impl Strategy<Value = ServiceRecord> {
             request,
             // A restart is a request.
             restart: restart.min(request),
+            recreate: 0,
             stopped,
             grace,
             create_failure: None,
