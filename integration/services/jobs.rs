@@ -9,7 +9,8 @@ use crate::support::program::{Program, runs, signal};
 fn a_job_runs_once_until_it_changes_or_somebody_asks() {
     let program = Program::new();
     let job = |number: &str| {
-        let job = service("migrate", "echo migrated $N").key(&format!("environment: {{N: {number}}}"));
+        let job =
+            service("migrate", "echo migrated $N").key(&format!("environment: {{N: {number}}}"));
         let completed = "depends_on: {migrate: {condition: service_completed_successfully}}";
         file(&[job, service("web", IDLE).key(completed)])
     };
@@ -58,7 +59,10 @@ fn a_job_runs_once_until_it_changes_or_somebody_asks() {
 fn a_job_that_has_failed_or_was_stopped_is_not_done() {
     let program = Program::new();
     let fails = service("fails", "echo tried; exit 1");
-    let long = service("long", "trap 'echo cut short; exit 0' TERM; echo begun; while :; do sleep 0.1; done");
+    let long = service(
+        "long",
+        "trap 'echo cut short; exit 0' TERM; echo begun; while :; do sleep 0.1; done",
+    );
     program.services(&file(&[fails, long]));
     program.run(["up", "-d"]);
     program.wrote("long", "begun");

@@ -4,6 +4,7 @@ mod adoption;
 mod background;
 mod boundaries;
 mod bounds;
+mod commands;
 mod depend;
 mod events;
 mod exits;

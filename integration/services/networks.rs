@@ -108,6 +108,8 @@ fn a_published_port_outlives_control_rules_and_resolver() {
         program.services(&file(&[web]));
         let up = program.up_running();
         let process = program.running("web");
+        assert!(program.ok(["port", "web", "80"]).starts_with("0.0.0.0:18080\n"));
+        assert!(program.ok(["ps"]).contains("0.0.0.0:18080->80/tcp"));
         let listener = listen(process, 80);
         let mut client = program.until("the port is reached", || reach(18080));
         let (mut server, _) = listener.accept().unwrap();

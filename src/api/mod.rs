@@ -9,6 +9,7 @@
 
 mod caller;
 mod client;
+mod container_routes;
 mod event_routes;
 mod listen;
 mod server;
@@ -22,7 +23,7 @@ pub use caller::{Access, Caller, NoTokens, Permission, Scope, ScopeSource, Unkno
 pub use client::{ApiClient, ClientError, Lines};
 pub use server::{ServeError, ServeOptions, serve};
 pub use wire::{
-    API_HEADER, API_VERSION, ErrorKind, EventsQuery, Hello, InspectQuery, LogLine, LogsQuery,
-    MountRequest, OLDEST_API_VERSION, ProjectQuery, PullRequest, SOCKET_NAME, ServicesQuery,
-    StartRequest, StopRequest, Subject, VERSION_HEADER, WireError,
+    API_HEADER, API_VERSION, DownAnswer, DownRequest, ErrorKind, EventsQuery, Hello, InspectQuery,
+    KillRequest, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION, ProjectQuery, PullRequest,
+    SOCKET_NAME, ServicesQuery, StartRequest, StopRequest, Subject, VERSION_HEADER, WireError,
 };

@@ -22,7 +22,7 @@ use super::wire::{
     API_VERSION, ErrorKind, Hello, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION,
     ProjectQuery, PullRequest, SOCKET_NAME, Subject, WireError,
 };
-use super::{event_routes, listen, service_routes, version};
+use super::{container_routes, event_routes, listen, service_routes, version};
 use crate::supervise::report::UpRequest;
 use crate::supervise::{ControlHandle, Extent, LogTail, RequestError, RequestErrorKind};
 
@@ -105,7 +105,10 @@ fn router(context: Context) -> Router {
         .route("/v1/mounts", post(mount))
         .route("/v1/mounts", delete(unmounted))
         .route("/v1/make-way", post(make_way));
-    let all = own.merge(event_routes::routes()).merge(service_routes::routes());
+    let all = own
+        .merge(event_routes::routes())
+        .merge(service_routes::routes())
+        .merge(container_routes::routes());
     version::versioned(all).with_state(context)
 }
 

@@ -26,7 +26,7 @@ pub(super) fn routes() -> Router<Context> {
         .route("/v1/host/shutdown", post(host_shutdown).delete(host_resume))
 }
 
-fn options(request: StopRequest) -> StopOptions {
+pub(super) fn options(request: StopRequest) -> StopOptions {
     let timeout = request.timeout.map(Duration::from_secs);
     StopOptions {
         services: request.services,

@@ -99,6 +99,36 @@ pub struct StopRequest {
     pub timeout: Option<u64>,
 }
 
+/// `POST …/kill`. The answer is the names of the containers that were told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KillRequest {
+    /// Only these services; all that run when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// Which signal, by name or number. SIGKILL is a stop without a grace period.
+    pub signal: String,
+}
+
+/// `POST …/down-with-volumes`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownRequest {
+    /// How the project ends; of all of its services.
+    #[serde(flatten)]
+    pub stop: StopRequest,
+    /// Volumes by their names on this host, beside those of the project as it was brought up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+}
+
+/// The answer to that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DownAnswer {
+    /// Containers that are gone.
+    pub containers: Vec<String>,
+    /// Volumes that are gone.
+    pub volumes: Vec<String>,
+}
+
 /// `POST …/start`. The answer is the containers' names, when they have been started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartRequest {

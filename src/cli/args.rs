@@ -12,12 +12,16 @@ use super::events::EventsArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
 use super::inspect::InspectArguments;
 use super::install::InstallArguments;
+use super::kill::KillArguments;
 use super::logs::LogsArguments;
 use super::man::ManArguments;
 use super::plan::PlanArguments;
+use super::port::PortArguments;
 use super::project;
 use super::start::{RestartArguments, StartArguments};
+use super::stats::StatsArguments;
 use super::stop::StopArguments;
+use super::top::TopArguments;
 use super::uninstall::UninstallArguments;
 use super::up::UpArguments;
 use super::wait::WaitArguments;
@@ -174,6 +178,8 @@ pub(super) enum Command {
     Start(StartArguments),
     /// Stop services and start them again, in the same containers
     Restart(RestartArguments),
+    /// Send a signal to services; KILL, unless another is named, stops them at once
+    Kill(KillArguments),
     /// Show everything that is known of services and their containers
     Inspect(InspectArguments),
     /// Wait until services end, and print their exit codes
@@ -192,6 +198,12 @@ pub(super) enum Command {
     Events(EventsArguments),
     /// Run a command in a running service
     Exec(ExecArguments),
+    /// Print where the ports of a service are published
+    Port(PortArguments),
+    /// List the processes that run in services
+    Top(TopArguments),
+    /// Show what services use: processor, memory, network, disks
+    Stats(StatsArguments),
     /// Bring images here: index and prefetch only, or everything with --full
     Pull(PullArguments),
     /// List the images that are here

@@ -19,6 +19,7 @@ mod image_write;
 mod images;
 mod inspect;
 mod install;
+mod kill;
 mod log_printer;
 mod logs;
 mod look_up;
@@ -26,6 +27,7 @@ pub mod man;
 mod moment;
 mod output;
 mod plan;
+mod port;
 mod progress;
 mod project;
 mod ps;
@@ -34,7 +36,9 @@ mod run;
 mod settings;
 mod signals;
 mod start;
+mod stats;
 mod stop;
+mod top;
 mod uninstall;
 mod up;
 mod wait;
@@ -93,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Stop(arguments) => stop::run(&settings, arguments),
         Command::Start(arguments) => start::run(&settings, arguments),
         Command::Restart(arguments) => start::restart(&settings, arguments),
+        Command::Kill(arguments) => kill::run(&settings, arguments),
         Command::Inspect(arguments) => inspect::run(&settings, &arguments),
         Command::Wait(arguments) => wait::run(&settings, &arguments),
         Command::ShutdownServices => stop::for_shutdown(&settings),
@@ -101,6 +106,9 @@ pub fn main() -> ExitCode {
         Command::Logs(arguments) => logs::run(&settings, &arguments),
         Command::Events(arguments) => events::run(&settings, &arguments),
         Command::Exec(arguments) => exec::run(&settings, arguments),
+        Command::Port(arguments) => port::run(&settings, &arguments),
+        Command::Top(arguments) => top::run(&settings, &arguments),
+        Command::Stats(arguments) => stats::run(&settings, &arguments),
         Command::Pull(arguments) => pull::run(&settings, &arguments),
         Command::Images(arguments) => images::run(&settings, &arguments),
         Command::Image(command) => image::main(&settings, command),

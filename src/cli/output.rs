@@ -18,6 +18,11 @@ pub(super) fn line(text: &str) {
     let _ = writeln!(anstream::stdout(), "{text}");
 }
 
+/// Text on standard output as it is.
+pub(super) fn bare(text: &str) {
+    let _ = write!(std::io::stdout(), "{text}");
+}
+
 /// One line on standard error. That it cannot be written (the terminal has gone, the disk is full) must not end the
 /// one who says it: `up` is control.
 fn say(text: &str) {

@@ -1,5 +1,6 @@
 //! `supervisor ps`.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use serde_json::json;
@@ -7,7 +8,7 @@ use serde_json::json;
 use super::args::{ListFormat, PsArguments};
 use super::settings::Settings;
 use super::{connect, output, project};
-use crate::supervise::report::{ContentReport, ServiceReport};
+use crate::supervise::report::{ContentReport, PortReport, ServiceReport};
 
 pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Result<ExitCode> {
     let selected = &arguments.project;
@@ -38,11 +39,17 @@ pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Resul
             let several = reports.iter().any(|report| Some(&report.project) != first);
             let heading = [
                 "PROJECT", "SERVICE", "IMAGE", "STATE", "PID", "UPTIME", "RESTARTS", "LOCAL",
-                "LAZY",
+                "LAZY", "PORTS",
             ];
             let skipped = usize::from(!several);
-            let rows = reports.iter().map(|report| row(report).split_off(skipped));
-            output::table(&heading[skipped..], rows);
+            // Most services that publish nothing need no column for it.
+            let columns = heading.len() - usize::from(reports.iter().all(|r| r.ports.is_empty()));
+            let rows = reports.iter().map(|report| {
+                let mut row = row(report).split_off(skipped);
+                row.truncate(columns - skipped);
+                row
+            });
+            output::table(&heading[skipped..columns], rows);
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -60,7 +67,17 @@ fn row(report: &ServiceReport) -> Vec<String> {
         restarts(report),
         report.content.as_ref().map_or_else(dash, |content| output::percent(content.local)),
         report.content.as_ref().map_or_else(dash, lazy),
+        ports(report),
     ]
+}
+
+/// As Docker writes them: `0.0.0.0:8080->80/tcp`.
+fn ports(report: &ServiceReport) -> String {
+    let port = |port: &PortReport| {
+        let host = SocketAddr::new(port.host_ip, port.host_port);
+        format!("{host}->{}/{}", port.container_port, port.protocol)
+    };
+    report.ports.iter().map(port).collect::<Vec<_>>().join(", ")
 }
 
 /// Longest state in the table; a terminal would break it into lines, and a pipe would get a column as wide as the
@@ -115,6 +132,14 @@ fn json_line(report: &ServiceReport) -> serde_json::Value {
         .unwrap_or_default();
     let name = report.container.clone().unwrap_or_default();
     let content = report.content.as_ref();
+    let publishers = report.ports.iter().map(|port| {
+        json!({
+            "URL": port.host_ip,
+            "TargetPort": port.container_port,
+            "PublishedPort": port.host_port,
+            "Protocol": port.protocol,
+        })
+    });
     json!({
         "ID": name,
         "Name": name,
@@ -130,8 +155,8 @@ fn json_line(report: &ServiceReport) -> serde_json::Value {
         "CreatedAt": created,
         "StartedAt": report.started_at.map(|time| time.to_string()).unwrap_or_default(),
         "RunningFor": running_for,
-        "Publishers": [],
-        "Ports": "",
+        "Publishers": publishers.collect::<Vec<_>>(),
+        "Ports": ports(report),
         "Labels": "",
         "Mounts": "",
         "Networks": "",

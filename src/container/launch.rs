@@ -282,6 +282,12 @@ impl LogTarget {
     }
 }
 
+/// The control group of a container, as an absolute path.
+#[must_use]
+pub fn cgroup_of(instance: &str, id: &ContainerId) -> String {
+    format!("/supervisor-{instance}/c/{id}")
+}
+
 impl Launch {
     /// A launch with defaults for everything that has one.
     #[must_use]
@@ -296,7 +302,7 @@ impl Launch {
         let log = LogTarget::new(state_dir.join("log.json"));
         Self {
             version: LAUNCH_VERSION,
-            cgroup: format!("/supervisor-{instance}/c/{id}"),
+            cgroup: cgroup_of(instance, &id),
             monitor_cgroup: format!("/supervisor-{instance}/monitor"),
             id,
             run_dir,

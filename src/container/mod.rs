@@ -52,7 +52,7 @@ pub use health::{HealthCheck, HealthState, HealthStatus, Probe};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
     HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
-    MountKind, Network, Process, Rootfs, StopPolicy, Writable,
+    MountKind, Network, Process, Rootfs, StopPolicy, Writable, cgroup_of,
 };
 pub(crate) use monitor::monitor_main;
 pub use network::Attached;

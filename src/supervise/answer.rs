@@ -38,6 +38,8 @@ impl Draft {
             }
         }
         report.last_exit = host.exits.last(&key);
+        let container = report.container.as_ref();
+        report.ports = container.map(|id| host.bridges.published.of(id)).unwrap_or_default();
         (report, image)
     }
 }
@@ -90,6 +92,16 @@ impl Driver {
             Request::Plan(request, reply) => drop(reply.send(self.preview(*request))),
             Request::Inspect { project, names, reply } => {
                 self.inspect(project.as_deref(), &names, reply);
+            }
+            Request::Running { project, services, reply } => {
+                drop(reply.send(self.running_containers(project.as_deref(), &services)));
+            }
+            Request::Kill { project, services, signal, reply } => {
+                self.kill(&project, services, signal, reply);
+            }
+            Request::Volumes { project, reply } => drop(reply.send(self.volumes_of(&project))),
+            Request::UnusedVolumes { volumes, reply } => {
+                drop(reply.send(Ok(self.unused_volumes(volumes))));
             }
             Request::HostShutdown { reply } => self.host_shutdown(reply),
             Request::HostResume { reply } => self.host_resume(reply),
@@ -288,6 +300,7 @@ impl Driver {
             restarts: held.map_or(0, |held| held.record.restarts),
             content: None,
             last_exit: None,
+            ports: Vec::new(),
             standing: standing(&status.phase),
         };
         Draft { key: key.clone(), report, image, words_of }

@@ -1,7 +1,6 @@
 //! Networks of containers that have one of their own: who is in which, kept on disk, and the host made so.
 //!
-//! One task does everything, in the order in which it is asked: a container that left is out before it joins again.
-//! As long as no service asks for a bridge nothing is run, read or changed.
+//! One task does everything, in the order in which it is asked; while no service asks for a bridge, it does nothing.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::events::{EventLog, Subject};
+use super::published::Published;
 use super::report::EventLevel;
 use super::resolver::Resolver;
 use crate::container::{self, Attached};
@@ -61,7 +61,10 @@ enum Command {
 
 /// The way to the task.
 #[derive(Debug, Clone)]
-pub(super) struct Bridges(mpsc::Sender<Command>);
+pub(super) struct Bridges {
+    commands: mpsc::Sender<Command>,
+    pub(super) published: Published,
+}
 
 /// What the task needs.
 #[derive(Debug)]
@@ -78,8 +81,9 @@ impl Bridges {
     /// Begins the task. Needs a runtime.
     pub(super) fn start(options: BridgesOptions) -> Self {
         let (commands, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(options, queue));
-        Self(commands)
+        let published = Published::default();
+        tokio::spawn(run(options, queue, published.clone()));
+        Self { commands, published }
     }
 
     /// Puts a container into its networks.
@@ -87,7 +91,7 @@ impl Bridges {
         let (reply, answer) = oneshot::channel();
         let gone = || "networks are not looked after any more".to_owned();
         let join = Command::Join { wish: Box::new(wish), reply };
-        self.0.send(join).await.map_err(|_| gone())?;
+        self.commands.send(join).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -109,19 +113,19 @@ impl Bridges {
     /// Waits until all that was said before is done.
     pub(super) async fn flush(&self) {
         let (reply, done) = oneshot::channel();
-        if self.0.send(Command::Flush(reply)).await.is_ok() {
+        if self.commands.send(Command::Flush(reply)).await.is_ok() {
             let _ = done.await;
         }
     }
 
     fn tell(&self, command: Command) {
-        if let Err(error) = self.0.try_send(command) {
+        if let Err(error) = self.commands.try_send(command) {
             tracing::warn!(%error, "a change of networks is forgotten");
         }
     }
 }
 
-async fn run(options: BridgesOptions, mut queue: mpsc::Receiver<Command>) {
+async fn run(options: BridgesOptions, mut queue: mpsc::Receiver<Command>, published: Published) {
     let events = options.events.clone();
     let owner = match Owner::new(&options.instance) {
         Ok(owner) => owner,
@@ -145,7 +149,9 @@ async fn run(options: BridgesOptions, mut queue: mpsc::Receiver<Command>) {
         complaint: None,
         is_used: false,
         is_stale: false,
+        published,
     };
+    task.published.set(&task.state);
     let mut watch: Option<RulesWatch> = None;
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -221,6 +227,7 @@ struct Task {
     is_used: bool,
     /// Whether the host may not be what the state says.
     is_stale: bool,
+    published: Published,
 }
 
 impl Task {
@@ -305,6 +312,7 @@ impl Task {
     }
 
     fn save(&mut self) {
+        self.published.set(&self.state);
         if let Err(error) = record::save_with_copy(&self.path, &self.state) {
             self.complain(error);
         }

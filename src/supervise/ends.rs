@@ -1,8 +1,8 @@
 //! What follows from the end of a run.
 
 use super::driver::Driver;
-use super::execute;
 use super::held::is_host_fault;
+use super::monitors;
 use super::report::{EventLevel, LastExit};
 use crate::container::ExitRecord;
 use crate::reconcile::{ContainerKey, Failure, Operation};
@@ -12,7 +12,7 @@ impl Driver {
     pub(super) fn ended(&mut self, container: &ContainerKey, exit: ExitRecord) {
         let at = self.clock.now();
         let Some(held) = self.containers.get_mut(container) else { return };
-        let words = execute::describe(&exit.outcome);
+        let words = monitors::describe(&exit.outcome);
         let level = match exit.outcome.code() {
             Some(0) => EventLevel::Info,
             _ if exit.stop_requested => EventLevel::Info,

@@ -2,9 +2,9 @@
 
 use super::driver::Driver;
 use super::events::Subject;
-use super::execute;
 use super::held::{ContainerRecord, Held};
 use super::lazy_link::Generations;
+use super::monitors;
 use super::project::{Project, ProjectRecord, Wish};
 use super::report::EventLevel;
 use crate::container::{self, ContainerId, MonitorHandle, Phase};
@@ -173,7 +173,7 @@ impl Driver {
             held.keep_process(&status.phase);
             held.status = Some(status);
             held.monitor = Some(monitor.clone());
-            tokio::spawn(execute::watch(monitor, key.clone(), self.outcomes.clone()));
+            tokio::spawn(monitors::watch(monitor, key.clone(), self.outcomes.clone()));
             return;
         }
         if held.record.started_in_boot.is_none() || held.record.exit.is_some() {

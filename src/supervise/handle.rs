@@ -10,6 +10,7 @@ use super::report::{
     Event, ExecTarget, ExitReport, ImageReport, LogSource, MountableImage, PlanReport,
     PullProgress, ServiceReport, UpRequest,
 };
+use crate::container::Signal;
 
 /// Requests that wait while one is handled; handling one takes microseconds, so this is a burst of callers.
 pub(super) const REQUEST_QUEUE: usize = 64;
@@ -108,6 +109,28 @@ pub(super) enum Request {
         project: Option<String>,
         names: Vec<String>,
         reply: Reply<Vec<serde_json::Value>>,
+    },
+    /// Containers that run.
+    Running {
+        project: Option<String>,
+        services: Vec<String>,
+        reply: Reply<Vec<super::usage::Running>>,
+    },
+    Kill {
+        project: String,
+        services: Vec<String>,
+        signal: Signal,
+        reply: Reply<Vec<String>>,
+    },
+    /// Named volumes of a project.
+    Volumes {
+        project: String,
+        reply: Reply<Vec<String>>,
+    },
+    /// Those of some volumes that no project has.
+    UnusedVolumes {
+        volumes: Vec<String>,
+        reply: Reply<Vec<String>>,
     },
     HostShutdown {
         reply: Reply<Vec<String>>,

@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 
 use super::handle::{ControlHandle, Request, RequestError, StopOptions};
 use super::report::{ExitReport, PlanReport, UpRequest};
+use crate::container::Signal;
 
 impl ControlHandle {
     /// Stops services and keeps their containers, until somebody asks for a start: also across a restart of control
@@ -56,6 +57,21 @@ impl ControlHandle {
         options: StopOptions,
     ) -> Result<Vec<String>, RequestError> {
         self.ask(|reply| Request::Restart { project, options, reply }).await
+    }
+
+    /// Sends a signal to the first processes of services that run, of all of the project when none is named. SIGKILL
+    /// is as [`Self::stop`] without a grace period; what follows from another one is for the program and its restart
+    /// policy. Returns the names of the containers.
+    ///
+    /// # Errors
+    /// When the project or a service does not exist, or a service that is named does not run.
+    pub async fn kill(
+        &self,
+        project: String,
+        services: Vec<String>,
+        signal: Signal,
+    ) -> Result<Vec<String>, RequestError> {
+        self.ask(|reply| Request::Kill { project, services, signal, reply }).await
     }
 
     /// How the containers of services end, one by one; the list ends when all have, or when one that has not ended

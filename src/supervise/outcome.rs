@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use super::driver::Driver;
 use super::events::Subject;
-use super::execute::{self, Outcome};
+use super::execute::Outcome;
 use super::files::{Reread, RereadError};
+use super::monitors;
 use super::pull_error::PullError;
 use super::report::EventLevel;
 use crate::container::{
@@ -155,7 +156,7 @@ impl Driver {
                 held.keep_process(&status.phase);
                 held.status = Some(status);
                 held.monitor = Some(monitor.clone());
-                tokio::spawn(execute::watch(
+                tokio::spawn(monitors::watch(
                     monitor.clone(),
                     container.clone(),
                     self.outcomes.clone(),
@@ -163,7 +164,7 @@ impl Driver {
                 // What was asked for while it was being launched need not wait until it has started.
                 let key = held.record.key();
                 if operation == Operation::Start && !self.is_wanted(&key) {
-                    tokio::spawn(execute::hasten(monitor, self.grace(&key)));
+                    tokio::spawn(monitors::hasten(monitor, self.grace(&key)));
                 }
             }
             Err(reason) => {

@@ -10,6 +10,8 @@ use crate::container::ExitRecord;
 use crate::image::Digest;
 use crate::spec::Sources;
 
+pub use super::usage_report::{ContainerProcesses, ContainerUsage, PortReport, ProcessReport};
+
 /// One service as `ps` shows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServiceReport {
@@ -43,6 +45,9 @@ pub struct ServiceReport {
     pub restarts: u32,
     /// How its image is here.
     pub content: Option<ContentReport>,
+    /// Ports of the host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortReport>,
     /// How its last run ended, whichever container that was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<LastExit>,

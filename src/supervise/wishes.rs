@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use super::driver::Driver;
 use super::events::Subject;
-use super::execute;
 use super::handle::{Reply, RequestError, RequestErrorKind, StopOptions};
+use super::monitors;
 use super::project::{GoneWaiter, Wish};
 use super::report::{EventLevel, ExitReport};
 use super::service_wish::{ExitWaiter, ServiceWaiter, Until};
@@ -214,7 +214,7 @@ impl Driver {
     }
 
     /// The project and the services of it that were named; all that it has when none was.
-    fn chosen(
+    pub(super) fn chosen(
         &self,
         project: &str,
         named: &[String],
@@ -315,7 +315,7 @@ impl Driver {
                 && due
                 && services.contains(&held.record.service)
             {
-                tokio::spawn(execute::hasten(monitor, grace));
+                tokio::spawn(monitors::hasten(monitor, grace));
             }
         }
     }

@@ -19,9 +19,11 @@ pub mod netns;
 pub mod notify;
 pub mod probe;
 pub mod process;
+pub mod process_info;
 pub mod readiness;
 pub mod signal;
 pub mod socket;
 mod spawn;
+pub mod usage;
 
 pub use mapped::{MappedFile, MappedMut};
