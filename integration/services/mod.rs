@@ -84,11 +84,12 @@ impl Service {
             "  {}:\n    image: \"{}\"\n    command: [\"sh\", \"-c\", {script}]\n",
             self.name, self.image
         );
-        if self.on_host && !self.keys.iter().any(|key| key.starts_with("network")) {
-            text.push_str("    network_mode: host\n");
-        }
         for key in &self.keys {
             text.push_str(&format!("    {key}\n"));
+        }
+        // Behind them, so that they are where they would be without it.
+        if self.on_host && !self.keys.iter().any(|key| key.starts_with("network")) {
+            text.push_str("    network_mode: host\n");
         }
         text
     }
