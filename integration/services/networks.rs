@@ -226,3 +226,36 @@ fn networks_are_what_the_file_says() {
         until_nothing_is_left(&program);
     });
 }
+
+#[test]
+fn services_share_the_network_of_another_and_follow_it() {
+    on_a_host(|| {
+        let program = Program::new();
+        let vpn = service("vpn", IDLE).bridged().key("ports: ['18082:80']").key("restart: always");
+        let app = service("app", IDLE).key("network_mode: service:vpn");
+        let side = service("side", IDLE).key("network_mode: container:tests-vpn-1");
+        program.services(&format!("name: tests\n{}", file(&[vpn, app, side])));
+        program.ok(["up", "-d"]);
+        let [vpn, app, side] = ["vpn", "app", "side"].map(|name| program.running(name));
+        let network = |process: Pid| {
+            std::fs::read_link(format!("/proc/{}/ns/net", process.as_raw_nonzero())).unwrap()
+        };
+        assert_eq!((network(app), network(side)), (network(vpn), network(vpn)));
+        let _listener = listen(app, 80);
+        program.until("what the other one publishes is reached", || reach(18082));
+        program.until("names are answered", || found(app, "vpn"));
+
+        // It dies, and has another network; those that were in the old one are started again in the new one.
+        signal(vpn, Signal::KILL);
+        program.until("all are in one network again", || {
+            let [again, others @ ..] = ["vpn", "app", "side"].map(|name| program.running(name));
+            let read = |process: Pid| {
+                std::fs::read_link(format!("/proc/{}/ns/net", process.as_raw_nonzero())).ok()
+            };
+            let new = read(again).filter(|_| again != vpn)?;
+            others.iter().all(|other| read(*other).as_ref() == Some(&new)).then_some(())
+        });
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
+    });
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::field::Checker;
 use super::raw::{Entry, Node, Value};
-use super::{Desired, Service, ServiceName};
+use super::{Desired, NetworkMode, Service, ServiceName};
 
 /// What a service waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +113,54 @@ impl Checker<'_> {
         }
     }
 
+    /// A service in the network of another starts after it, and again with it: a network ends with the run that made it.
+    pub(super) fn share_networks(
+        &mut self,
+        services: &mut BTreeMap<ServiceName, Service>,
+        entries: &[Entry],
+    ) {
+        let mut shared = Vec::new();
+        for service in services.values() {
+            let owner = match &service.network_mode {
+                Some(NetworkMode::Service(owner)) => owner.clone(),
+                // One of this project, by the name that its file gives it.
+                Some(NetworkMode::Container(name)) => {
+                    let is_it = |other: &&Service| {
+                        other.container_name.as_ref() == Some(name)
+                            || format!("{}-{}-1", self.project, other.name) == *name
+                    };
+                    let Some(owner) = services.values().find(is_it) else { continue };
+                    owner.name.clone()
+                }
+                _ => continue,
+            };
+            let entry = |name: &ServiceName| entries.iter().find(|e| e.key == name.as_str());
+            let problem = if owner == service.name {
+                format!("`{owner}` cannot be in its own network")
+            } else if services.contains_key(&owner) {
+                shared.push((service.name.clone(), owner));
+                continue;
+            } else {
+                match entry(&owner) {
+                    // It has problems of its own.
+                    Some(e) if self.selection.is_active(&e.key, &e.value) => continue,
+                    Some(_) => format!("`{owner}` is of a profile that is not active"),
+                    None => format!("there is no service `{owner}`"),
+                }
+            };
+            let at = entry(&service.name).and_then(|entry| entry.value.get("network_mode"));
+            let path = format!("{}.network_mode", service.name);
+            self.problem(at.map(|node| node.at), &path, problem);
+        }
+        for (name, owner) in shared {
+            let Some(service) = services.get_mut(&name) else { continue };
+            let started =
+                Dependency { condition: Condition::Started, required: true, restart: true };
+            let dependency = service.depends_on.entry(owner).or_insert(started);
+            (dependency.required, dependency.restart) = (true, true);
+        }
+    }
+
     /// What only all services together can tell. `entries` are those of the file, active or not.
     pub(super) fn check_dependencies(
         &mut self,
@@ -145,7 +193,11 @@ impl Checker<'_> {
             let names: Vec<&str> = cycle.iter().map(|name| name.as_str()).collect();
             let first = names.first().copied().unwrap_or_default();
             let entry = entries.iter().find(|entry| entry.key == first);
-            let at = entry.and_then(|entry| entry.value.get("depends_on")).map(|node| node.at);
+            let says = |entry: &'_ Entry| {
+                let keys = ["depends_on", "network_mode"];
+                keys.iter().find_map(|key| entry.value.get(key)).map(|node| node.at)
+            };
+            let at = entry.and_then(says);
             let message = format!("services depend on each other: `{}`", names.join("` → `"));
             self.problem(at, &format!("{first}.depends_on"), message);
         }

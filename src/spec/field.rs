@@ -324,20 +324,21 @@ impl<'a> Checker<'a> {
             return None;
         }
         let text = self.text(path, node)?;
-        let mode = match text.as_str() {
-            "host" => Ok(NetworkMode::Host),
-            "none" => Ok(NetworkMode::None),
-            "bridge" => Ok(NetworkMode::Bridge),
-            _ if text.starts_with("service:") || text.starts_with("container:") => {
-                Err(Refusal::unsupported(format!(
-                    "`{text}` is not supported in this version; use `bridge`, `host` or `none`"
-                )))
+        let mode = match (text.as_str(), text.split_once(':')) {
+            ("host", _) => Ok(NetworkMode::Host),
+            ("none", _) => Ok(NetworkMode::None),
+            ("bridge", _) => Ok(NetworkMode::Bridge),
+            (_, Some(("service", name))) => {
+                name.parse().map(NetworkMode::Service).map_err(|error| error.to_string())
             }
-            _ => {
-                Err(format!("unknown network mode `{text}`; use `bridge`, `host` or `none`").into())
+            (_, Some(("container", name))) if !name.is_empty() => {
+                Ok(NetworkMode::Container(name.to_owned()))
             }
+            _ => Err(format!(
+                "unknown network mode `{text}`; use `bridge`, `host`, `none`, `service:NAME` or `container:NAME`"
+            )),
         };
-        self.refused(path, node, mode)
+        self.checked(path, node, mode)
     }
 
     /// Which profiles a service has is read before; here it is only checked.

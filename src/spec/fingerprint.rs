@@ -129,7 +129,7 @@ impl Service {
         add("stop_signal", stop_signal.map(|signal| json!(signal.number())));
         let grace = stop_grace_period.map(|grace| json!(grace.as_nanos().to_string()));
         add("stop_grace_period", grace);
-        add("network_mode", network_mode.map(|mode| json!(mode.to_string())));
+        add("network_mode", network_mode.as_ref().map(|mode| json!(mode.to_string())));
         networks.iter().filter(|n| n.is_asked).for_each(|network| {
             add(&format!("networks.{}", network.key), Some(network.written()));
         });

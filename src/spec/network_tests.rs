@@ -103,3 +103,31 @@ networks:
 ";
     insta::assert_snapshot!(parsed(text).unwrap_err());
 }
+
+#[test]
+fn a_service_in_the_network_of_another_depends_on_it() {
+    let text = "services: {vpn: {image: i, container_name: tunnel}, \
+        a: {image: i, network_mode: 'service:vpn'}, b: {image: i, network_mode: 'container:tunnel'}, \
+        c: {image: i, network_mode: 'container:shop-vpn-1', depends_on: {vpn: {condition: service_healthy}}}, \
+        d: {image: i, network_mode: 'container:elsewhere'}}";
+    let desired = parsed(text).unwrap();
+    for (name, condition) in
+        [("a", Condition::Started), ("b", Condition::Started), ("c", Condition::Healthy)]
+    {
+        let dependency = desired.services[name].depends_on["vpn"];
+        assert_eq!(dependency, Dependency { condition, required: true, restart: true }, "{name}");
+    }
+    assert!(desired.services["d"].depends_on.is_empty());
+    let text = "\
+services:
+  a: {image: i, network_mode: 'service:a'}
+  b: {image: i, network_mode: 'service:none'}
+  c: {image: i, network_mode: 'service:off'}
+  off: {image: i, profiles: [x]}
+  d: {image: i, network_mode: 'service:e', ports: ['80:80'], dns: 10.0.0.1}
+  e: {image: i, network_mode: 'service:d'}
+  f: {image: i, network_mode: 'service:'}
+  g: {image: i, network_mode: 'container:'}
+";
+    insta::assert_snapshot!(parsed(text).unwrap_err());
+}

@@ -47,7 +47,7 @@ impl Checker<'_> {
         &mut self,
         path: &str,
         node: &Node,
-        network: Option<NetworkMode>,
+        network: Option<&NetworkMode>,
     ) -> Vec<Port> {
         let Value::List(items) = &node.value else {
             self.mismatch(path, node, "a list of `[HOST:]CONTAINER[/PROTOCOL]`");
@@ -125,11 +125,16 @@ impl Checker<'_> {
 }
 
 /// Whether the host's network gives what is asked for.
-fn reached(port: &Port, network: Option<NetworkMode>) -> Result<(), Refusal> {
+fn reached(port: &Port, network: Option<&NetworkMode>) -> Result<(), Refusal> {
     let target = port.target;
     match network {
         Some(NetworkMode::None) => {
             return Err("the service has no network (`network_mode: none`)".to_owned().into());
+        }
+        Some(mode @ (NetworkMode::Service(_) | NetworkMode::Container(_))) => {
+            let message =
+                format!("ports are published by the service that the network is of (`{mode}`)");
+            return Err(message.into());
         }
         None | Some(NetworkMode::Bridge) => return Ok(()),
         Some(NetworkMode::Host) => {}

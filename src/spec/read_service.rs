@@ -52,7 +52,7 @@ pub(super) fn read(checker: &mut Checker<'_>, name: ServiceName, node: &Node) ->
                 checker.deploy(path, value, &mut service.limits, &mut service.restart);
             }
             // With the network that holds, which any key before or after it may say.
-            "ports" => service.ports = checker.ports(path, value, service.network_mode),
+            "ports" => service.ports = checker.ports(path, value, service.network_mode.as_ref()),
             "init" | "tty" | "stdin_open" | "privileged" => {
                 if checker.boolean(path, value).is_some() {
                     checker.only(&found, &["false"]);
@@ -222,9 +222,16 @@ fn check(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
         checker.unsupported(at, &format!("{name}.{key}"), message);
         service.dns = Default::default();
     }
-    if service.network_mode == Some(NetworkMode::None) && !service.dns.servers.is_empty() {
+    let has_no_names = match &service.network_mode {
+        Some(NetworkMode::None) => Some("has no meaning without a network (`network_mode: none`)"),
+        Some(NetworkMode::Service(_) | NetworkMode::Container(_)) => {
+            Some("is said by the service that the network is of")
+        }
+        _ => None,
+    };
+    if let Some(reason) = has_no_names.filter(|_| !service.dns.servers.is_empty()) {
         let at = node.get("dns").map_or(node.at, |node| node.at);
-        let message = "`dns` has no meaning without a network (`network_mode: none`)";
+        let message = format!("`dns` {reason}");
         checker.problem(Some(at), &format!("{name}.dns"), message);
     }
 }
@@ -232,7 +239,7 @@ fn check(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
 /// The networks that hold, and what is at odds with them.
 fn networks(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
     let at = |key: &str| node.get(key).map_or(node.at, |node| node.at);
-    if let Some(mode) = service.network_mode {
+    if let Some(mode) = &service.network_mode {
         if !service.networks.is_empty() {
             let message = format!("a service has `networks` or `network_mode: {mode}`, not both");
             checker.problem(Some(at("networks")), &format!("{}.networks", service.name), message);

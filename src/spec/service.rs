@@ -212,8 +212,7 @@ impl fmt::Display for RestartPolicy {
 }
 
 /// The network that a container sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkMode {
     /// The host's own.
     Host,
@@ -221,14 +220,20 @@ pub enum NetworkMode {
     None,
     /// A namespace on the bridge that all such services of this host share.
     Bridge,
+    /// That of the container of another service, which comes first and which it is restarted with.
+    Service(ServiceName),
+    /// That of a container, by its name.
+    Container(String),
 }
 
 impl fmt::Display for NetworkMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "host",
-            Self::None => "none",
-            Self::Bridge => "bridge",
-        })
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::None => f.write_str("none"),
+            Self::Bridge => f.write_str("bridge"),
+            Self::Service(name) => write!(f, "service:{name}"),
+            Self::Container(name) => write!(f, "container:{name}"),
+        }
     }
 }

@@ -416,7 +416,7 @@ fn the_schema_takes_what_the_parser_takes() {
         ("services: {a: {imag: a}}", "unknown key imag"),
         ("services: {a: {image: [a]}}", "image: "),
         ("services: {a: {image: a, links: [b]}}", "not allowed"),
-        ("services: {a: {image: a, network_mode: hots}}", "fits nothing"),
+        ("services: {a: {image: a, deploy: {mode: hots}}}", "fits nothing"),
         ("service: {}", "unknown key service"),
         ("services: {a: {deploy: {replica: 1}}}", "unknown key replica"),
         ("x-supervisor: {lazy: {prefetch: soon}}", "fits nothing"),

@@ -179,6 +179,7 @@ fn services(
             Err(error) => checker.problem(Some(*at), "services", error),
         }
     }
+    checker.share_networks(&mut services, entries);
     checker.check_dependencies(&services, entries);
     Some(services)
 }

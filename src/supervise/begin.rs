@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::driver::Driver;
 use super::events::Subject;
-use super::execute::Synced;
+use super::execute::{Start, Synced};
 use super::held::{ContainerRecord, Held, ImpliedNetwork};
 use super::images::Extent;
 use super::report::EventLevel;
@@ -122,6 +122,7 @@ impl Driver {
         let request = project.request_of_this_boot(&service.service);
         let (host, outcomes) = (Arc::clone(&self.host), self.outcomes.clone());
         host.expect_start();
+        let owner = self.network_owner(service, &settings);
         let Some(held) = self.begin_operation(container, Operation::Start) else { return };
         // What its policy starts again may start again after a power cut. Another one must not, and does not if the
         // next boot finds either this start or no request for it.
@@ -134,7 +135,8 @@ impl Driver {
         held.record.exit = None;
         held.status = None;
         let (id, record) = (held.id.clone(), held.record.clone());
-        tokio::spawn(async move { host.start(id, record, settings, synced, outcomes).await });
+        let start = Start { service: settings, network_owner: owner, synced };
+        tokio::spawn(async move { host.start(id, record, start, outcomes).await });
     }
 
     fn next_serial(&self) -> u64 {

@@ -16,7 +16,6 @@ use super::held::ContainerRecord;
 use super::images::{Extent, Images};
 use super::launch::{self, Place};
 use super::lazy_link::Generations;
-use super::membership::{self, Surroundings};
 use super::monitors::{signal_for, sync_after_start, wait_ended};
 use super::pull_error::PullError;
 use crate::boundary::Boundary;
@@ -85,6 +84,15 @@ pub(super) enum Outcome {
         project: String,
         result: Result<Reread, RereadError>,
     },
+}
+
+/// What a container is started by.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) service: Service,
+    /// Whose network it has, where that is another's.
+    pub(super) network_owner: Option<ContainerId>,
+    pub(super) synced: Synced,
 }
 
 /// When the record of a start is on the disk.
@@ -201,11 +209,10 @@ impl Host {
         &self,
         id: ContainerId,
         mut record: ContainerRecord,
-        service: Service,
-        synced: Synced,
+        start: Start,
         outcomes: Outcomes,
     ) {
-        let result = self.try_start(&id, &mut record, &service, synced).await;
+        let result = self.try_start(&id, &mut record, &start).await;
         Boundary::LAUNCHED.reach(&self.run_dir);
         let container = ContainerKey::new(id.as_str());
         let _ = outcomes
@@ -217,9 +224,9 @@ impl Host {
         &self,
         id: &ContainerId,
         record: &mut ContainerRecord,
-        service: &Service,
-        synced: Synced,
+        start: &Start,
     ) -> Result<MonitorHandle, String> {
+        let Start { service, network_owner, synced } = start;
         let image = self
             .images
             .local_manifest(&record.image, record.manifest)
@@ -272,19 +279,10 @@ impl Host {
                 .map_err(|error| Chain(&error).to_string())?,
             log: self.log_path(record.project.as_str(), record.service.as_str()),
             volumes: self.store.root().join("volumes"),
-            surroundings: membership::surroundings(service, record.implied_network),
         };
-        let is_member = place.surroundings == Surroundings::Bridges;
         let mut launch =
             launch::launch(service, &image.config, mounted.layers, place, &self.features);
-        if is_member {
-            let nftables = &self.features.nftables;
-            if nftables.is_forced_off() {
-                return Err(format!("no {}: {}", nftables.name, nftables.text()));
-            }
-            let wish = membership::member(id, record.project.as_str(), service);
-            launch::attach(&mut launch, service, self.bridges.join(wish).await?);
-        }
+        self.give_network(&mut launch, record, service, network_owner.as_ref()).await?;
         let wish = &service.extensions.lazy;
         let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish);
         let launching = waiting.launch(&self.exe, &launch);

@@ -171,7 +171,7 @@ fn settings(service: &Service) -> Value {
         "restart": service.restart_policy().to_string(),
         "stop_signal": service.stop_signal,
         "stop_grace_period_seconds": service.grace().as_secs_f64(),
-        "network_mode": service.network_mode.map(|mode| mode.to_string()),
+        "network_mode": service.network_mode.as_ref().map(ToString::to_string),
         "networks": service.networks.iter().map(|n| n.network.name.as_str()).collect::<Vec<_>>(),
         "fingerprint": service.fingerprint(),
     })

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bridges::Joined;
-use super::membership::Surroundings;
 use crate::container::{
     Bounds, Content, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget, Mount,
     MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
@@ -26,7 +25,6 @@ pub(super) struct Place {
     pub(super) log: PathBuf,
     /// Folder of all named volumes.
     pub(super) volumes: PathBuf,
-    pub(super) surroundings: Surroundings,
 }
 
 /// The command line: the service's words over the image's, as Docker combines them.
@@ -59,7 +57,7 @@ pub(super) fn stop_signal(service: &Service, image: &ImageConfig) -> Signal {
         .unwrap_or(Signal::TERM)
 }
 
-/// What the monitor of a container gets.
+/// What the monitor of a container gets, but for its network.
 pub(super) fn launch(
     service: &Service,
     image: &ImageConfig,
@@ -81,7 +79,7 @@ pub(super) fn launch(
         no_new_privileges: service.privileges.no_new_privileges.unwrap_or(false),
     };
     let name = place.id.to_string();
-    let (volumes, surroundings) = (place.volumes, place.surroundings);
+    let volumes = place.volumes;
     let mut launch =
         Launch::new(place.id, &place.instance, place.run_dir, place.state_dir, rootfs, process);
     launch.log = log(service, &launch.process, &name, place.log);
@@ -92,11 +90,6 @@ pub(super) fn launch(
     ];
     let lacks = lacks.into_iter().filter(|(feature, _)| !feature.is_present());
     launch.lacks = lacks.map(|(_, lack)| lack).collect();
-    launch.network = match surroundings {
-        Surroundings::Host => Network::Host,
-        // Interfaces come with `attach`.
-        Surroundings::Nothing | Surroundings::Bridges => Network::None,
-    };
     launch.mounts = service
         .volumes
         .iter()
@@ -286,7 +279,6 @@ mod tests {
             state_dir: PathBuf::from("/state/containers/site-web-1"),
             log: PathBuf::from("/state/logs/site/web/log.json"),
             volumes: PathBuf::from("/state/volumes"),
-            surroundings: Surroundings::Nothing,
         }
     }
 
@@ -320,7 +312,6 @@ mod tests {
         assert_eq!(launch.process.user.as_deref(), Some("1000"));
         assert_eq!(launch.process.cwd.as_deref(), Some("/srv"));
         assert_eq!((launch.stop.signal.number(), launch.stop.grace_ms), (2, 3000));
-        assert_eq!(launch.network, Network::None);
         assert!(launch.rootfs.read_only && launch.mounts[0].read_only);
         let source = PathBuf::from("/srv/data");
         assert_eq!(launch.mounts[0].kind, MountKind::Bind { source, create: true });

@@ -19,11 +19,14 @@ pub(super) enum Surroundings {
     Nothing,
     /// Bridges of ours.
     Bridges,
+    /// What another container sees.
+    Anothers,
 }
 
 /// What a container of `service` sees.
 pub(super) fn surroundings(service: &Service, implied: ImpliedNetwork) -> Surroundings {
-    match (service.network_mode, implied) {
+    match (service.network_mode.as_ref(), implied) {
+        (Some(NetworkMode::Service(_) | NetworkMode::Container(_)), _) => Surroundings::Anothers,
         (Some(NetworkMode::Host), _) => Surroundings::Host,
         (Some(NetworkMode::None), _) => Surroundings::Nothing,
         (Some(NetworkMode::Bridge), _) => Surroundings::Bridges,
@@ -147,6 +150,7 @@ mod tests {
             ("network_mode: host", Surroundings::Host, Surroundings::Host),
             ("network_mode: none", Surroundings::Nothing, Surroundings::Nothing),
             ("network_mode: bridge", Surroundings::Bridges, Surroundings::Bridges),
+            ("network_mode: 'container:x'", Surroundings::Anothers, Surroundings::Anothers),
         ] {
             let service = service(keys);
             assert_eq!(surroundings(&service, earlier), before, "{keys}");

@@ -31,6 +31,7 @@ mod held;
 mod image_requests;
 mod images;
 mod inspect;
+mod joining;
 mod journal;
 mod kill;
 mod launch;

@@ -117,8 +117,10 @@ pub(in super::super) const SERVICE: &[Key] = &[
     rejected("models", "models are not run"),
     done(
         "network_mode",
-        Choice(&["host", "none", "bridge"]),
-        "`host`, `none`, or `bridge`: the bridge that such services of all projects share; where absent, `networks` hold",
+        Text,
+        "`host`; `none`; `bridge`: the bridge that such services of all projects share; `service:NAME` or \
+         `container:NAME`: the network of that one, after which it starts, and with which it is started again if it is \
+         of the project; where absent, `networks` hold",
     ),
     done(
         "networks",

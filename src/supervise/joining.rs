@@ -1,0 +1,86 @@
+//! Gives a container that is launched the network that its service asks for.
+
+use super::driver::Driver;
+use super::execute::Host;
+use super::held::{ContainerRecord, Held};
+use super::launch;
+use super::membership::{self, Surroundings};
+use crate::container::{self, ContainerId, Launch, Network};
+use crate::reconcile::ServiceKey;
+use crate::spec::{NetworkMode, Service};
+
+impl Driver {
+    /// The container whose network a container of `service` is to have, if that is another's.
+    pub(super) fn network_owner(
+        &self,
+        service: &ServiceKey,
+        settings: &Service,
+    ) -> Option<ContainerId> {
+        let is_named = |held: &Held| {
+            let record = &held.record;
+            match &settings.network_mode {
+                Some(NetworkMode::Service(name)) => {
+                    record.project == service.project && record.service == *name
+                }
+                Some(NetworkMode::Container(name)) => {
+                    let project = self.projects.get(&record.project);
+                    let theirs = project.and_then(|p| p.desired.services.get(&record.service));
+                    let given = theirs.and_then(|service| service.container_name.as_ref());
+                    held.id.as_str() == name
+                        || given == Some(name)
+                        || format!("{}-{}-1", record.project, record.service) == *name
+                }
+                _ => false,
+            }
+        };
+        let ours = |held: &&Held| held.record.instance == *self.host.instance;
+        let mut running = self.containers.values().filter(ours).filter(|held| held.pid().is_some());
+        running.find(|held| is_named(held)).map(|held| held.id.clone())
+    }
+}
+
+impl Host {
+    /// Sets the network of `launch`. `owner` is whose network it has, where that is another's.
+    pub(super) async fn give_network(
+        &self,
+        launch: &mut Launch,
+        record: &ContainerRecord,
+        service: &Service,
+        owner: Option<&ContainerId>,
+    ) -> Result<(), String> {
+        match membership::surroundings(service, record.implied_network) {
+            Surroundings::Host => launch.network = Network::Host,
+            Surroundings::Nothing => launch.network = Network::None,
+            Surroundings::Bridges => {
+                let nftables = &self.features.nftables;
+                if nftables.is_forced_off() {
+                    return Err(format!("no {}: {}", nftables.name, nftables.text()));
+                }
+                let wish = membership::member(&launch.id, record.project.as_str(), service);
+                launch::attach(launch, service, self.bridges.join(wish).await?);
+            }
+            Surroundings::Anothers => {
+                let mode = service.network_mode.as_ref().map(ToString::to_string);
+                let mode = mode.unwrap_or_default();
+                let gone = || format!("there is no network to share: `{mode}` does not run");
+                self.share_network(launch, owner.ok_or_else(gone)?).ok_or_else(gone)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The network of `owner`, and with it how names are found there. `None` when it does not run.
+    fn share_network(&self, launch: &mut Launch, owner: &ContainerId) -> Option<()> {
+        let theirs = container::launch_record(&self.run_dir, owner).ok()??;
+        let process = container::running_process(&self.run_dir, owner).ok()??;
+        process.open()?;
+        launch.network = match theirs.network {
+            Network::Host => Network::Host,
+            // Of this very process: the number is not another's as long as its network is used.
+            _ => Network::Namespace(format!("/proc/{}/ns/net", process.pid).into()),
+        };
+        launch.resolv_conf = theirs.resolv_conf;
+        launch.extra_hosts.extend(theirs.extra_hosts);
+        Some(())
+    }
+}
