@@ -147,16 +147,42 @@ fn a_published_port_outlives_control_rules_and_resolver() {
 }
 
 #[test]
-fn a_port_that_a_program_of_the_host_has_is_told_with_its_owner() {
+fn a_port_that_somebody_has_is_told_before_anything_is_stopped() {
     on_a_host(|| {
         let program = Program::new();
-        let web = service("web", IDLE).key("network_mode: bridge").key("ports: ['18081:80']");
-        program.services(&file(&[web.key("restart: \"no\"")]));
-        let taken = TcpListener::bind("0.0.0.0:18081").unwrap();
-        let up = program.up();
-        program.said("port `18081/tcp` is in use by `");
+        let web = |port: &str, text: &str| {
+            let ports = format!("ports: ['{port}:80']");
+            service("web", IDLE).bridged().key(&ports).key(&format!("environment: [A={text}]"))
+        };
+        program.services(&format!("name: one\n{}", file(&[web("18083", "1")])));
+        program.ok(["up", "-d"]);
+        let process = program.running("web");
+        let refused = |arguments: &[&str], expected: &str| {
+            let ran = program.run(arguments);
+            let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+            assert!(ran.status.code() == Some(1) && said.contains(expected), "{arguments:?}: {said}");
+            assert_eq!(program.running("web"), process, "it was stopped for a port that it cannot have");
+        };
+
+        let taken = TcpListener::bind("0.0.0.0:18084").unwrap();
+        program.services(&format!("name: one\n{}", file(&[web("18084", "1")])));
+        for command in [&["up", "-d"][..], &["plan"]] {
+            refused(command, "port `18084/tcp` is in use by `");
+        }
         drop(taken);
-        program.interrupt(up);
+        let twice = file(&[web("18083", "1"), service("more", IDLE).bridged().key("ports: ['18083:1']")]);
+        program.services(&format!("name: one\n{twice}"));
+        refused(&["up", "-d"], "`more` and `web` both publish port `18083/tcp`");
+        let other = file(&[service("other", IDLE).key("ports: ['18083:18083']")]);
+        std::fs::write(program.folder().join("two.yaml"), format!("name: two\n{other}")).unwrap();
+        refused(&["up", "-d", "-f", "two.yaml"], "port `18083/tcp` is published by `one/web` already");
+
+        // What it has itself is in nobody's way.
+        program.services(&format!("name: one\n{}", file(&[web("18083", "2")])));
+        program.ok(["up", "-d"]);
+        assert_ne!(program.running("web"), process);
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
     });
 }
 

@@ -181,6 +181,7 @@ impl Driver {
         let desired = super::project::parse(&request)?;
         let name = desired.project.clone();
         self.check_host()?;
+        self.check_ports(&desired)?;
         let settled = self.settled(&name);
         match self.projects.get_mut(&name) {
             Some(project) => project.join(request, desired, &settled)?,

@@ -112,11 +112,15 @@ fn port(port: &spec::Port) -> PortWish {
         host_ip: port.host_ip,
         published: port.published.map(|(first, last)| first..=last),
         target: port.target,
-        transport: match port.protocol {
-            Protocol::Tcp => Transport::Tcp,
-            Protocol::Udp => Transport::Udp,
-            Protocol::Sctp => Transport::Sctp,
-        },
+        transport: transport(port.protocol),
+    }
+}
+
+pub(super) fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+        Protocol::Sctp => Transport::Sctp,
     }
 }
 

@@ -43,6 +43,7 @@ mod log_stream;
 mod membership;
 mod monitors;
 mod outcome;
+mod port_check;
 mod preview;
 mod project;
 mod published;

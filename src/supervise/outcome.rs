@@ -292,6 +292,13 @@ impl Driver {
         // Services that were chosen by name may have gone from the file.
         match super::project::parse(&request) {
             Ok(desired) => {
+                if let Err(error) = self.check_ports(&desired) {
+                    let message =
+                        format!("the services file is not followed, its last good state is kept: {error}");
+                    self.events.emit(subject, EventLevel::Error, "port-conflict", message, []);
+                    return;
+                }
+                let Some(project) = self.projects.get_mut(&name) else { return };
                 project.reread(request, desired);
                 for warning in reread.warnings {
                     self.events.emit(

@@ -16,6 +16,7 @@ impl Driver {
         let desired = super::project::parse(&request)?;
         let name = desired.project.clone();
         self.check_host()?;
+        self.check_ports(&desired)?;
         let settled = self.settled(&name);
         let project = match self.projects.get(&name) {
             Some(project) => {
