@@ -160,8 +160,15 @@ fn a_port_that_somebody_has_is_told_before_anything_is_stopped() {
         let refused = |arguments: &[&str], expected: &str| {
             let ran = program.run(arguments);
             let said = String::from_utf8_lossy(&ran.stderr).into_owned();
-            assert!(ran.status.code() == Some(1) && said.contains(expected), "{arguments:?}: {said}");
-            assert_eq!(program.running("web"), process, "it was stopped for a port that it cannot have");
+            assert!(
+                ran.status.code() == Some(1) && said.contains(expected),
+                "{arguments:?}: {said}"
+            );
+            assert_eq!(
+                program.running("web"),
+                process,
+                "it was stopped for a port that it cannot have"
+            );
         };
 
         let taken = TcpListener::bind("0.0.0.0:18084").unwrap();
@@ -170,12 +177,16 @@ fn a_port_that_somebody_has_is_told_before_anything_is_stopped() {
             refused(command, "port `18084/tcp` is in use by `");
         }
         drop(taken);
-        let twice = file(&[web("18083", "1"), service("more", IDLE).bridged().key("ports: ['18083:1']")]);
+        let twice =
+            file(&[web("18083", "1"), service("more", IDLE).bridged().key("ports: ['18083:1']")]);
         program.services(&format!("name: one\n{twice}"));
         refused(&["up", "-d"], "`more` and `web` both publish port `18083/tcp`");
         let other = file(&[service("other", IDLE).key("ports: ['18083:18083']")]);
         std::fs::write(program.folder().join("two.yaml"), format!("name: two\n{other}")).unwrap();
-        refused(&["up", "-d", "-f", "two.yaml"], "port `18083/tcp` is published by `one/web` already");
+        refused(
+            &["up", "-d", "-f", "two.yaml"],
+            "port `18083/tcp` is published by `one/web` already",
+        );
 
         // What it has itself is in nobody's way.
         program.services(&format!("name: one\n{}", file(&[web("18083", "2")])));
@@ -281,6 +292,49 @@ fn services_share_the_network_of_another_and_follow_it() {
             let new = read(again).filter(|_| again != vpn)?;
             others.iter().all(|other| read(*other).as_ref() == Some(&new)).then_some(())
         });
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
+    });
+}
+
+#[test]
+fn a_resolver_that_hangs_is_replaced() {
+    on_a_host(|| {
+        let program = Program::new();
+        program.services(&file(&[service("web", IDLE).bridged()]));
+        program.ok(["up", "-d"]);
+        let web = program.running("web");
+        program.until("names are answered", || found(web, "web"));
+        let hung = program.role("names", "").unwrap();
+        signal(hung, Signal::STOP);
+        program.until("another one runs", || program.role("names", "").filter(|now| *now != hung));
+        program.until("it answers", || found(web, "web"));
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
+    });
+}
+
+#[test]
+fn who_is_in_which_network_is_found_out_when_the_record_is_lost() {
+    on_a_host(|| {
+        let program = Program::new();
+        let web = service("web", IDLE).bridged().key("ports: ['18085:80']");
+        program.services(&file(std::slice::from_ref(&web)));
+        let up = program.up_running();
+        let process = program.running("web");
+        let _listener = listen(process, 80);
+        program.until("the port is reached", || reach(18085));
+        crash(up);
+        for name in ["networks", "networks.prev"] {
+            std::fs::write(program.folder().join("state").join(name), "{").unwrap();
+        }
+        assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+        program.services(&file(&[web, service("db", IDLE).bridged()]));
+        program.ok(["up", "-d"]);
+        assert_eq!(program.running("web"), process, "it is the same container");
+        program.until("the port is reached again", || reach(18085));
+        let db = program.running("db");
+        program.until("both find each other", || found(db, "web").and(found(process, "db")));
         program.ok(["down"]);
         until_nothing_is_left(&program);
     });

@@ -102,7 +102,7 @@ impl HostNetwork {
         Ok(Surroundings { taken, has_ipv6: links.has_ipv6, seed, pools: Vec::new() })
     }
 
-    /// Makes the host what `state` says. Does nothing where it is so already.
+    /// Makes the host what `state` says, but for names: see [`HostNetwork::tell`]. Does nothing where it is so already.
     ///
     /// # Errors
     /// The first step that fails; the steps after it wait for the next time.
@@ -133,7 +133,6 @@ impl HostNetwork {
             LinkKind::Bridge => self.bridges.values().any(|name| *name == link.name),
             LinkKind::Port => link.what.as_ref().is_none_or(|what| wanted.contains(what)),
         })?;
-        self.tell_names(state.name_table())?;
         Ok(Applied { settings, rules, collected })
     }
 
@@ -164,7 +163,12 @@ impl HostNetwork {
         self.bridges.get(key).cloned().unwrap_or_else(name)
     }
 
-    fn tell_names(&mut self, table: NameTable) -> Result<(), HostNetworkError> {
+    /// Lets the resolver know the names of `state`; one that does not run reads them when it starts.
+    ///
+    /// # Errors
+    /// When they cannot be written, or the resolver runs and does not answer.
+    pub fn tell(&mut self, state: &NetworkState) -> Result<(), HostNetworkError> {
+        let table = state.name_table();
         if self.told.as_ref() == Some(&table) {
             return Ok(());
         }

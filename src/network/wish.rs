@@ -4,7 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use super::port::HostPort;
-use super::{AddressError, HostAccess, NetworkKey, NetworkSpec, SubnetError, Transport};
+use ipnet::IpNet;
+
+use super::{
+    AddressError, Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Reach, Subnet,
+    SubnetError, Transport,
+};
 
 /// A container that should be in networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +26,56 @@ pub struct MemberWish {
     pub host_access: HostAccess,
     /// Its own resolvers (`dns`).
     pub dns: Vec<IpAddr>,
+}
+
+impl MemberWish {
+    /// The same where the container runs already, connected as `attachments` say: in these networks, with these
+    /// addresses.
+    #[must_use]
+    pub fn as_it_runs(mut self, attachments: &[Attachment]) -> Self {
+        let known = std::mem::take(&mut self.networks);
+        let of = |attachment: &Attachment| {
+            let (_, network) = attachment.what.rsplit_once('@')?;
+            let wanted = known.iter().find(|wanted| wanted.network.key.as_str() == network);
+            let mut wish = wanted.cloned().unwrap_or_else(|| MembershipWish {
+                network: NetworkSpec {
+                    key: NetworkKey::named(network),
+                    owner: None,
+                    // One that is not the way out may be another's way out; what is closed by mistake is put right
+                    // by the next start.
+                    reach: match attachment.gateway4 {
+                        Some(_) => Reach::Outside,
+                        None => Reach::Internal,
+                    },
+                    ipv6: Ipv6::AsHost,
+                    subnets: Vec::new(),
+                },
+                v4: None,
+                v6: None,
+                canonical: self.endpoint.replace('/', "-"),
+                names: Vec::new(),
+            });
+            wish.v4 = attachment.v4.map(|(address, _)| address);
+            wish.v6 = attachment.v6.map(|(address, _)| address);
+            wish.network.ipv6 = if wish.v6.is_some() { Ipv6::Always } else { Ipv6::Never };
+            let v4 = attachment.v4.map(|(ip, prefix)| (IpAddr::V4(ip), prefix));
+            let v6 = attachment.v6.map(|(ip, prefix)| (IpAddr::V6(ip), prefix));
+            let gateways =
+                [attachment.gateway4.map(IpAddr::V4), attachment.gateway6.map(IpAddr::V6)];
+            for ((address, prefix), gateway) in
+                [v4, v6].into_iter().zip(gateways).filter_map(|(at, gateway)| Some((at?, gateway)))
+            {
+                let subnets = &mut wish.network.subnets;
+                if !subnets.iter().any(|subnet| subnet.net.contains(&address)) {
+                    let net = IpNet::new(address, prefix).ok()?.trunc();
+                    subnets.push(Subnet { net, gateway, range: None, reserved: Vec::new() });
+                }
+            }
+            Some(wish)
+        };
+        self.networks = attachments.iter().filter_map(of).collect();
+        self
+    }
 }
 
 /// One network that a container should be in.

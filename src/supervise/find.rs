@@ -42,7 +42,9 @@ impl Driver {
         // Who is being started has no process yet, and is in its networks all the same.
         let starting = self.containers.values().filter(|held| held.may_run());
         running.extend(starting.map(|held| held.id.to_string()));
-        self.host.bridges.settle(running);
+        let members =
+            if self.host.bridges.is_lost { self.members_by_launch(&running) } else { Vec::new() };
+        self.host.bridges.settle(running, members);
         self.connection_changed();
         // Also of runs that ended meanwhile it must be known whether they lost their content.
         let served = self

@@ -6,6 +6,7 @@ use super::held::{ContainerRecord, Held};
 use super::launch;
 use super::membership::{self, Surroundings};
 use crate::container::{self, ContainerId, Launch, Network};
+use crate::network::{HostAccess, MemberWish};
 use crate::reconcile::ServiceKey;
 use crate::spec::{NetworkMode, Service};
 
@@ -36,6 +37,34 @@ impl Driver {
         let ours = |held: &&Held| held.record.instance == *self.host.instance;
         let mut running = self.containers.values().filter(ours).filter(|held| held.pid().is_some());
         running.find(|held| is_named(held)).map(|held| held.id.clone())
+    }
+}
+
+impl Driver {
+    /// Who is in which network, by what was launched: for when the record of that is lost. What runs and has no
+    /// service any more is in its networks without a name.
+    pub(super) fn members_by_launch(&self, running: &[String]) -> Vec<MemberWish> {
+        let member = |held: &Held| {
+            let launched = container::launch_record(&self.host.run_dir, &held.id).ok()??;
+            let Network::Attached(attached) = launched.network else { return None };
+            let record = &held.record;
+            let project = self.projects.get(&record.project);
+            let service = project.and_then(|p| p.desired.services.get(&record.service));
+            let wish = match service {
+                Some(service) => membership::member(&held.id, record.project.as_str(), service),
+                None => MemberWish {
+                    container: held.id.to_string(),
+                    endpoint: format!("{}/{}-1", record.project, record.service),
+                    networks: Vec::new(),
+                    ports: Vec::new(),
+                    host_access: HostAccess::Denied,
+                    dns: Vec::new(),
+                },
+            };
+            Some(wish.as_it_runs(&attached.attachments))
+        };
+        let runs = |held: &&Held| running.iter().any(|id| id == held.id.as_str());
+        self.containers.values().filter(runs).filter_map(member).collect()
     }
 }
 

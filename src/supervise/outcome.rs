@@ -293,8 +293,9 @@ impl Driver {
         match super::project::parse(&request) {
             Ok(desired) => {
                 if let Err(error) = self.check_ports(&desired) {
-                    let message =
-                        format!("the services file is not followed, its last good state is kept: {error}");
+                    let message = format!(
+                        "the services file is not followed, its last good state is kept: {error}"
+                    );
                     self.events.emit(subject, EventLevel::Error, "port-conflict", message, []);
                     return;
                 }

@@ -58,7 +58,7 @@ impl NamesClient {
         rustix::io::ioctl_fionbio(&connection, false)
             .map_err(|error| NamesError::Connection(error.into()))?;
         // It is alone on its host and does nothing that lasts; one that was stopped must not stop its callers.
-        let patience = Some(std::time::Duration::from_secs(5));
+        let patience = Some(std::time::Duration::from_secs(3));
         for timeout in [rustix::net::sockopt::Timeout::Recv, rustix::net::sockopt::Timeout::Send] {
             rustix::net::sockopt::set_socket_timeout(&connection, timeout, patience)
                 .map_err(|error| NamesError::Connection(error.into()))?;

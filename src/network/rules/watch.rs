@@ -68,6 +68,11 @@ impl RulesWatch {
         }
     }
 
+    /// Forgets the changes that have been told but not read.
+    pub fn forget(&self) {
+        while matches!(self.read(), Ok(_) | Err(Errno::INTR | Errno::NOBUFS)) {}
+    }
+
     /// Reads one message: whether it is about our table.
     fn read(&self) -> Result<bool, Errno> {
         let mut buffer = vec![0; ROOM];

@@ -1,0 +1,354 @@
+//! The task of [`super::bridges`]: what is asked of networks, done on the host. Blocks.
+
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use tokio::sync::oneshot;
+
+use super::bridges::{BridgesOptions, Command, Joined, Work};
+use super::events::{EventLog, Subject};
+use super::published::Published;
+use super::report::EventLevel;
+use super::resolver::Resolver;
+use crate::container::{self, Attached};
+use crate::network::names::NamesError;
+use crate::network::port::{self, HostPort};
+use crate::network::rules::Change;
+use crate::network::{
+    HostNetwork, HostNetworkError, JoinError, MemberWish, NetworkState, Owner, Surroundings,
+};
+use crate::store::{Record, record};
+use crate::sys::netns;
+use crate::telemetry::Chain;
+
+/// After so many times without an answer, of seconds each, the resolver is taken for hung.
+const SILENCES: u32 = 2;
+/// What is said where the kernel refuses bridges.
+const NO_RIGHT: &str = "; services with networks of their own need the capability CAP_NET_ADMIN: give it, or write \
+     `network_mode: host` in the services";
+
+impl Record for NetworkState {
+    const KIND: &'static str = "networks";
+    const VERSION: u32 = 1;
+}
+
+/// All state of the task.
+#[derive(Debug)]
+pub(super) struct Task {
+    options: BridgesOptions,
+    path: PathBuf,
+    network: HostNetwork,
+    state: NetworkState,
+    /// Whether there were networks of ours at some time: what a crash left is looked for then.
+    has_record: bool,
+    /// Why nobody can join: who is in which network is written down, and cannot be read.
+    refusal: Option<String>,
+    resolver: Resolver,
+    /// What went wrong last; told once.
+    complaint: Option<String>,
+    /// Whether there is anything of ours on the host.
+    is_used: bool,
+    /// Whether the host may not be what the state says.
+    is_stale: bool,
+    /// How often in a row the resolver did not answer.
+    silent: u32,
+    published: Published,
+}
+
+/// What a change needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    Nothing,
+    /// The resolver to know it.
+    Names,
+    /// All of the host, and the record.
+    All,
+}
+
+impl Task {
+    /// Begins with what is on the disk.
+    pub(super) fn new(options: BridgesOptions, owner: &Owner, published: Published) -> Self {
+        let path = options.store.root().join("networks");
+        let (state, has_record, refusal) = match options.store.load::<NetworkState>(&path) {
+            Ok(state) => (state.clone().unwrap_or_default(), state.is_some(), None),
+            // Whoever is in a network would be put out of it.
+            Err(error) => (NetworkState::default(), false, Some(Chain(&error).to_string())),
+        };
+        let network = HostNetwork::new(owner.clone(), options.run_dir.join("network"));
+        published.set(&state);
+        Self {
+            options,
+            path,
+            network,
+            state,
+            has_record,
+            refusal,
+            resolver: Resolver::default(),
+            complaint: None,
+            is_used: false,
+            is_stale: false,
+            silent: 0,
+            published,
+        }
+    }
+
+    pub(super) fn events(&self) -> &EventLog {
+        &self.options.events
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.is_used
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.refusal.is_some() || !self.has_record
+    }
+
+    pub(super) fn work(&mut self, work: Work) {
+        match work {
+            Work::Commands(commands) => self.obey(commands),
+            Work::Rules | Work::Beat if !self.is_used => {}
+            Work::Rules => self.apply_and_tell(),
+            Work::Beat => {
+                if self.is_stale {
+                    self.apply_and_tell();
+                }
+                self.look_after_names();
+            }
+        }
+    }
+
+    /// Does all that was asked, and makes the host so once.
+    fn obey(&mut self, commands: Vec<Command>) {
+        let (mut joined, mut flushed, mut need) = (Vec::new(), Vec::new(), Need::Nothing);
+        for command in commands {
+            match command {
+                Command::Join { wish, reply } => match self.admit(&wish) {
+                    Ok(()) => {
+                        need = Need::All;
+                        joined.push((wish.container, reply));
+                    }
+                    Err(reason) => {
+                        need = need.max(self.take_out(&wish.container));
+                        let _ = reply.send(Err(reason));
+                    }
+                },
+                Command::Ready(container, ready) => {
+                    let is_new = self.state.set_ready(&container, ready);
+                    need = need.max(if is_new { Need::Names } else { Need::Nothing });
+                }
+                Command::Left(container) => need = need.max(self.take_out(&container)),
+                Command::Settle(running, members) => {
+                    need = need.max(self.settle(&running, members))
+                }
+                Command::Flush(reply) => flushed.push(reply),
+            }
+        }
+        match need {
+            Need::Nothing => {}
+            // What is to be done again is done wholly.
+            Need::Names if !self.is_stale => self.look_after_names(),
+            Need::Names | Need::All => self.change(joined),
+        }
+        for reply in flushed {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Keeps the state, makes the host so, and tells those who are in it now.
+    fn change(&mut self, joined: Vec<(String, oneshot::Sender<Result<Joined, String>>)>) {
+        self.save();
+        let applied = self.apply();
+        if let Err(error) = applied {
+            let hint = if is_not_permitted(&error) { NO_RIGHT } else { "" };
+            let reason = format!("{}{hint}", Chain(&error));
+            let is_anybodys = joined.is_empty();
+            for (container, reply) in joined {
+                let _ = self.take_out(&container);
+                let _ = reply.send(Err(reason.clone()));
+            }
+            if is_anybodys {
+                return self.note(error);
+            }
+            self.save();
+            self.apply_and_tell();
+            return;
+        }
+        // Names that are not answered for a moment are no reason not to start.
+        self.look_after_names();
+        for (container, reply) in joined {
+            let attachments = self.network.attachments(&self.state, &container);
+            let gateway = attachments.iter().find_map(|attachment| attachment.gateway4);
+            let resolver = Some(self.network.directory().to_owned());
+            let instance = self.options.instance.to_string();
+            let attached = Attached { instance, attachments, resolver };
+            let _ = reply.send(Ok(Joined { attached, gateway }));
+        }
+    }
+
+    /// Notes that a container is in its networks, if it can have what it wants.
+    fn admit(&mut self, wish: &MemberWish) -> Result<(), String> {
+        let text = |error: &(dyn std::error::Error + 'static)| Chain(error).to_string();
+        if let Some(refusal) = &self.refusal {
+            return Err(format!(
+                "{refusal}; it says which containers are in which networks: put it right, or, when none of them \
+                 runs, remove it"
+            ));
+        }
+        let surroundings = self.network.surroundings().map_err(|error| text(&error))?;
+        let fixed = wish.ports.iter().filter_map(|wanted| {
+            let port = wanted.published.as_ref().filter(|range| range.start() == range.end())?;
+            let address = wanted.host_ip.filter(|address| !address.is_unspecified());
+            Some(HostPort { address, port: *port.start(), transport: wanted.transport })
+        });
+        let taken = port::taken(&fixed.collect::<Vec<_>>()).map_err(|error| text(&error))?;
+        if let Some(taken) = taken.first() {
+            return Err(taken.to_string());
+        }
+        let is_free = |port| port::taken(&[port]).is_ok_and(|taken| taken.is_empty());
+        self.state.join(wish, &surroundings, is_free).map_err(|error| text(&error))
+    }
+
+    fn take_out(&mut self, container: &str) -> Need {
+        if !self.state.containers().any(|known| known == container) {
+            return Need::Nothing;
+        }
+        self.state.keep(|known| known != container);
+        Need::All
+    }
+
+    /// Takes over what runs: `members` are in networks, where the record of that is lost.
+    fn settle(&mut self, running: &[String], members: Vec<MemberWish>) -> Need {
+        if self.has_record {
+            self.state.keep(|known| running.iter().any(|id| id == known));
+            return Need::All;
+        }
+        // One that cannot be used is set aside, and reads as if there had never been one.
+        if members.is_empty() && self.refusal.is_none() {
+            return Need::Nothing;
+        }
+        let reason =
+            self.refusal.clone().unwrap_or_else(|| "the record of networks is lost".into());
+        let mut state = NetworkState::default();
+        // They are there: nothing of the host is in their way.
+        let nothing = Surroundings::default();
+        for wish in &members {
+            if let Err(error) = state.join(wish, &nothing, |_| true) {
+                // Or its interfaces would be taken for left over.
+                return self.complain_of_loss(&wish.container, error);
+            }
+        }
+        (self.state, self.refusal, self.has_record) = (state, None, true);
+        let message = format!(
+            "{reason}; who is in which network was found out from {} running containers",
+            members.len()
+        );
+        self.events().emit(Subject::Host, EventLevel::Warning, "networks-rebuilt", message, []);
+        Need::All
+    }
+
+    fn complain_of_loss(&mut self, container: &str, error: JoinError) -> Need {
+        tracing::error!(container, error = %Chain(&error), "it runs in networks that cannot be made out");
+        self.complain(error);
+        Need::Nothing
+    }
+
+    fn save(&mut self) {
+        self.published.set(&self.state);
+        if let Err(error) = record::save_with_copy(&self.path, &self.state) {
+            self.complain(error);
+        }
+    }
+
+    fn apply_and_tell(&mut self) {
+        match self.apply() {
+            Ok(()) => self.look_after_names(),
+            Err(error) => self.note(error),
+        }
+    }
+
+    fn apply(&mut self) -> Result<(), HostNetworkError> {
+        (self.is_used, self.is_stale) = (true, true);
+        let applied = self.network.apply(&self.state)?;
+        self.complaint = None;
+        let emit = |kind: &str, message: String| {
+            self.options.events.emit(Subject::Host, EventLevel::Warning, kind, message, []);
+        };
+        if !applied.settings.is_empty() {
+            let settings = applied.settings.join(", ");
+            emit("host-setting", format!("set for networks of services: {settings}"));
+        }
+        if applied.rules == Change::Restored {
+            emit("rules-restored", "rules of networks were changed by others, and are back".into());
+        }
+        if !applied.collected.is_empty() {
+            tracing::debug!(interfaces = ?applied.collected, "left over, and gone");
+        }
+        (self.is_used, self.is_stale) = (!self.state.bridges().is_empty(), false);
+        if !self.is_used {
+            self.resolver.wait();
+        }
+        Ok(())
+    }
+
+    /// Lets the resolver know the names, if there are any.
+    fn look_after_names(&mut self) {
+        if !self.is_used {
+            return;
+        }
+        let answered = self.network.tell(&self.state).and_then(|()| self.look_after_resolver());
+        match answered {
+            Ok(()) => self.silent = 0,
+            Err(error) => self.note(error),
+        }
+    }
+
+    /// Tells what went wrong. A resolver that hangs makes room for another.
+    fn note(&mut self, error: HostNetworkError) {
+        let is_silent = matches!(&error, HostNetworkError::Names(NamesError::Connection(_)));
+        self.silent = if is_silent { self.silent + 1 } else { 0 };
+        if self.silent >= SILENCES {
+            self.silent = 0;
+            if self.resolver.end(self.network.directory()) {
+                let message = "the resolver of names did not answer, and is replaced";
+                let level = EventLevel::Warning;
+                self.events().emit(Subject::Host, level, "resolver-replaced", message, []);
+            }
+        }
+        self.complain(error);
+    }
+
+    /// Starts the resolver where none runs, and hands it the sockets of those that it does not serve.
+    fn look_after_resolver(&mut self) -> Result<(), HostNetworkError> {
+        let served = self.resolver.ensure(&self.network, &self.options)?.clients()?;
+        let missing = self.state.containers().filter(|id| !served.iter().any(|s| s == id));
+        for id in missing.map(str::to_owned).collect::<Vec<_>>() {
+            let Ok(parsed) = id.parse() else { continue };
+            let process = container::running_process(&self.options.run_dir, &parsed);
+            // One that is about to start hands its sockets over itself.
+            let Some(process) = process.ok().flatten() else { continue };
+            let Some(_alive) = process.open() else { continue };
+            let Ok(namespace) = netns::of_process(process.pid) else { continue };
+            self.network.ensure_answered(&id, namespace.as_fd())?;
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, error: impl std::error::Error + 'static) {
+        let message = format!("networks of services: {}", Chain(&error));
+        if self.complaint.as_ref() != Some(&message) {
+            let events = &self.options.events;
+            events.emit(Subject::Host, EventLevel::Error, "network-failed", message.clone(), []);
+            self.complaint = Some(message);
+        }
+    }
+}
+
+/// Whether the kernel said that this is not ours to do.
+fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+    })
+}
