@@ -1,9 +1,17 @@
 //! Settings of the kernel without which a host forwards nothing; of the calling thread's namespace.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Ipv6;
+use serde::{Deserialize, Serialize};
+
+use super::{Ipv6, Owner};
+use crate::sys::process;
+
+/// What [`Closed`] is kept in.
+const CLOSED: &str = "closed.json";
 
 /// A setting could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +22,58 @@ pub struct SettingError {
     /// Why.
     #[source]
     pub source: io::Error,
+}
+
+/// Interfaces between which the host forwarded nothing until we turned forwarding on, by family. Written down for as
+/// long as the host runs, because the setting itself does not tell afterwards who made it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// Of version 4.
+    pub v4: BTreeSet<String>,
+    /// Of version 6.
+    pub v6: BTreeSet<String>,
+    /// The boot in which that was so.
+    pub(super) boot: String,
+}
+
+impl Closed {
+    /// Finds out what [`ensure_forwarding`] is about to open; to be asked before it. Kept in `directory`.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    pub(super) fn before_forwarding(
+        directory: &Path,
+        owner: &Owner,
+        ipv6: Ipv6,
+    ) -> io::Result<Self> {
+        let boot = process::boot_id()?;
+        let file = directory.join(CLOSED);
+        let kept = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Self>(&text).ok());
+        let kept = kept.filter(|kept| kept.boot == boot).unwrap_or_default();
+        let is_off = |key: &str| read(key).is_ok_and(|value| value == "0");
+        let mut closed = Self { boot, ..kept.clone() };
+        if is_off("net/ipv4/ip_forward") {
+            closed.v4 = interfaces("net/ipv4/conf", owner);
+        }
+        if ipv6 != Ipv6::Never && is_off("net/ipv6/conf/all/forwarding") {
+            closed.v6 = interfaces("net/ipv6/conf", owner);
+        }
+        if closed != kept && !(closed.v4.is_empty() && closed.v6.is_empty()) {
+            fs::create_dir_all(directory)?;
+            fs::write(file, serde_json::to_vec(&closed)?)?;
+        }
+        Ok(closed)
+    }
+}
+
+/// The interfaces of the host that are not ours.
+fn interfaces(key: &str, owner: &Owner) -> BTreeSet<String> {
+    let names = fs::read_dir(path(key)).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    // A name with a quote in it could end the text of the rules; nobody has one.
+    let is_plain = |name: &String| !name.contains(['"', '\\', '\n', '*']);
+    let is_real = |name: &String| !["all", "default", "lo"].contains(&name.as_str());
+    names.filter(|name| is_plain(name) && is_real(name) && !owner.owns(name, None)).collect()
 }
 
 /// Lets the host forward packets, and returns the settings that were changed for it. They are the host's and stay:
@@ -99,6 +159,36 @@ mod tests {
             assert_eq!(read("net/ipv6/conf/lo/accept_ra").unwrap(), "1", "no router is there");
             assert!(ensure_forwarding(Ipv6::AsHost).unwrap().is_empty());
             assert!(prepare_bridge("nowhere").is_err());
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn what_was_not_forwarded_before_is_known_afterwards() {
+        let (host, folder) = (netns::make().unwrap(), tempfile::tempdir().unwrap());
+        netns::within(host.as_fd(), || {
+            let owner = Owner::new("0badcafe").unwrap();
+            let look = || Closed::before_forwarding(folder.path(), &owner, Ipv6::Never).unwrap();
+            let _ = fs::write(path("net/ipv4/ip_forward"), "1");
+            assert_eq!(look().v4, BTreeSet::new(), "it is somebody else's wish");
+            let _ = fs::write(path("net/ipv4/ip_forward"), "0");
+            let add = |name: &str| {
+                let words = ["link", "add", name, "type", "bridge"];
+                assert!(std::process::Command::new("ip").args(words).status().unwrap().success());
+            };
+            for name in ["uplink", "lan", "s0badcafebaaaaa"] {
+                add(name);
+            }
+            let known = BTreeSet::from(["lan".to_owned(), "uplink".to_owned()]);
+            assert_eq!(look().v4, known);
+            ensure_forwarding(Ipv6::Never).unwrap();
+            add("later");
+            assert_eq!(look().v4, known);
+            // In another boot the setting is not ours.
+            let text = fs::read_to_string(folder.path().join(CLOSED)).unwrap();
+            let other = text.replace(&process::boot_id().unwrap(), "another");
+            fs::write(folder.path().join(CLOSED), other).unwrap();
+            assert_eq!(look().v4, BTreeSet::new());
         })
         .unwrap();
     }

@@ -14,10 +14,10 @@ use ipnet::IpNet;
 
 use super::link::{self, LinkError};
 use super::names::{self, EntryError, NameTable, NamesClient, NamesError};
-use super::rules::{Change, NftError, Rules};
+use super::rules::{Change, NftError, Rules, Ruleset};
 use super::{
-    Attachment, Ipv6, LinkKind, NetworkKey, NetworkState, Owner, SettingError, Surroundings,
-    ensure_forwarding, prepare_bridge,
+    Attachment, Closed, Ipv6, LinkKind, NetworkKey, NetworkState, Owner, SettingError,
+    Surroundings, ensure_forwarding, prepare_bridge,
 };
 
 /// The networks of the host that are ours.
@@ -118,12 +118,16 @@ impl HostNetwork {
         }
         self.bridges = names;
         // Before anything is let through: the rules are also what keeps others out.
-        let rules = self.rules.ensure(&state.ruleset(|key| self.bridge(key)))?;
+        let ipv6 = if state.has_ipv6() { Ipv6::Always } else { Ipv6::Never };
+        let folder = |source| HostNetworkError::Folder { path: self.directory.clone(), source };
+        let closed =
+            Closed::before_forwarding(&self.directory, &self.owner, ipv6).map_err(folder)?;
+        let ruleset = Ruleset { closed, ..state.ruleset(|key| self.bridge(key)) };
+        let rules = self.rules.ensure(&ruleset)?;
         for name in self.bridges.values() {
             prepare_bridge(name)?;
         }
-        let settings =
-            ensure_forwarding(if state.has_ipv6() { Ipv6::Always } else { Ipv6::Never })?;
+        let settings = ensure_forwarding(ipv6)?;
         let wanted: BTreeSet<String> = state
             .containers()
             .flat_map(|container| self.attachments(state, container))

@@ -49,7 +49,7 @@ pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetErro
 pub use attachment::{
     Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Publication, Reach, Subnet, Transport,
 };
-pub use forwarding::{SettingError, ensure_forwarding, prepare_bridge};
+pub use forwarding::{Closed, SettingError, ensure_forwarding, prepare_bridge};
 pub use host::{Applied, HostNetwork, HostNetworkError};
 pub use owner::{LinkKind, Owner, OwnerError};
 pub use state::NetworkState;

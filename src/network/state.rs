@@ -15,7 +15,7 @@ use super::port::{self, HostPort};
 use super::rules::{NetworkRules, Ruleset};
 use super::wish::{JoinError, MemberWish, MembershipWish};
 use super::{
-    AddressBook, AddressError, Addresses, Attachment, EndpointWish, HostAccess, NetworkKey,
+    AddressBook, AddressError, Addresses, Attachment, Closed, EndpointWish, HostAccess, NetworkKey,
     NetworkSpec, Publication, Reach, SubnetError, Surroundings,
 };
 
@@ -350,6 +350,7 @@ impl NetworkState {
                 .values()
                 .flat_map(|member| member.publications.iter().cloned())
                 .collect(),
+            closed: Closed::default(),
         }
     }
 

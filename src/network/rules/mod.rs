@@ -13,6 +13,9 @@
 //! * A port published at a loopback address is reached from this host alone: such packets from the wire never see
 //!   the translation.
 //!
+//! Forwarding is a setting of the whole host. Where we turn it on, what came in at one of its other interfaces and would
+//! now go out at another is dropped, as it was before; between interfaces that come later it is somebody else's wish.
+//!
 //! What they cannot give: a rule of someone else that drops is final. Where a firewall of the host drops what is
 //! forwarded, it drops what goes to and from our bridges too.
 
@@ -28,7 +31,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{HostAccess, Owner, Publication, Reach, Transport};
+use super::{Closed, HostAccess, Owner, Publication, Reach, Transport};
 pub use apply::{Change, NftError, Rules, apply_text};
 pub use watch::RulesWatch;
 
@@ -39,6 +42,8 @@ pub struct Ruleset {
     pub networks: Vec<NetworkRules>,
     /// The ports that are published.
     pub publications: Vec<Publication>,
+    /// Interfaces of the host between which nothing is forwarded: see [`Closed`].
+    pub closed: Closed,
 }
 
 /// One network.
@@ -104,13 +109,23 @@ impl Ruleset {
                 "nat hook postrouting priority srcnat",
                 &POSTROUTING.map(str::to_owned),
             ),
-            ("forward", "filter hook forward priority filter", &FORWARD.map(str::to_owned)),
+            ("forward", "filter hook forward priority filter", &self.forward()),
             ("input", "filter hook input priority filter", &INPUT.map(str::to_owned)),
         ] {
             chain(&mut text, name, Some(hook), rules);
         }
         text.push_str("}\n");
         text
+    }
+
+    /// What the host forwards: as before between others, and for our bridges.
+    fn forward(&self) -> Vec<String> {
+        let families = [("ipv4", "closed4", &self.closed.v4), ("ipv6", "closed6", &self.closed.v6)];
+        let closed = families.into_iter().filter(|(_, _, all)| !all.is_empty());
+        let closed = closed.map(|(family, set, _)| {
+            format!("meta nfproto {family} iifname @{set} oifname @{set} drop")
+        });
+        closed.chain(FORWARD.map(str::to_owned)).collect()
     }
 
     fn sets(&self) -> Vec<Elements> {
@@ -132,7 +147,11 @@ impl Ruleset {
         };
         let set = |name, of, flags, all| Elements { kind: "set", name, of, flags, all };
         let pair = |network| format!("{0} . {0}", quoted(network));
-        vec![
+        let names = |all: &BTreeSet<String>| all.iter().map(|name| format!("\"{name}\"")).collect();
+        let closed = [("closed4", &self.closed.v4), ("closed6", &self.closed.v6)];
+        let closed = closed.into_iter().filter(|(_, all)| !all.is_empty());
+        let closed = closed.map(|(name, all)| set(name, "ifname", "", names(all)));
+        let ours = vec![
             set("bridges", "ifname", "", self.networks.iter().map(quoted).collect()),
             set("open", "ifname", "", open().map(quoted).collect()),
             set("within", "ifname . ifname", "", self.networks.iter().map(pair).collect()),
@@ -140,7 +159,8 @@ impl Ruleset {
             set("open6", "ipv6_addr", "interval", subnets(true)),
             set("host4", "ifname . ipv4_addr", "", granted(false)),
             set("host6", "ifname . ipv6_addr", "", granted(true)),
-        ]
+        ];
+        ours.into_iter().chain(closed).collect()
     }
 
     /// What is translated, by transport, family, and whether it is bound to one address.

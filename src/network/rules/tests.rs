@@ -49,6 +49,7 @@ fn the_table_is_what_was_wanted() {
             // An address of the one family cannot lead to one of the other.
             publish("::1", 9, Transport::Tcp, "10.213.7.3", 9),
         ],
+        closed: Closed::default(),
     };
     let text = ruleset.text(&owner());
     assert_eq!(text, include_str!("golden.nft"));
@@ -125,6 +126,7 @@ impl World {
                     publish("127.0.0.1", 5432, Transport::Tcp, "10.213.7.3", 5432),
                     publish("192.0.2.1", 9000, Transport::Tcp, "10.213.7.3", 90),
                 ],
+                closed: Closed::default(),
             }
         });
         let world = Self { host, neighbour, web, db, other, hidden, ruleset };
@@ -233,6 +235,34 @@ fn nothing_reaches_a_container_past_its_published_ports() {
 }
 
 #[test]
+fn what_the_host_did_not_forward_before_it_does_not_forward_now() {
+    let World { host, neighbour, ruleset, web, .. } = World::new();
+    let behind = netns::make().unwrap();
+    let [wire, lan] = within(&host, || {
+        let foreign = Owner::new("0badcaff").unwrap();
+        let network = NetworkKey::named("lan");
+        let v6 = Some(("2001:db8:1::1".parse().unwrap(), 64));
+        let bridge = Bridge { network, v4: ([198, 51, 100, 1].into(), 24), v6 };
+        let lan = ensure_bridge(&foreign, &bridge).unwrap();
+        put(&foreign, &behind, &lan, "198.51.100", 9, "2001:db8:1");
+        let links = crate::network::link::list(&foreign).unwrap();
+        let mut bridges = links.into_iter().filter(|l| l.what.as_deref() == Some("shop_wire"));
+        [bridges.next().unwrap().name, lan]
+    });
+    let to = ["198.51.100.9:7", "[2001:db8:1::9]:7"];
+    // Somebody else's wish.
+    assert_eq!(seen(&behind, "0.0.0.0:7", &neighbour, to[0]).to_string(), "192.0.2.9");
+    let known = std::collections::BTreeSet::from([wire, lan]);
+    let closed = Closed { v4: known.clone(), v6: known, ..Closed::default() };
+    let ruleset = Ruleset { closed, ..ruleset };
+    within(&host, || Rules::new(owner()).ensure(&ruleset)).unwrap();
+    refused(&behind, "0.0.0.0:7", &neighbour, to[0]);
+    refused(&behind, "[::]:7", &neighbour, to[1]);
+    // Our bridges lead out as before.
+    assert_eq!(seen(&behind, "0.0.0.0:7", &web, to[0]).to_string(), "198.51.100.1");
+}
+
+#[test]
 fn rules_that_are_gone_are_noticed_and_come_back() {
     let host = netns::make().unwrap();
     within(&host, || {
@@ -242,6 +272,7 @@ fn rules_that_are_gone_are_noticed_and_come_back() {
             let ruleset = Ruleset {
                 networks: vec![network("s0badcafebaaaaa", 7, Reach::Outside)],
                 publications: vec![publish("", 8080, Transport::Tcp, "10.213.7.2", 80)],
+                closed: Closed::default(),
             };
             assert_eq!(rules.ensure(&ruleset).unwrap(), Change::Applied);
             assert_eq!(rules.ensure(&ruleset).unwrap(), Change::None);
@@ -279,7 +310,11 @@ fn many_networks_and_ports_are_one_transaction() {
         )
     });
     let publications = (1..2000).map(|n| publish("", n, Transport::Tcp, "10.213.7.2", n));
-    let ruleset = Ruleset { networks: networks.collect(), publications: publications.collect() };
+    let ruleset = Ruleset {
+        networks: networks.collect(),
+        publications: publications.collect(),
+        closed: Closed::default(),
+    };
     within(&host, || {
         let mut rules = Rules::new(owner());
         assert_eq!(rules.ensure(&ruleset).unwrap(), Change::Applied);
