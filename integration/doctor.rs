@@ -126,6 +126,7 @@ fn what_is_for_programs_keeps_its_form_and_what_is_for_people_has_no_colours() {
         "registry",
         "clock",
         "control",
+        "nft",
     ];
     for name in features.into_iter().chain(others) {
         assert!(names.contains(&name), "no check `{name}` in {names:?}");

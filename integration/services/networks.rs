@@ -115,6 +115,10 @@ fn a_published_port_outlives_control_rules_and_resolver() {
         let (mut server, _) = listener.accept().unwrap();
         program.until("names are answered", || is_answered(process).then_some(()));
 
+        let doctor = program.run(["doctor", "--json"]);
+        let told = String::from_utf8_lossy(&doctor.stdout).into_owned();
+        assert!(told.contains(r#""subject":"18080/tcp""#), "{told}");
+
         // Somebody empties the packet filter.
         assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
         program.until("the rules are back", || {

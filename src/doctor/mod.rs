@@ -3,6 +3,7 @@
 
 mod disk;
 mod machine;
+mod ports;
 mod registries;
 mod roles;
 
@@ -110,6 +111,11 @@ pub async fn examine(patient: &Patient) -> Vec<Check> {
             vec![Check::failed("probes", message, "report this as a bug")]
         }
     };
+    let run_dir = patient.run_dir.clone();
+    // It runs a program.
+    checks.extend(
+        tokio::task::spawn_blocking(move || ports::checks(&run_dir)).await.unwrap_or_default(),
+    );
     checks.extend(disk::checks(&patient.state_dir, &patient.run_dir));
     checks.extend(roles::lazy(&patient.run_dir, &patient.instance).await);
     checks.extend(registries::checks(patient).await);

@@ -137,6 +137,16 @@ pub struct Publication {
     pub to_port: u16,
 }
 
+/// A published port, and what it leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    /// What it is called across recreation, such as `shop/web-1`.
+    pub service: String,
+    /// The port.
+    #[serde(flatten)]
+    pub publication: Publication,
+}
+
 /// What is spoken at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,24 @@ use super::link::{self, LinkError};
 use super::names::{self, EntryError, NameTable, NamesClient, NamesError};
 use super::rules::{Change, NftError, Rules, Ruleset};
 use super::{
-    Attachment, Closed, Ipv6, LinkKind, NetworkKey, NetworkState, Owner, SettingError,
+    Attachment, Closed, Ipv6, LinkKind, NetworkKey, NetworkState, Owner, Published, SettingError,
     Surroundings, ensure_forwarding, prepare_bridge,
 };
+
+/// What is published, in the directory of networks.
+const PORTS: &str = "ports.json";
+
+/// What is published by the instance with this run directory; nothing where it has no networks.
+///
+/// # Errors
+/// When it is written down and cannot be read.
+pub fn published(run_dir: &Path) -> io::Result<Vec<Published>> {
+    match fs::read(run_dir.join("network").join(PORTS)) {
+        Ok(text) => Ok(serde_json::from_slice(&text)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
 
 /// The networks of the host that are ours.
 #[derive(Debug)]
@@ -30,6 +45,8 @@ pub struct HostNetwork {
     bridges: BTreeMap<NetworkKey, String>,
     /// The table that the resolver was told last.
     told: Option<NameTable>,
+    /// What was written down last of published ports.
+    published: Option<Vec<Published>>,
 }
 
 /// The host cannot be made what it should be.
@@ -77,7 +94,7 @@ impl HostNetwork {
     #[must_use]
     pub fn new(owner: Owner, directory: PathBuf) -> Self {
         let rules = Rules::new(owner.clone());
-        Self { owner, directory, rules, bridges: BTreeMap::new(), told: None }
+        Self { owner, directory, rules, bridges: BTreeMap::new(), told: None, published: None }
     }
 
     /// Where the resolver's socket is.
@@ -172,6 +189,7 @@ impl HostNetwork {
     /// # Errors
     /// When they cannot be written, or the resolver runs and does not answer.
     pub fn tell(&mut self, state: &NetworkState) -> Result<(), HostNetworkError> {
+        self.write_ports(state)?;
         let table = state.name_table();
         if self.told.as_ref() == Some(&table) {
             return Ok(());
@@ -195,10 +213,31 @@ impl HostNetwork {
         Ok(())
     }
 
+    /// Writes down what is published, for whoever looks without asking control.
+    fn write_ports(&mut self, state: &NetworkState) -> Result<(), HostNetworkError> {
+        let published = state.published();
+        if self.published.as_ref() != Some(&published) {
+            let write = || -> io::Result<()> {
+                fs::create_dir_all(&self.directory)?;
+                let mut file = tempfile::NamedTempFile::new_in(&self.directory)?;
+                file.write_all(&serde_json::to_vec(&published)?)?;
+                // Not synced: it is of this boot.
+                file.persist(self.directory.join(PORTS)).map_err(|error| error.error)?;
+                Ok(())
+            };
+            let folder = |source| HostNetworkError::Folder { path: self.directory.clone(), source };
+            write().map_err(folder)?;
+            self.published = Some(published);
+        }
+        Ok(())
+    }
+
     /// Without any network: no bridge, no rule, no resolver.
     fn leave_nothing(&mut self) -> Result<Applied, HostNetworkError> {
         self.bridges.clear();
-        self.told = None;
+        (self.told, self.published) = (None, None);
+        // There may never have been one.
+        let _ = fs::remove_file(self.directory.join(PORTS));
         match NamesClient::connect(&self.directory) {
             Ok(client) => client.stop()?,
             Err(NamesError::Absent(_)) => {}

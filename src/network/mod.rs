@@ -47,10 +47,11 @@ mod wish;
 
 pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetError, Surroundings};
 pub use attachment::{
-    Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Publication, Reach, Subnet, Transport,
+    Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Publication, Published, Reach, Subnet,
+    Transport,
 };
 pub use forwarding::{Closed, SettingError, ensure_forwarding, prepare_bridge};
-pub use host::{Applied, HostNetwork, HostNetworkError};
+pub use host::{Applied, HostNetwork, HostNetworkError, published};
 pub use owner::{LinkKind, Owner, OwnerError};
 pub use state::NetworkState;
 pub use wish::{JoinError, MemberWish, MembershipWish, PortWish};

@@ -16,7 +16,7 @@ use super::rules::{NetworkRules, Ruleset};
 use super::wish::{JoinError, MemberWish, MembershipWish};
 use super::{
     AddressBook, AddressError, Addresses, Attachment, Closed, EndpointWish, HostAccess, NetworkKey,
-    NetworkSpec, Publication, Reach, SubnetError, Surroundings,
+    NetworkSpec, Publication, Published, Reach, SubnetError, Surroundings,
 };
 
 /// Where ports come from that nobody chose; the same as the kernel's own.
@@ -259,6 +259,17 @@ impl NetworkState {
     #[must_use]
     pub fn publications(&self, container: &str) -> &[Publication] {
         self.members.get(container).map_or(&[], |member| &member.publications)
+    }
+
+    /// Everything that is published, and what of.
+    #[must_use]
+    pub fn published(&self) -> Vec<Published> {
+        let all = self.members.values().flat_map(|m| m.publications.iter().map(move |p| (m, p)));
+        all.map(|(member, publication)| Published {
+            service: member.endpoint.clone(),
+            publication: publication.clone(),
+        })
+        .collect()
     }
 
     /// The bridges of all networks.

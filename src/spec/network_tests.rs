@@ -131,3 +131,23 @@ services:
 ";
     insta::assert_snapshot!(parsed(text).unwrap_err());
 }
+
+#[test]
+fn one_word_binds_all_ports_that_name_no_address() {
+    let text = "x-supervisor: {ports_bind: 127.0.0.1}\nservices:\n  \
+        a: {image: i, ports: ['8080:80', '0.0.0.0:81:81', '[::1]::82']}\n  \
+        b: {image: i, ports: ['90'], x-supervisor: {ports_bind: '::'}}\n  \
+        c: {image: i, ports: ['91:91'], network_mode: host}\n";
+    let desired = parsed(text).unwrap();
+    let bound = |name: &str| -> Vec<String> {
+        let ports = desired.services[name].ports.iter();
+        ports.map(|p| p.host_ip.map(|ip| ip.to_string()).unwrap_or_default()).collect()
+    };
+    assert_eq!(bound("a"), ["127.0.0.1", "0.0.0.0", "::1"]);
+    assert_eq!((bound("b"), bound("c")), (vec!["::".to_owned()], vec![String::new()]));
+    let wrong = parsed("x-supervisor: {ports_bind: here}\nservices: {a: {image: i}}").unwrap_err();
+    assert!(
+        wrong.to_string().contains("1:28: x-supervisor.ports_bind: `here` is no address"),
+        "{wrong}"
+    );
+}

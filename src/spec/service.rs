@@ -117,6 +117,17 @@ impl Service {
         self.network_mode.is_some() || self.networks.iter().any(|network| network.is_asked)
     }
 
+    /// Publishes ports that name no address where `ports_bind` says. One in the host's network says itself where it
+    /// listens.
+    pub(super) fn bind_ports(&mut self) {
+        let Some(address) = self.extensions.ports_bind else { return };
+        if self.network_mode != Some(NetworkMode::Host) {
+            for port in &mut self.ports {
+                port.host_ip = port.host_ip.or(Some(address));
+            }
+        }
+    }
+
     /// Whether the root file system is read-only; it is writable unless the file says otherwise.
     #[must_use]
     pub fn is_read_only(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Our own words, under `x-supervisor`: for all services at the top of the file, and for one service, whose words win.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub struct Extensions {
     pub probe: Option<Probe>,
     /// Who comes first when the host has too little, the highest. Nothing acts on it yet.
     pub priority: Option<i32>,
+    /// Where ports are published that name no address.
+    pub ports_bind: Option<IpAddr>,
 }
 
 /// What the user wrote under `x-supervisor.lazy`. It says how content comes and not what the container is, so no
@@ -158,6 +161,7 @@ impl Extensions {
         self.on_registry_loss = self.on_registry_loss.or(all.on_registry_loss);
         self.on_unhealthy = self.on_unhealthy.or(all.on_unhealthy);
         self.priority = self.priority.or(all.priority);
+        self.ports_bind = self.ports_bind.or(all.ports_bind);
         if self.probe.is_none() {
             self.probe.clone_from(&all.probe);
         }
@@ -186,6 +190,12 @@ impl Checker<'_> {
                     words.on_unhealthy = self.choice(&found, &choices);
                 }
                 "probe" => words.probe = self.probe(path, value),
+                "ports_bind" => {
+                    words.ports_bind = self.text(path, value).and_then(|text| {
+                        let address = text.parse().map_err(|_| format!("`{text}` is no address"));
+                        self.checked(path, value, address)
+                    });
+                }
                 "priority" => {
                     let number = self.integer(path, value, -1000, 1000);
                     words.priority = number.and_then(|number| i32::try_from(number).ok());

@@ -173,6 +173,7 @@ fn services(
             Ok(name) => {
                 if let Some(mut service) = read_service::read(checker, name.clone(), value) {
                     service.extensions.complete(words);
+                    service.bind_ports();
                     services.insert(name, service);
                 }
             }

@@ -107,6 +107,15 @@ fn list(owner: &Owner) -> Result<Option<String>, NftError> {
     check(output).map(|_| None)
 }
 
+/// The version of the program, in its own words.
+///
+/// # Errors
+/// When there is none, or it does not run.
+pub fn program_version() -> Result<String, NftError> {
+    let said = check(run(&["--version"], "")?)?;
+    Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+}
+
 /// Applies `text` to the tables of the calling thread's namespace, with nothing of ours remembered.
 ///
 /// # Errors

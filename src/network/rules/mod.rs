@@ -32,7 +32,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Closed, HostAccess, Owner, Publication, Reach, Transport};
-pub use apply::{Change, NftError, Rules, apply_text};
+pub use apply::{Change, NftError, Rules, apply_text, program_version};
 pub use watch::RulesWatch;
 
 /// Everything that the rules depend on.

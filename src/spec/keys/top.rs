@@ -93,6 +93,11 @@ pub(in super::super) const SUPERVISOR: &[Key] = &[
         Choice(&["restart", "stop", "none"]),
         "what happens to a service that was healthy and is not any more: `restart` (default), `stop` or `none`",
     ),
+    done(
+        "ports_bind",
+        Text,
+        "address that ports are published at which name none, such as `127.0.0.1`; all addresses of the host where absent",
+    ),
     rejected("priority", "all services count alike in this version"),
     done(
         "probe",
