@@ -12,6 +12,7 @@ mod client;
 mod container_routes;
 mod event_routes;
 mod listen;
+mod run_routes;
 mod server;
 mod service_routes;
 #[cfg(test)]
@@ -25,5 +26,6 @@ pub use server::{ServeError, ServeOptions, serve};
 pub use wire::{
     API_HEADER, API_VERSION, DownAnswer, DownRequest, ErrorKind, EventsQuery, Hello, InspectQuery,
     KillRequest, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION, ProjectQuery, PullRequest,
-    SOCKET_NAME, ServicesQuery, StartRequest, StopRequest, Subject, VERSION_HEADER, WireError,
+    RunRequest, RunStreams, SOCKET_NAME, ServicesQuery, StartRequest, StopRequest, Subject,
+    VERSION_HEADER, WireError,
 };

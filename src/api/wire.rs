@@ -129,6 +129,55 @@ pub struct DownAnswer {
     pub volumes: Vec<String>,
 }
 
+/// `POST …/run`. The answer is the container's name, when it has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRequest {
+    /// The files that describe the service.
+    pub up: crate::supervise::report::UpRequest,
+    /// Like which service it is.
+    pub service: String,
+    /// What runs; the service's own when absent.
+    #[serde(default)]
+    pub command: Option<Vec<String>>,
+    /// What runs it.
+    #[serde(default)]
+    pub entrypoint: Option<Vec<String>>,
+    /// `NAME=value`, or `NAME` for none.
+    #[serde(default)]
+    pub environment: Vec<String>,
+    /// Volumes beside the service's, as in a file.
+    #[serde(default)]
+    pub volumes: Vec<String>,
+    /// User.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Working directory.
+    #[serde(default)]
+    pub working_dir: Option<String>,
+    /// Name of the container.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Publish the service's ports.
+    #[serde(default)]
+    pub ports: bool,
+    /// Remove the container when it has ended.
+    #[serde(default)]
+    pub remove: bool,
+    /// Descriptors of the caller's process that it gets; a log of its own when absent.
+    #[serde(default)]
+    pub streams: Option<RunStreams>,
+}
+
+/// Standard streams of a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunStreams {
+    /// Numbers of standard input, output and error.
+    pub numbers: [i32; 3],
+    /// They are a terminal that was made for this.
+    #[serde(default)]
+    pub terminal: bool,
+}
+
 /// `POST …/start`. The answer is the containers' names, when they have been started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartRequest {

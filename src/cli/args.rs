@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::completion::CompletionArguments;
 use super::config::ConfigArguments;
+use super::cp::CpArguments;
 use super::doctor::DoctorArguments;
 use super::down::DownArguments;
 use super::events::EventsArguments;
@@ -18,6 +19,7 @@ use super::man::ManArguments;
 use super::plan::PlanArguments;
 use super::port::PortArguments;
 use super::project;
+use super::run_once::RunArguments;
 use super::start::{RestartArguments, StartArguments};
 use super::stats::StatsArguments;
 use super::stop::StopArguments;
@@ -204,6 +206,10 @@ pub(super) enum Command {
     Top(TopArguments),
     /// Show what services use: processor, memory, network, disks
     Stats(StatsArguments),
+    /// Run a command in a container like that of a service, once and beside it
+    Run(RunArguments),
+    /// Copy files between this host and a running service
+    Cp(CpArguments),
     /// Bring images here: index and prefetch only, or everything with --full
     Pull(PullArguments),
     /// List the images that are here

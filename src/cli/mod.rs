@@ -9,6 +9,7 @@ mod background;
 pub mod completion;
 mod config;
 mod connect;
+mod cp;
 mod doctor;
 mod doctor_view;
 mod down;
@@ -33,6 +34,7 @@ mod project;
 mod ps;
 mod pull;
 mod run;
+mod run_once;
 mod settings;
 mod signals;
 mod start;
@@ -55,7 +57,7 @@ use crate::telemetry;
 
 /// Exit code of a command that was used wrongly.
 const WRONG_USE: u8 = 2;
-/// Exit code of `exec` for a failure of ours.
+/// Exit code of `exec` and `run` for a failure of ours.
 const EXEC_FAILED: u8 = 125;
 
 /// Runs the command line of this process and returns its exit code.
@@ -77,7 +79,11 @@ pub fn main() -> ExitCode {
         Command::Up(_) => "warn,supervisor::supervise::events=off",
         _ => "warn",
     };
-    let failed = if matches!(arguments.command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
+    let failed = if matches!(arguments.command, Command::Exec(_) | Command::Run(_)) {
+        EXEC_FAILED
+    } else {
+        1
+    };
     let settings = match Settings::new(&arguments.global, default_level) {
         Ok(settings) => settings,
         Err(error) => {
@@ -109,6 +115,8 @@ pub fn main() -> ExitCode {
         Command::Port(arguments) => port::run(&settings, &arguments),
         Command::Top(arguments) => top::run(&settings, &arguments),
         Command::Stats(arguments) => stats::run(&settings, &arguments),
+        Command::Run(arguments) => run_once::run(&settings, arguments),
+        Command::Cp(arguments) => cp::run(&settings, &arguments),
         Command::Pull(arguments) => pull::run(&settings, &arguments),
         Command::Images(arguments) => images::run(&settings, &arguments),
         Command::Image(command) => image::main(&settings, command),

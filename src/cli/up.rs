@@ -119,6 +119,29 @@ pub(super) fn requested(
     Ok((request, wanted))
 }
 
+/// The request that describes `service`, and the services that it depends on.
+pub(super) fn request_for_run(
+    settings: &Settings,
+    service: &str,
+    selected: ProjectArguments,
+) -> anyhow::Result<(UpRequest, Vec<String>)> {
+    let services = vec![service.to_owned()];
+    let composition = super::project::compose(
+        settings,
+        &selected.file,
+        selected.project_name.as_deref(),
+        &services,
+        Interpolation::Replace,
+    )?;
+    let desired = super::project::check(&composition)?;
+    let found = desired.services.iter().find(|(name, _)| name.as_str() == service);
+    let Some((_, found)) = found else {
+        anyhow::bail!("no such service in `{}`: `{service}`", composition.main_file());
+    };
+    let depends_on = found.depends_on.keys().map(ToString::to_string).collect();
+    Ok((super::project::request(settings, &composition, services), depends_on))
+}
+
 /// A target is a file if it looks like one, else a service.
 fn split(targets: Vec<String>) -> (Vec<PathBuf>, Vec<String>) {
     let is_file = |target: &String| {

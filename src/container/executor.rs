@@ -37,6 +37,8 @@ pub(super) struct Program {
     pub(super) report: Arc<io::PipeWriter>,
     /// What libcontainer has not done.
     pub(super) restriction: Restriction,
+    /// Its standard input is a terminal, which becomes that of its session.
+    pub(super) terminal: bool,
 }
 
 /// What a program may do.
@@ -51,6 +53,10 @@ pub(super) struct Restriction {
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        if self.terminal {
+            // Without it there is no control of jobs, and nothing else is lost.
+            let _ = rustix::process::ioctl_tiocsctty(io::stdin());
+        }
         let failure = self
             .restrict()
             .map_or_else(|reason| NotExecuted { reason, code: 125 }, |()| execute(spec));

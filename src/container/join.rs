@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -21,7 +21,7 @@ use super::oci;
 use super::prepare::resolve_user;
 use super::record::read_json;
 use super::start::{StartError, await_execution};
-use super::{ExecRequest, Launch};
+use super::{ExecRequest, Launch, RunPaths};
 use crate::sys::{cgroup, child, socket};
 use crate::telemetry::Chain;
 
@@ -103,15 +103,24 @@ fn join(
         root.check_dir(cwd).map_err(|source| JoinError::Directory(cwd.clone(), source))?;
     }
     let process = oci::exec_process(&container, request, user.as_ref(), &TRANSIENT);
-    let own = std::process::id();
-    let process_path = paths.runtime.join(format!("exec-{own}.json"));
+    let [process_path, console_path] = files(&paths, std::process::id());
     // It is read once, by this process: nothing of it needs to survive anything.
     fs::write(&process_path, process.to_string()).map_err(JoinError::Prepare)?;
-    let console_path = paths.runtime.join(format!("exec-{own}.sock"));
     let built = build(launch, request, streams, &container, &process_path, &console_path);
     let _ = fs::remove_file(&process_path);
     let _ = fs::remove_file(&console_path);
     built
+}
+
+/// What the child `pid` needs while it joins: the program's description, and the socket of its terminal.
+fn files(paths: &RunPaths, pid: u32) -> [PathBuf; 2] {
+    ["json", "sock"].map(|end| paths.runtime.join(format!("exec-{pid}.{end}")))
+}
+
+/// Removes what a child has left that was killed while it joined.
+pub(super) fn clear_up(paths: &RunPaths, pid: i32) {
+    let files = u32::try_from(pid).map(|pid| files(paths, pid));
+    files.into_iter().flatten().for_each(|path| drop(fs::remove_file(path)));
 }
 
 fn build(
@@ -129,7 +138,7 @@ fn build(
     let capabilities = Some(oci::capabilities(container));
     let (mut report, writer) = io::pipe().map_err(JoinError::Prepare)?;
     let restriction = Restriction { filter, capabilities };
-    let program = Program { report: Arc::new(writer), restriction };
+    let program = Program { report: Arc::new(writer), restriction, terminal: false };
     let mut builder = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
         .with_root_path(launch.paths().runtime)
         .map_err(JoinError::Runtime)?

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attached, Bounds, ContainerId, Content, HealthCheck, RunPaths, Signal};
+use super::{Attached, Bounds, CallerStreams, ContainerId, Content, HealthCheck, RunPaths, Signal};
 
 /// The version of [`Launch`] that this program writes. Fields are only added, with a default; a change of meaning
 /// raises it.
@@ -55,6 +55,9 @@ pub struct Launch {
     pub health: Option<HealthCheck>,
     /// How it is asked to stop when nobody says otherwise.
     pub stop: StopPolicy,
+    /// Whose standard streams it has instead of a log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<CallerStreams>,
     /// Where its output goes.
     pub log: LogTarget,
     /// After how many seconds a start that has not reached the program's first instruction is given up. Long,
@@ -316,6 +319,7 @@ impl Launch {
             network: Network::Host,
             bounds: Bounds::default(),
             health: None,
+            caller: None,
             stop: StopPolicy::default(),
             log,
             start_timeout_secs: default_start_timeout(),

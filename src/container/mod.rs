@@ -11,6 +11,7 @@
 //! Only this module names libcontainer.
 
 mod bounds;
+mod caller;
 mod capability;
 mod connection;
 mod content;
@@ -42,6 +43,7 @@ mod writable;
 
 pub use crate::spec::{Signal, SignalError};
 pub use bounds::{Bounds, Filter, Rlimit};
+pub use caller::{CallerStreams, CallerTerminal};
 pub use content::Content;
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{

@@ -25,12 +25,22 @@ use crate::sys::cgroup;
 pub(super) struct Prepared {
     pub(super) user: ResolvedUser,
     pub(super) writable: WritableState,
-    /// The container's ends of its output, in the order of [`Stream::ALL`].
-    pub(super) output: [OwnedFd; 2],
+    pub(super) streams: Streams,
     pub(super) files: Vec<(&'static str, PathBuf)>,
     pub(super) layout: CgroupLayout,
     /// See [`super::oci::Facts`].
     pub(super) groups: Option<PathBuf>,
+}
+
+/// The standard streams of the container's first process.
+#[derive(Debug)]
+pub(super) struct Streams {
+    /// Nothing to read where there is none.
+    pub(super) stdin: Option<OwnedFd>,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+    /// They are a terminal of its own.
+    pub(super) terminal: bool,
 }
 
 /// Prepares all; `mounted` is told when there is a root file system.
@@ -49,7 +59,7 @@ pub(super) fn prepare(
     mounted(writable.clone());
 
     let user = look_into_image(launch, paths)?;
-    let [stdout, stderr] = Stream::ALL.map(|stream| open_output(&paths.fifo(stream), &user));
+    let streams = streams(launch, paths, &user)?;
     make_sources(launch, paths)?;
     let files = write_files(launch, paths)?;
     let layout =
@@ -60,7 +70,7 @@ pub(super) fn prepare(
         .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
     Boundary::GROUP_ENTERED.reach(&launch.run_dir);
     let groups = show_groups(launch, paths, layout)?;
-    Ok(Prepared { user, writable, output: [stdout?, stderr?], files, layout, groups })
+    Ok(Prepared { user, writable, streams, files, layout, groups })
 }
 
 /// Mounts what the container sees of version 1 of control groups. The runtime can do so itself, but resolves each path
@@ -95,6 +105,16 @@ pub(super) fn resolve_user(root: &ImageRoot, user: &str) -> Result<ResolvedUser,
     let passwd = root.read_text("/etc/passwd").map_err(StartError::ReadUsers)?;
     let group = root.read_text("/etc/group").map_err(StartError::ReadUsers)?;
     Ok(user::resolve(user, &passwd, &group)?)
+}
+
+/// Those of a caller, or the ones that are logged.
+fn streams(launch: &Launch, paths: &RunPaths, user: &ResolvedUser) -> Result<Streams, StartError> {
+    let Some(caller) = &launch.caller else {
+        let [stdout, stderr] = Stream::ALL.map(|stream| open_output(&paths.fifo(stream), user));
+        return Ok(Streams { stdin: None, stdout: stdout?, stderr: stderr?, terminal: false });
+    };
+    let [stdin, stdout, stderr] = caller.take(user).map_err(StartError::Streams)?;
+    Ok(Streams { stdin: Some(stdin), stdout, stderr, terminal: caller.terminal })
 }
 
 /// The container's end of an output FIFO: for reading too, so that it never lacks a reader, whoever else dies.

@@ -68,6 +68,8 @@ pub(super) enum StartError {
     Volume(PathBuf, #[source] io::Error),
     #[error("volume source `{0}` does not exist")]
     NoSource(PathBuf),
+    #[error("could not take over the standard streams of the caller")]
+    Streams(#[source] io::Error),
     #[error("could not make a network namespace")]
     Network(#[source] io::Error),
     #[error(transparent)]
@@ -124,7 +126,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         let prepared = prepare::prepare(launch, &paths, &|state| tell(&Progress::Mounted(state)));
         (prepared, making.join())
     });
-    let Prepared { user, writable, output: [stdout, stderr], files, layout, groups } = prepared?;
+    let Prepared { user, writable, streams, files, layout, groups } = prepared?;
     let died = |_| Err(StartError::Network(io::ErrorKind::Other.into()));
     // Stays open until the container has joined it.
     let network = network.unwrap_or_else(died)?;
@@ -145,13 +147,16 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     Boundary::CONFIGURED.reach(&launch.run_dir);
 
     let (mut report, writer) = io::pipe().map_err(StartError::Report)?;
-    let program = Program { report: Arc::new(writer), restriction };
-    let mut container = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
+    let program = Program { report: Arc::new(writer), restriction, terminal: streams.terminal };
+    let builder = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
         .with_root_path(&paths.runtime)
         .map_err(StartError::Create)?
         .with_executor(program)
-        .with_stdout(stdout)
-        .with_stderr(stderr)
+        .with_stdout(streams.stdout)
+        .with_stderr(streams.stderr);
+    let stdin = streams.stdin.into_iter();
+    let builder = stdin.fold(builder, |builder, stdin| builder.with_stdin(stdin));
+    let mut container = builder
         .as_init(&paths.bundle)
         .with_systemd(false)
         .with_detach(true)

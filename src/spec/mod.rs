@@ -92,6 +92,7 @@ pub use signal::{Signal, SignalError};
 pub use supervisor::{
     Extensions, Lazy, LazyMode, Prefetch, Probe, ProbeTarget, RegistryLoss, UnhealthyAction,
 };
+pub(crate) use words::split as split_words;
 
 /// What a services file means depends on this besides its text.
 #[derive(Debug, Clone)]

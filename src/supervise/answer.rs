@@ -99,6 +99,15 @@ impl Driver {
             Request::Kill { project, services, signal, reply } => {
                 self.kill(&project, services, signal, reply);
             }
+            Request::Run { request, service, options, reply } => {
+                self.run_once(&request, &service, *options, reply);
+            }
+            Request::RunEnd { project, container, reply } => {
+                self.wait_run(&project, container, reply);
+            }
+            Request::StopRun { project, container, reply } => {
+                drop(reply.send(self.stop_run(&project, &container)));
+            }
             Request::Volumes { project, reply } => drop(reply.send(self.volumes_of(&project))),
             Request::UnusedVolumes { volumes, reply } => {
                 drop(reply.send(Ok(self.unused_volumes(volumes))));

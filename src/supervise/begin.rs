@@ -60,9 +60,10 @@ impl Driver {
                     connection: None,
                     marked_connection: None,
                     exit: None,
+                    one_off: None,
                     exits: Vec::new(),
                 };
-                let id = self.new_id(&service);
+                let id = self.new_id(service.project.as_str(), service.service.as_str());
                 let mut held = Held::new(id.clone(), record.clone());
                 held.busy = Some(Operation::Create);
                 self.containers.insert(ContainerKey::new(id.as_str()), held);
@@ -139,24 +140,22 @@ impl Driver {
         tokio::spawn(async move { host.start(id, record, start, outcomes).await });
     }
 
-    fn next_serial(&self) -> u64 {
+    pub(super) fn next_serial(&self) -> u64 {
         self.containers.values().map(|held| held.record.serial + 1).max().unwrap_or(1)
     }
 
     /// A name that no container had before: what is left of an old one is never taken for the new one's.
-    fn new_id(&self, service: &ServiceKey) -> ContainerId {
+    pub(super) fn new_id(&self, project: &str, service: &str) -> ContainerId {
         let mut salt = 0_u32;
         loop {
-            let seed =
-                format!("{service} {} {salt} {}", jiff::Timestamp::now(), self.host.instance);
+            let seed = format!(
+                "{project}/{service} {} {salt} {}",
+                jiff::Timestamp::now(),
+                self.host.instance
+            );
             let unique = crate::image::Digest::of(seed.as_bytes()).hex()[..6].to_owned();
-            let id = ContainerId::compose(
-                service.project.as_str(),
-                service.service.as_str(),
-                1,
-                &unique,
-            )
-            .expect("hex digits are allowed in an id");
+            let id = ContainerId::compose(project, service, 1, &unique)
+                .expect("hex digits are allowed in an id");
             if !self.containers.contains_key(&ContainerKey::new(id.as_str())) {
                 return id;
             }

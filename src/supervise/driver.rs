@@ -19,6 +19,7 @@ use super::heartbeat::ServiceManager;
 use super::held::Held;
 use super::project::{Project, Wish};
 use super::report::EventLevel;
+use super::runs::Runs;
 use super::wishes::HostShutdown;
 use crate::image::ImageRef;
 use crate::reconcile::{
@@ -52,6 +53,7 @@ pub(super) struct Driver {
     pub(super) service_manager: ServiceManager,
     /// Whether a plan was made; what the first one finds may have been told by an earlier control.
     pub(super) has_planned: bool,
+    pub(super) runs: Runs,
 }
 
 impl Driver {
@@ -73,6 +75,7 @@ impl Driver {
             host_shutdown: None,
             service_manager: ServiceManager::new(None, None, Instant::now()),
             has_planned: false,
+            runs: Runs::default(),
         }
     }
 
@@ -148,6 +151,7 @@ impl Driver {
             containers: self
                 .containers
                 .iter()
+                .filter(|(_, held)| self.is_planned(held))
                 .map(|(key, held)| (key.clone(), held.observed(&self.clock, connections)))
                 .collect(),
             records: records.collect(),
@@ -184,6 +188,7 @@ impl Driver {
                 self.begin(step.action);
             }
         }
+        self.look_after_runs();
     }
 
     /// Keeps the record of a project. A failure is told and changes nothing else: the project runs all the same.
@@ -270,7 +275,9 @@ impl Driver {
         project: &'a ProjectName,
     ) -> impl Iterator<Item = (&'a ContainerKey, &'a Held)> {
         self.containers.iter().filter(move |(_, held)| {
-            held.record.project == *project && held.record.instance == *self.host.instance
+            held.record.project == *project
+                && held.record.instance == *self.host.instance
+                && self.is_planned(held)
         })
     }
 }

@@ -25,14 +25,20 @@ impl Driver {
             };
             held.failed = Some((Operation::Start, Failure { reason: words.clone(), at, attempts }));
         }
-        let key = held.record.key();
-        self.host.exits.keep(key, vec![exit.clone()]);
+        let is_run = held.record.one_off.is_some();
+        if !is_run {
+            self.host.exits.keep(held.record.key(), vec![exit.clone()]);
+        }
         let last = LastExit::of_record(&exit);
         held.note_exit(exit);
         let connections = self.host.images.lazy.generations();
         held.settle(|side, its| connections.of(side) == Some(its));
         self.save_container(container);
-        self.tell_exit(container);
+        if is_run {
+            self.run_ended(container);
+        } else {
+            self.tell_exit(container);
+        }
         let oom = if last.oom_killed { " (out of memory)" } else { "" };
         let code = last.code.map(|code| ("code", code.to_string()));
         let signal = last.signal.map(|signal| ("signal", signal.to_string()));

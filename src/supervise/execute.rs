@@ -79,6 +79,8 @@ pub(super) enum Outcome {
         container: ContainerKey,
         seen: Seen,
     },
+    /// The image of a run is here, or cannot be had.
+    RunReady(Box<super::runs::ReadyRun>),
     /// The files of a project have another content, or cannot be read.
     FileChanged {
         project: String,
@@ -277,11 +279,12 @@ impl Host {
                 .store
                 .container_dir(id.as_str())
                 .map_err(|error| Chain(&error).to_string())?,
-            log: self.log_path(record.project.as_str(), record.service.as_str()),
+            log: self.log_of(id, record),
             volumes: self.store.root().join("volumes"),
         };
         let mut launch =
             launch::launch(service, &image.config, mounted.layers, place, &self.features);
+        launch.caller = record.one_off.as_ref().and_then(|one_off| one_off.streams.clone());
         self.give_network(&mut launch, record, service, network_owner.as_ref()).await?;
         let wish = &service.extensions.lazy;
         let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish);

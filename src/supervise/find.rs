@@ -154,7 +154,7 @@ impl Driver {
         if ours {
             self.find_run(&id, &key, &mut held).await;
         }
-        if ours && !held.record.exits.is_empty() {
+        if ours && !held.record.exits.is_empty() && held.record.one_off.is_none() {
             // Control may have died before these were kept.
             self.host.exits.keep(held.record.key(), held.record.exits.clone());
         }

@@ -122,6 +122,22 @@ pub(super) enum Request {
         signal: Signal,
         reply: Reply<Vec<String>>,
     },
+    Run {
+        request: Box<UpRequest>,
+        service: String,
+        options: Box<super::run_settings::RunOptions>,
+        reply: Reply<String>,
+    },
+    RunEnd {
+        project: String,
+        container: String,
+        reply: Reply<super::report::RunEnd>,
+    },
+    StopRun {
+        project: String,
+        container: String,
+        reply: Reply<()>,
+    },
     /// Named volumes of a project.
     Volumes {
         project: String,

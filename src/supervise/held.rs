@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::clock::Clock;
 use super::lazy_link::Generations;
 use crate::container::{
-    ContainerId, ExitRecord, HealthStatus, MonitorHandle, Outcome, Phase, Status, WritableState,
+    CallerStreams, ContainerId, ExitRecord, HealthStatus, MonitorHandle, Outcome, Phase, Status,
+    WritableState,
 };
 use crate::fuse::Side;
 use crate::image::{Digest, ImageRef};
@@ -58,6 +59,9 @@ pub(super) struct ContainerRecord {
     /// How its last run ended, once that is known.
     #[serde(default)]
     pub(super) exit: Option<ExitRecord>,
+    /// Set when it runs once beside its service and is none of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) one_off: Option<OneOff>,
     /// How its last runs ended, oldest first.
     #[serde(default)]
     pub(super) exits: Vec<ExitRecord>,
@@ -72,6 +76,16 @@ pub(super) enum ImpliedNetwork {
     Host,
     /// That of its project.
     Project,
+}
+
+/// How a container runs that runs once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OneOff {
+    /// It is removed when it has ended.
+    pub(super) remove: bool,
+    /// Whose streams it has; a log of its own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) streams: Option<CallerStreams>,
 }
 
 /// Ends of a container's runs that are kept.
@@ -121,6 +135,7 @@ impl ContainerRecord {
             connection: None,
             marked_connection: None,
             exit: None,
+            one_off: None,
             exits: Vec::new(),
         }
     }

@@ -23,6 +23,7 @@ impl Driver {
     pub(super) fn take_in(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Pulled { image, attempt, result } => self.pulled(image, attempt, result),
+            Outcome::RunReady(run) => self.run_ready(*run),
             Outcome::Created { container, result } => self.created(&container, result),
             Outcome::Launched { container, result, connections } => {
                 if let Some(held) = self.containers.get_mut(&container)
@@ -125,6 +126,9 @@ impl Driver {
                 let message = format!("could not create a container: {reason}");
                 self.emit_for(container, EventLevel::Error, "container-create-failed", message);
                 let Some(held) = self.containers.remove(container) else { return };
+                if held.record.one_off.is_some() {
+                    return self.run_not_created(container, &reason);
+                }
                 let (at, service) = (self.clock.now(), &held.record.service);
                 let Some(project) = self.projects.get_mut(&held.record.project) else { return };
                 let record = project.records.entry(service.clone()).or_default();

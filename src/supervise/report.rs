@@ -265,6 +265,16 @@ pub struct ExitReport {
     pub code: Option<i32>,
 }
 
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RunEnd {
+    /// As a shell shows it; `None` when nobody saw it.
+    pub code: Option<i32>,
+    /// Why it never ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
 /// Where a command can be run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecTarget {

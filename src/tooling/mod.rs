@@ -1,8 +1,11 @@
 //! Making images: [`pack()`] a folder, [`convert()`] an image into one that can be mounted lazily.
 //!
+//! [`copy`] carries files between the host and containers.
+//!
 //! Images are written into OCI image layout folders. Reading them is `registry`'s, the format of layers `estargz`'s.
 
 mod convert;
+pub mod copy;
 mod encode;
 mod folder;
 mod layout;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tracing::{info, warn};
 
 use super::super::finish::Finished;
+use super::super::join;
 use super::super::start::Progress;
 use super::super::{Lack, Outcome, Phase};
 use super::children::Child;
@@ -55,6 +56,10 @@ impl Monitor {
             self.finishing = None;
             let left_behind = vec!["cleaning up took too long, or failed".to_owned()];
             self.complete(Finished { left_behind, oom_killed: false });
+        }
+        if self.sessions.iter().any(|session| session.is_joining(pid)) || self.is_joining_probe(pid)
+        {
+            join::clear_up(&self.paths, pid);
         }
         self.on_probe_ended(pid, ended);
         let mut answers = Vec::new();

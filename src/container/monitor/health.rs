@@ -154,6 +154,12 @@ impl Monitor {
         self.tell_status();
     }
 
+    /// Whether `pid` is about to run a check in the container.
+    pub(super) fn is_joining_probe(&self, pid: i32) -> bool {
+        let probing = self.health.as_ref().and_then(|health| health.probing.as_ref());
+        matches!(probing, Some(Probing::Program { session, .. }) if session.is_joining(pid))
+    }
+
     /// Nothing is checked any more; what was last told stays.
     pub(super) fn end_health(&mut self) {
         match self.health.take().and_then(|health| health.probing) {

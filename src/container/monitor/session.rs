@@ -73,6 +73,11 @@ impl Session {
         }
     }
 
+    /// Whether `pid` is the child that starts the program, and has not said that it has.
+    pub(super) fn is_joining(&self, pid: i32) -> bool {
+        self.child.as_ref().is_some_and(|child| child.pid == pid)
+    }
+
     /// The end of a child of the monitor; what to say when it is this session's.
     pub(super) fn on_ended(&mut self, pid: i32, ended: Ended) -> Option<Message> {
         if self.program.as_ref().is_some_and(|(program, _)| *program == pid) {
@@ -97,9 +102,7 @@ impl Session {
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
-            if let Some((_, pidfd)) = &self.program {
-                let _ = send_signal(pidfd.as_fd(), SIGKILL);
-            }
+            self.kill_program();
         }
     }
 
@@ -108,9 +111,18 @@ impl Session {
         if let Some(child) = &self.child {
             child.kill();
         }
-        if let Some((_, pidfd)) = &self.program {
-            let _ = send_signal(pidfd.as_fd(), SIGKILL);
+        self.kill_program();
+    }
+
+    /// Kills the program with all that it has started in its group: a shell that is killed alone leaves behind what it
+    /// waits for.
+    fn kill_program(&self) {
+        let Some((pid, pidfd)) = &self.program else { return };
+        // Its number is nobody else's as long as it is not reaped, and each program leads a group of its own.
+        if let Some(group) = rustix::process::Pid::from_raw(*pid) {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
+        let _ = send_signal(pidfd.as_fd(), SIGKILL);
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {

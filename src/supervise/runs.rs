@@ -1,0 +1,357 @@
+//! Containers that run once, beside the service that they are made like: `run`. The planner does not see them, so they
+//! never count as the service; only where a whole project ends they end with it.
+
+use std::collections::BTreeMap;
+
+use super::driver::Driver;
+use super::execute::{Host, Outcome, Synced};
+use super::handle::{ControlHandle, Reply, Request, RequestError, RequestErrorKind};
+use super::held::{ContainerRecord, Held, ImpliedNetwork, OneOff};
+use super::images::Extent;
+use super::membership;
+use super::monitors::hasten;
+use super::project::Wish;
+use super::report::RunEnd;
+use super::run_settings::{RunOptions, settings};
+use crate::container::{ContainerId, Outcome as RunOutcome, Phase as RunPhase};
+use crate::image::Digest;
+use crate::network::MemberWish;
+use crate::reconcile::{Action, ContainerKey, Operation, ServiceKey};
+use crate::spec::Service;
+use crate::telemetry::Chain;
+
+/// Before a monitor is launched again that could not be, in milliseconds.
+const ADOPT_PAUSE: u64 = 1000;
+/// Ends that are remembered for those who still ask; each is small.
+const ENDS_KEPT: usize = 256;
+
+/// A run that was asked for and has not begun.
+#[derive(Debug)]
+pub(super) struct Asked {
+    settings: Box<Service>,
+    reply: Option<Reply<String>>,
+    has_begun: bool,
+}
+
+/// All runs of this control.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    asked: BTreeMap<ContainerKey, Asked>,
+    ended: Vec<(String, RunEnd)>,
+    waiters: Vec<(String, Reply<RunEnd>)>,
+}
+
+/// A run whose image is here.
+#[derive(Debug)]
+pub(super) struct ReadyRun {
+    service: ServiceKey,
+    settings: Box<Service>,
+    options: RunOptions,
+    manifest: Result<Digest, String>,
+    reply: Reply<String>,
+}
+
+impl Driver {
+    /// Makes a container like `service` of what the request describes, and runs it once.
+    pub(super) fn run_once(
+        &mut self,
+        request: &super::report::UpRequest,
+        service: &str,
+        options: RunOptions,
+        reply: Reply<String>,
+    ) {
+        let settings = self.check_host().and_then(|()| settings(request, service, &options));
+        let (service, settings) = match settings {
+            Ok(settings) => settings,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let (host, outcomes) = (std::sync::Arc::clone(&self.host), self.outcomes.clone());
+        host.expect_start();
+        let working = host.images.work();
+        tokio::spawn(async move {
+            let image = host.images.ensure(&settings.image, Extent::Lazy).await;
+            let manifest =
+                image.map(|image| image.manifest_digest).map_err(|error| Chain(&error).to_string());
+            let run = ReadyRun { service, settings, options, manifest, reply };
+            let _ = outcomes.send(Outcome::RunReady(Box::new(run))).await;
+            drop(working);
+        });
+    }
+
+    /// Its image is here, or cannot be had.
+    pub(super) fn run_ready(&mut self, run: ReadyRun) {
+        let ReadyRun { service, settings, options, manifest, reply } = run;
+        let failed = |message: String| RequestError::new(RequestErrorKind::Failed, message);
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(message) => return drop(reply.send(Err(failed(message)))),
+        };
+        let id = match options.name.as_deref().map(str::parse::<ContainerId>) {
+            Some(Ok(id)) => id,
+            Some(Err(error)) => {
+                let error = RequestError::new(RequestErrorKind::Invalid, error.to_string());
+                return drop(reply.send(Err(error)));
+            }
+            None => self.new_run_id(&service),
+        };
+        let key = ContainerKey::new(id.as_str());
+        if self.containers.contains_key(&key) {
+            let message = format!("there is a container `{id}` already");
+            return drop(reply.send(Err(RequestError::new(RequestErrorKind::Conflict, message))));
+        }
+        let mut record = ContainerRecord::unknown(
+            self.host.instance.to_string(),
+            service.project.clone(),
+            service.service.clone(),
+            settings.image.clone(),
+            None,
+        );
+        record.serial = self.next_serial();
+        record.fingerprint = settings.fingerprint();
+        record.manifest = manifest;
+        record.implied_network = ImpliedNetwork::Project;
+        record.one_off = Some(OneOff { remove: options.remove, streams: options.streams });
+        let mut held = Held::new(id.clone(), record.clone());
+        held.busy = Some(Operation::Create);
+        self.containers.insert(key.clone(), held);
+        let asked = Asked { settings: settings.clone(), reply: Some(reply), has_begun: false };
+        self.runs.asked.insert(key, asked);
+        let (host, outcomes) = (std::sync::Arc::clone(&self.host), self.outcomes.clone());
+        tokio::spawn(async move { host.create(id, record, settings, outcomes).await });
+    }
+
+    /// Takes every run one step on: to be called after each plan.
+    pub(super) fn look_after_runs(&mut self) {
+        // What ends with its project is the planner's.
+        let ends =
+            |held: &Held| self.projects.contains_key(&held.record.project) && self.is_planned(held);
+        let ours = |held: &Held| {
+            let is_run = held.record.one_off.is_some();
+            is_run && held.record.instance == *self.host.instance && !ends(held)
+        };
+        let idle = self.containers.iter().filter(|(_, held)| ours(held) && held.busy.is_none());
+        let idle: Vec<ContainerKey> = idle.map(|(key, _)| key.clone()).collect();
+        for key in idle {
+            self.look_after_run(&key);
+        }
+    }
+
+    fn look_after_run(&mut self, key: &ContainerKey) {
+        let Some(held) = self.containers.get(key) else { return };
+        let remove = held.record.one_off.as_ref().is_some_and(|one_off| one_off.remove);
+        let has_ended = held.record.exit.is_some() && !held.may_run();
+        let was_started = held.record.started_in_boot.is_some() || held.record.exit.is_some();
+        if held.monitor_lost {
+            if let Some((Operation::Adopt, failure)) = &held.failed {
+                let again = failure.at.saturating_add(ADOPT_PAUSE);
+                if self.clock.now() < again {
+                    self.plan.wake_at = Some(self.plan.wake_at.map_or(again, |at| at.min(again)));
+                    return;
+                }
+            }
+            let (service, container) = (held.record.key(), key.clone());
+            return self.begin(Action::AdoptMonitor { service, container });
+        }
+        if held.may_run() {
+            let phase = held.status.as_ref().map(|status| &status.phase);
+            if !matches!(phase, None | Some(RunPhase::Starting)) {
+                self.tell_begun(key, None);
+            }
+            return;
+        }
+        if has_ended {
+            self.run_ended(key);
+        } else if let Some((_, failure)) = &held.failed {
+            let reason = failure.reason.clone();
+            self.tell_begun(key, Some(reason));
+        } else if let Some(asked) = self.runs.asked.get_mut(key)
+            && !asked.has_begun
+        {
+            asked.has_begun = true;
+            let settings = asked.settings.clone();
+            return self.begin_run(key, *settings);
+        } else if was_started {
+            // In another boot, and nobody saw how it ended.
+            self.note_run_end(key.to_string(), RunEnd::default());
+        }
+        let failed_before = self.containers.get(key).is_some_and(|held| held.failed.is_some());
+        // What never ran is of no use to anybody.
+        if (remove || !has_ended && !was_started || failed_before && !has_ended)
+            && self.removable(key)
+        {
+            self.runs.asked.remove(key);
+            let service = self.containers.get(key).map(|held| held.record.key());
+            if let Some(service) = service {
+                self.begin(Action::Remove { service, container: key.clone() });
+            }
+        }
+    }
+
+    /// Whether its removal has not failed before; it is tried again by the next control.
+    fn removable(&self, key: &ContainerKey) -> bool {
+        self.containers
+            .get(key)
+            .is_some_and(|held| !matches!(held.failed, Some((Operation::Remove, _))))
+    }
+
+    fn begin_run(&mut self, key: &ContainerKey, settings: Service) {
+        let (host, outcomes) = (std::sync::Arc::clone(&self.host), self.outcomes.clone());
+        let Some(held) = self.containers.get_mut(key) else { return };
+        held.busy = Some(Operation::Start);
+        held.record.started_in_boot = crate::sys::process::boot_id().ok();
+        let (id, record) = (held.id.clone(), held.record.clone());
+        tokio::spawn(async move {
+            host.start(id, record, settings, Synced::After, outcomes).await;
+        });
+    }
+
+    /// Answers who asked for the run.
+    pub(super) fn tell_begun(&mut self, key: &ContainerKey, failure: Option<String>) {
+        let reply = self.runs.asked.get_mut(key).and_then(|asked| asked.reply.take());
+        let Some(reply) = reply else { return };
+        let _ = reply.send(match failure {
+            None => Ok(key.to_string()),
+            Some(reason) => Err(RequestError::new(RequestErrorKind::Failed, reason)),
+        });
+    }
+
+    /// A run has ended: who asked for it and who waits for it are told.
+    pub(super) fn run_ended(&mut self, key: &ContainerKey) {
+        self.tell_begun(key, None);
+        let Some(held) = self.containers.get(key) else { return };
+        let Some(exit) = &held.record.exit else { return };
+        let reason = match &exit.outcome {
+            RunOutcome::NotStarted { reason, .. } => Some(reason.clone()),
+            RunOutcome::Exited { .. } | RunOutcome::Signaled { .. } | RunOutcome::Unknown => None,
+        };
+        self.note_run_end(key.to_string(), RunEnd { code: exit.outcome.code(), reason });
+    }
+
+    fn note_run_end(&mut self, container: String, end: RunEnd) {
+        let waiters = std::mem::take(&mut self.runs.waiters);
+        for (name, reply) in waiters {
+            if name == container {
+                let _ = reply.send(Ok(end.clone()));
+            } else if !reply.is_closed() {
+                self.runs.waiters.push((name, reply));
+            }
+        }
+        if self.runs.ended.iter().all(|(name, _)| *name != container) {
+            self.runs.ended.push((container, end));
+            let surplus = self.runs.ended.len().saturating_sub(ENDS_KEPT);
+            self.runs.ended.drain(..surplus);
+        }
+    }
+
+    /// Answers when a run has ended.
+    pub(super) fn wait_run(&mut self, project: &str, container: String, reply: Reply<RunEnd>) {
+        if let Some((_, end)) = self.runs.ended.iter().find(|(name, _)| *name == container) {
+            return drop(reply.send(Ok(end.clone())));
+        }
+        match self.run_of(project, &container) {
+            Ok(_) => self.runs.waiters.push((container, reply)),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    /// Asks a run to stop, with the grace period of its service.
+    pub(super) fn stop_run(&self, project: &str, container: &str) -> Result<(), RequestError> {
+        let held = self.run_of(project, container)?;
+        if let Some(monitor) = held.monitor.clone() {
+            tokio::spawn(hasten(monitor, None));
+        }
+        Ok(())
+    }
+
+    fn run_of(&self, project: &str, container: &str) -> Result<&Held, RequestError> {
+        let held = self.containers.get(&ContainerKey::new(container));
+        held.filter(|held| held.record.one_off.is_some() && held.record.project.as_str() == project)
+            .ok_or_else(|| {
+                let message = format!("no such run: `{container}`");
+                RequestError::new(RequestErrorKind::NotFound, message)
+            })
+    }
+
+    /// Whether a container is one for the planner: of a service, or a run whose project or host ends.
+    pub(super) fn is_planned(&self, held: &Held) -> bool {
+        held.record.one_off.is_none() || self.host_shutdown.is_some() || {
+            let project = self.projects.get(&held.record.project);
+            project.is_none_or(|project| project.record.wish == Wish::Down)
+        }
+    }
+
+    /// The creation of a run's container failed.
+    pub(super) fn run_not_created(&mut self, key: &ContainerKey, reason: &str) {
+        self.tell_begun(key, Some(reason.to_owned()));
+        self.runs.asked.remove(key);
+    }
+
+    fn new_run_id(&self, service: &ServiceKey) -> ContainerId {
+        let name = format!("{}-run", service.service);
+        self.new_id(service.project.as_str(), &name)
+    }
+}
+
+impl ControlHandle {
+    /// Runs a container like a service of `request`, once and beside it. Returns its name when it has begun.
+    ///
+    /// # Errors
+    /// When the request is not valid, the image cannot be had, or the container cannot be made.
+    pub async fn run(
+        &self,
+        request: super::report::UpRequest,
+        service: String,
+        options: RunOptions,
+    ) -> Result<String, RequestError> {
+        let (request, options) = (Box::new(request), Box::new(options));
+        self.ask(|reply| Request::Run { request, service, options, reply }).await
+    }
+
+    /// Waits until a run has ended.
+    ///
+    /// # Errors
+    /// When there is none of that name, or none any more.
+    pub async fn run_end(
+        &self,
+        project: String,
+        container: String,
+    ) -> Result<RunEnd, RequestError> {
+        self.ask(|reply| Request::RunEnd { project, container, reply }).await
+    }
+
+    /// Asks a run to stop.
+    ///
+    /// # Errors
+    /// As [`Self::run_end`].
+    pub async fn stop_run(&self, project: String, container: String) -> Result<(), RequestError> {
+        self.ask(|reply| Request::StopRun { project, container, reply }).await
+    }
+}
+
+impl Host {
+    /// Where the output of a container goes: a run's own goes with it.
+    pub(super) fn log_of(&self, id: &ContainerId, record: &ContainerRecord) -> std::path::PathBuf {
+        match &record.one_off {
+            Some(_) => self.container_record(id).with_file_name("log.json"),
+            None => self.log_path(record.project.as_str(), record.service.as_str()),
+        }
+    }
+
+    /// What a container wants of networks. A run has an address of its own, and no name of the service.
+    pub(super) fn member(
+        id: &ContainerId,
+        record: &ContainerRecord,
+        service: &Service,
+    ) -> MemberWish {
+        let mut wish = membership::member(id, record.project.as_str(), service);
+        if record.one_off.is_some() {
+            wish.endpoint = id.to_string();
+            for network in &mut wish.networks {
+                (network.v4, network.v6) = (None, None);
+                network.canonical = id.to_string();
+                network.names.clear();
+            }
+        }
+        wish
+    }
+}
