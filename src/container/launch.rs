@@ -60,8 +60,7 @@ pub struct Launch {
     pub caller: Option<CallerStreams>,
     /// Where its output goes.
     pub log: LogTarget,
-    /// After how many seconds a start that has not reached the program's first instruction is given up. Long,
-    /// because the program itself may still have to be fetched.
+    /// Seconds until a start that has not reached the program is given up; long, because that may have to be fetched.
     #[serde(default = "default_start_timeout")]
     pub start_timeout_secs: u64,
     /// What this host lacks, and the container is therefore started without.
