@@ -20,6 +20,7 @@ mod plan;
 mod projects;
 mod reconcile;
 mod roles;
+mod runs;
 mod volumes;
 mod wishes;
 

@@ -32,8 +32,7 @@ fn a_run_has_the_streams_of_its_caller_and_hands_its_code_on() {
     assert_eq!(output.stdout, b"through and through", "{output:?}");
     assert_eq!(String::from_utf8_lossy(&output.stderr).trim(), "one");
     assert_eq!(output.status.code(), Some(7));
-    let arguments =
-        ["run", "--rm", "-e", "B=two", "-w", "/tmp", "-u", "33", "web", "sh", "-c"];
+    let arguments = ["run", "--rm", "-e", "B=two", "-w", "/tmp", "-u", "33", "web", "sh", "-c"];
     let shown = program.ok(arguments.iter().chain(&["echo $A $B; pwd; id -u"]));
     assert_eq!(shown, "one two\n/tmp\n33\n");
     let entry = program.ok(["run", "--rm", "--entrypoint", "echo 'a b'", "web", "c"]);
@@ -65,12 +64,12 @@ fn a_run_outlives_control_and_ends_with_its_project() {
     let twice = program.run(["run", "-d", "--no-deps", "--name", "mine", "web", "true"]);
     assert_eq!(twice.status.code(), Some(125), "{twice:?}");
 
-    let mut attached =
-        program.command(["run", "--rm", "-T", "--no-deps", "web", "sh", "-c", wait]);
+    let mut attached = program.command(["run", "--rm", "-T", "--no-deps", "web", "sh", "-c", wait]);
     let mut attached = attached.stdout(Stdio::piped()).spawn().unwrap();
     let container = program.until("another one runs", || {
         let name = containers(&program).into_iter().find(|name| name.contains("-web-run-"))?;
-        let record = supervisor::container::running_process(&program.run_dir(), &name.parse().ok()?);
+        let record =
+            supervisor::container::running_process(&program.run_dir(), &name.parse().ok()?);
         Some((name, rustix::process::Pid::from_raw(record.ok()??.pid)?))
     });
     let control = program.until("a control runs", || program.background_control());

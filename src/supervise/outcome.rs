@@ -167,7 +167,8 @@ impl Driver {
                 ));
                 // What was asked for while it was being launched need not wait until it has started.
                 let key = held.record.key();
-                if operation == Operation::Start && !self.is_wanted(&key) {
+                let is_run = held.record.one_off.is_some();
+                if operation == Operation::Start && !is_run && !self.is_wanted(&key) {
                     tokio::spawn(monitors::hasten(monitor, self.grace(&key)));
                 }
             }

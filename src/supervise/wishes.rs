@@ -62,7 +62,11 @@ impl Driver {
             Ok(name) => name,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let containers = self.containers_of(&name).map(|(key, _)| key.to_string()).collect();
+        // Runs beside services end with the project too.
+        let of_project = self.containers.iter().filter(|(_, held)| {
+            held.record.project == name && held.record.instance == *self.host.instance
+        });
+        let containers = of_project.map(|(key, _)| key.to_string()).collect();
         let services = self.services_of(&name);
         let Some(project) = self.projects.get_mut(&name) else { return };
         for service in &services {

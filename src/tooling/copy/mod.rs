@@ -91,7 +91,9 @@ impl Root {
 
     fn resolve(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
         let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+        // The kernel takes no flag beside that one that would mean nothing.
+        let more = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NOCTTY };
+        let flags = flags | OFlags::CLOEXEC | more;
         Ok(rustix::fs::openat2(self.0.as_fd(), path, flags, Mode::empty(), how)?)
     }
 
