@@ -35,7 +35,8 @@ impl Driver {
             }
         };
         let ours = |held: &&Held| held.record.instance == *self.host.instance;
-        let mut running = self.containers.values().filter(ours).filter(|held| held.pid().is_some());
+        let runs = |held: &&Held| held.pid().is_some() && held.record.one_off.is_none();
+        let mut running = self.containers.values().filter(ours).filter(runs);
         running.find(|held| is_named(held)).map(|held| held.id.clone())
     }
 }
@@ -51,7 +52,7 @@ impl Driver {
             let project = self.projects.get(&record.project);
             let service = project.and_then(|p| p.desired.services.get(&record.service));
             let wish = match service {
-                Some(service) => membership::member(&held.id, record.project.as_str(), service),
+                Some(service) => Host::member(&held.id, record, service),
                 None => MemberWish {
                     container: held.id.to_string(),
                     endpoint: format!("{}/{}-1", record.project, record.service),
@@ -85,7 +86,7 @@ impl Host {
                 if nftables.is_forced_off() {
                     return Err(format!("no {}: {}", nftables.name, nftables.text()));
                 }
-                let wish = membership::member(&launch.id, record.project.as_str(), service);
+                let wish = Self::member(&launch.id, record, service);
                 launch::attach(launch, service, self.bridges.join(wish).await?);
             }
             Surroundings::Anothers => {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::driver::Driver;
-use super::execute::{Host, Outcome, Synced};
+use super::execute::{Host, Outcome, Start, Synced};
 use super::handle::{ControlHandle, Reply, Request, RequestError, RequestErrorKind};
 use super::held::{ContainerRecord, Held, ImpliedNetwork, OneOff};
 use super::images::Extent;
@@ -196,12 +196,15 @@ impl Driver {
 
     fn begin_run(&mut self, key: &ContainerKey, settings: Service) {
         let (host, outcomes) = (std::sync::Arc::clone(&self.host), self.outcomes.clone());
+        let Some(service) = self.containers.get(key).map(|held| held.record.key()) else { return };
+        let owner = self.network_owner(&service, &settings);
         let Some(held) = self.containers.get_mut(key) else { return };
         held.busy = Some(Operation::Start);
         held.record.started_in_boot = crate::sys::process::boot_id().ok();
+        let start = Start { service: settings, network_owner: owner, synced: Synced::After };
         let (id, record) = (held.id.clone(), held.record.clone());
         tokio::spawn(async move {
-            host.start(id, record, settings, Synced::After, outcomes).await;
+            host.start(id, record, start, outcomes).await;
         });
     }
 
