@@ -88,6 +88,8 @@ networks:
   ../up: {}
   mode: {external: true, name: host}
   shared: {name: bridge}
+  none: {external: true}
+  bridge: {external: {}}
   addresses:
     ipam:
       config:

@@ -134,6 +134,9 @@ impl Checker<'_> {
             // The key itself, without the project's name in front.
             network.name = key.to_owned();
             (network.internal, network.ipv6, network.subnets) = (false, None, Vec::new());
+            if given.is_none() && MODES.contains(&key) {
+                self.problem(Some(node.at), path, no_network(key));
+            }
         }
         network.name = given.unwrap_or(network.name);
         network
@@ -142,9 +145,7 @@ impl Checker<'_> {
     fn network_name(&mut self, path: &str, node: &Node) -> Option<String> {
         let text = self.text(path, node)?;
         let name = if MODES.contains(&text.as_str()) {
-            Err(format!(
-                "`{text}` is no network of its own; write `network_mode: {text}` in services"
-            ))
+            Err(no_network(&text))
         } else if is_name(&text) {
             Ok(text)
         } else {
@@ -240,6 +241,11 @@ impl Checker<'_> {
         let value = text.parse::<T>().map_err(|_| format!("`{text}` is not {expected}"));
         self.checked(path, node, value)
     }
+}
+
+/// What is said of a name that is one of [`MODES`].
+fn no_network(name: &str) -> String {
+    format!("`{name}` is no network of its own; write `network_mode: {name}` in services")
 }
 
 fn is_name(text: &str) -> bool {
