@@ -24,6 +24,14 @@ fn on_a_host(test: impl FnOnce() + Send) {
     netns::within(host.as_fd(), work).unwrap();
 }
 
+/// Removes every rule of the test's host; never those of the machine.
+fn empty_the_filter() {
+    let [own, machine] = ["thread-self", "self"]
+        .map(|whose| std::fs::read_link(format!("/proc/{whose}/ns/net")).unwrap());
+    assert_ne!(own, machine, "this is the machine's own network");
+    assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+}
+
 fn network_of(process: Pid) -> OwnedFd {
     netns::of_process(process.as_raw_nonzero().get()).unwrap()
 }
@@ -120,7 +128,7 @@ fn a_published_port_outlives_control_rules_and_resolver() {
         assert!(told.contains(r#""subject":"18080/tcp""#), "{told}");
 
         // Somebody empties the packet filter.
-        assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+        empty_the_filter();
         program.until("the rules are back", || {
             listed("nft", &["list", "ruleset"]).contains("18080").then_some(())
         });
@@ -332,7 +340,7 @@ fn who_is_in_which_network_is_found_out_when_the_record_is_lost() {
         for name in ["networks", "networks.prev"] {
             std::fs::write(program.folder().join("state").join(name), "{").unwrap();
         }
-        assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+        empty_the_filter();
         program.services(&file(&[web, service("db", IDLE).bridged()]));
         program.ok(["up", "-d"]);
         assert_eq!(program.running("web"), process, "it is the same container");
@@ -341,5 +349,77 @@ fn who_is_in_which_network_is_found_out_when_the_record_is_lost() {
         program.until("both find each other", || found(db, "web").and(found(process, "db")));
         program.ok(["down"]);
         until_nothing_is_left(&program);
+    });
+}
+
+#[test]
+fn nobody_joins_while_it_cannot_be_told_who_is_in_which_network() {
+    on_a_host(|| {
+        let program = Program::new();
+        let web = service("web", IDLE).bridged().key("ports: ['18086:80']");
+        program.services(&file(std::slice::from_ref(&web)));
+        let up = program.up_running();
+        let process = program.running("web");
+        let _listener = listen(process, 80);
+        program.until("the port is reached", || reach(18086));
+        let container = program.service("web").unwrap()["ID"].as_str().unwrap().to_owned();
+        let launched = program.run_dir().join("containers").join(container).join("launch.json");
+        let record = std::fs::read(&launched).unwrap();
+        let lose = |launch: &[u8]| {
+            for name in ["networks", "networks.prev"] {
+                std::fs::write(program.folder().join("state").join(name), "{").unwrap();
+            }
+            std::fs::write(&launched, launch).unwrap();
+        };
+        crash(up);
+        lose(b"{");
+        program.services(&file(&[web, service("db", IDLE).bridged()]));
+        let up = program.up();
+        let said = "the networks of a running container cannot be made out";
+        program.until("`db` is not let in", || {
+            let shown = program.ps();
+            let db = shown.iter().find(|line| line["Service"] == "db")?;
+            db.to_string().contains(said).then_some(())
+        });
+        assert_eq!(program.running("web"), process);
+        assert!(reach(18086).is_some(), "its interface was taken for left over");
+        crash(up);
+        lose(&record);
+        program.ok(["up", "-d"]);
+        assert_eq!(program.running("web"), process, "it is the same container");
+        let db = program.running("db");
+        program.until("both find each other", || found(db, "web").and(found(process, "db")));
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
+    });
+}
+
+#[test]
+fn a_network_that_cannot_be_made_keeps_nobody_else_from_theirs() {
+    on_a_host(|| {
+        // Whoever wants addresses of this family cannot have one.
+        for which in ["default", "all"] {
+            let setting = format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6");
+            std::fs::write(setting, "1").unwrap();
+        }
+        let program = Program::new();
+        let text = file(&[
+            service("bad", IDLE).key("networks: [six]"),
+            service("web", IDLE).bridged(),
+            service("db", IDLE).bridged(),
+        ]);
+        program.services(&format!("{text}networks: {{six: {{enable_ipv6: true}}}}\n"));
+        let up = program.up();
+        let [web, db] = ["web", "db"].map(|name| program.running(name));
+        program.until("both find each other", || found(web, "db").and(found(db, "web")));
+        program.until("`bad` is refused", || {
+            let shown = program.ps();
+            let bad = shown.iter().find(|line| line["Service"] == "bad")?;
+            let text = bad.to_string();
+            (text.contains("could not") && !text.contains("CAP_NET_ADMIN")).then_some(())
+        });
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
+        crash(up);
     });
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attached, Bounds, CallerStreams, ContainerId, Content, HealthCheck, RunPaths, Signal};
+use super::{Bounds, CallerStreams, ContainerId, Content, HealthCheck, Network, RunPaths, Signal};
 
 /// The version of [`Launch`] that this program writes. Fields are only added, with a default; a change of meaning
 /// raises it.
@@ -183,20 +183,6 @@ pub enum MountKind {
         #[serde(default)]
         mode: Option<u32>,
     },
-}
-
-/// Whose network a container has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Network {
-    /// The host's.
-    Host,
-    /// Its own, with nothing but a loopback interface.
-    None,
-    /// An existing network namespace, by path; it is set up before the launch.
-    Namespace(PathBuf),
-    /// Its own, connected to bridges when the container starts.
-    Attached(Attached),
 }
 
 /// How a container is asked to end.

@@ -54,10 +54,10 @@ pub use health::{HealthCheck, HealthState, HealthStatus, Probe};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
     HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
-    MountKind, Network, Process, Rootfs, StopPolicy, Writable, cgroup_of,
+    MountKind, Process, Rootfs, StopPolicy, Writable, cgroup_of,
 };
 pub(crate) use monitor::monitor_main;
-pub use network::Attached;
+pub use network::{Attached, Network};
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
 pub use remove::{RemoveError, remove};
 pub use run_paths::RunPaths;

@@ -1,14 +1,16 @@
 //! Connecting a container that starts to its networks: in the child that starts it, so that it needs nobody else.
 
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Launch;
 use super::start::StartError;
-use super::{Launch, Network};
 use crate::network::names::{NamesClient, open_entry};
 use crate::network::{Attachment, Owner, link};
+use crate::sys::process::ProcessIdentity;
 use crate::sys::{child, netns};
 
 /// The interfaces of a container with a network of its own.
@@ -23,13 +25,38 @@ pub struct Attached {
     pub resolver: Option<PathBuf>,
 }
 
+/// Whose network a container has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The host's.
+    Host,
+    /// Its own, with nothing but a loopback interface.
+    None,
+    /// That of a process; a start fails when it has ended.
+    Of(ProcessIdentity),
+    /// An existing network namespace, by path; it is set up before the launch.
+    Namespace(PathBuf),
+    /// Its own, connected to bridges when the container starts.
+    Attached(Attached),
+}
+
 /// The network namespace that is made for a container; `None` when it has one of others.
 pub(super) fn make(launch: &Launch) -> Result<Option<OwnedFd>, StartError> {
     match &launch.network {
         Network::None => child::make_loopback_network().map_err(StartError::Network).map(Some),
         Network::Attached(attached) => connect(launch, attached).map(Some),
+        Network::Of(process) => of(process).map_err(StartError::Shared).map(Some),
         Network::Host | Network::Namespace(_) => Ok(None),
     }
+}
+
+/// The network namespace of `process`. Its number may be another's before the namespace is opened, so it is looked at
+/// again after: who lives then had the number all the time.
+fn of(process: &ProcessIdentity) -> io::Result<OwnedFd> {
+    let namespace = netns::of_process(process.pid)?;
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "the process has ended");
+    process.open().map(|_| namespace).ok_or_else(gone)
 }
 
 /// A network namespace with the interfaces of `attached`. It ends with the container's last process, and its
@@ -49,4 +76,18 @@ fn connect(launch: &Launch, attached: &Attached) -> Result<OwnedFd, StartError> 
         }
     }
     Ok(namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_of_a_process_that_has_ended_is_not_joined() {
+        let here = ProcessIdentity::current().unwrap();
+        assert!(of(&here).is_ok());
+        // Its number is another's now.
+        let gone = ProcessIdentity { start_time: here.start_time + 1, ..here };
+        assert_eq!(of(&gone).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
 }

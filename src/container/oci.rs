@@ -245,7 +245,7 @@ fn namespaces(launch: &Launch, facts: &Facts) -> Value {
     }
     match &launch.network {
         Network::Host => {}
-        Network::None | Network::Attached(_) => {
+        Network::None | Network::Attached(_) | Network::Of(_) => {
             list.push(json!({ "type": "network", "path": facts.network }));
         }
         Network::Namespace(path) => list.push(json!({ "type": "network", "path": path })),

@@ -32,7 +32,7 @@ pub(super) fn run(
     }
     let entered = match &launch.network {
         Network::Host => Ok(()),
-        Network::None | Network::Namespace(_) | Network::Attached(_) => {
+        Network::None | Network::Of(_) | Network::Namespace(_) | Network::Attached(_) => {
             child::enter_network_of(init)
         }
     };

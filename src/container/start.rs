@@ -74,6 +74,8 @@ pub(super) enum StartError {
     Network(#[source] io::Error),
     #[error(transparent)]
     Instance(#[from] OwnerError),
+    #[error("could not join the network of another container")]
+    Shared(#[source] io::Error),
     #[error("could not connect the container to its networks")]
     Attach(#[source] LinkError),
     #[error("could not give the container a resolver")]

@@ -110,6 +110,20 @@ pub struct Attachment {
     /// As `gateway4`.
     #[serde(default)]
     pub gateway6: Option<Ipv6Addr>,
+    /// Whether it sees the others there.
+    #[serde(default)]
+    pub neighbours: Neighbours,
+}
+
+/// Whether containers on one bridge see each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Neighbours {
+    /// All do.
+    #[default]
+    Seen,
+    /// It sees the host and whatever is behind it, and others with this word not even as neighbours.
+    Unseen,
 }
 
 impl Attachment {

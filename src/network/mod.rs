@@ -47,8 +47,8 @@ mod wish;
 
 pub use address::{AddressBook, AddressError, Addresses, EndpointWish, SubnetError, Surroundings};
 pub use attachment::{
-    Attachment, HostAccess, Ipv6, NetworkKey, NetworkSpec, Publication, Published, Reach, Subnet,
-    Transport,
+    Attachment, HostAccess, Ipv6, Neighbours, NetworkKey, NetworkSpec, Publication, Published,
+    Reach, Subnet, Transport,
 };
 pub use forwarding::{Closed, SettingError, ensure_forwarding, prepare_bridge};
 pub use host::{Applied, HostNetwork, HostNetworkError, published};

@@ -24,11 +24,16 @@ pub struct HostPort {
 }
 
 impl HostPort {
+    /// This one; at all addresses where `address` is none in particular.
+    #[must_use]
+    pub fn new(address: Option<IpAddr>, port: u16, transport: Transport) -> Self {
+        Self { address: address.filter(|address| !address.is_unspecified()), port, transport }
+    }
+
     /// That of a publication.
     #[must_use]
     pub fn of(publication: &Publication) -> Self {
-        let Publication { host_ip: address, host_port: port, transport, .. } = *publication;
-        Self { address: address.filter(|address| !address.is_unspecified()), port, transport }
+        Self::new(publication.host_ip, publication.host_port, publication.transport)
     }
 
     /// Whether only one of the two can be had.

@@ -111,6 +111,44 @@ fn a_network_is_what_its_project_says() {
 }
 
 #[test]
+fn who_only_uses_a_network_changes_nothing_of_it() {
+    let mut state = NetworkState::default();
+    let own = NetworkSpec { ipv6: Ipv6::Never, ..network("lan", Reach::Outside) };
+    let found = NetworkSpec { owner: None, ..network("lan", Reach::Outside) };
+    state.join(&member("web", std::slice::from_ref(&own), &[]), &around(), |_| true).unwrap();
+    let guest = member("guest", &[found], &[]);
+    state.join(&guest, &around(), |_| true).unwrap();
+    assert!(!state.has_ipv6());
+    // Nor where the owner is away for a moment.
+    state.leave("web-1-aaaaaa");
+    state.leave("guest-1-aaaaaa");
+    state.keep(|_| true);
+    state.join(&guest, &around(), |_| true).unwrap();
+    assert!(!state.has_ipv6());
+    state.join(&member("web", &[own], &[]), &around(), |_| true).unwrap();
+    // The shared bridge is nobody's, and gets what the host has when nobody is on it.
+    let shared = |ipv6| NetworkSpec {
+        key: NetworkKey::shared(),
+        owner: None,
+        ipv6,
+        ..network("", Reach::Outside)
+    };
+    let poor = Surroundings { has_ipv6: false, ..around() };
+    let [one, two] = ["one", "two"].map(|name| member(name, &[shared(Ipv6::AsHost)], &[]));
+    state.join(&one, &poor, |_| true).unwrap();
+    state.join(&two, &around(), |_| true).unwrap();
+    assert!(!state.has_ipv6());
+    state.keep(|container| container.starts_with("web"));
+    state.join(&one, &around(), |_| true).unwrap();
+    assert!(state.has_ipv6());
+    let seen: Vec<Neighbours> = ["web", "one"]
+        .map(|name| state.attachments(&format!("{name}-1-aaaaaa"), |key| key.to_string()))
+        .map(|attachments| attachments[0].neighbours)
+        .to_vec();
+    assert_eq!(seen, [Neighbours::Seen, Neighbours::Unseen]);
+}
+
+#[test]
 fn subnets_of_networks_that_are_gone_are_given_out_again() {
     let mut state = NetworkState::default();
     let around = Surroundings { pools: vec!["10.0.0.0/23".parse().unwrap()], ..around() };

@@ -106,6 +106,21 @@ pub struct PortWish {
     pub transport: Transport,
 }
 
+impl PortWish {
+    /// The port of the host that it must be, where no other will do.
+    #[must_use]
+    pub fn fixed(&self) -> Option<HostPort> {
+        let range = self.published.as_ref().filter(|range| range.start() == range.end())?;
+        Some(self.at(*range.start()))
+    }
+
+    /// This port of the host, for it.
+    #[must_use]
+    pub fn at(&self, port: u16) -> HostPort {
+        HostPort::new(self.host_ip, port, self.transport)
+    }
+}
+
 /// A container cannot join its networks.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {

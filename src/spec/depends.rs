@@ -127,7 +127,7 @@ impl Checker<'_> {
                 Some(NetworkMode::Container(name)) => {
                     let is_it = |other: &&Service| {
                         other.container_name.as_ref() == Some(name)
-                            || format!("{}-{}-1", self.project, other.name) == *name
+                            || super::container_name(self.project.as_str(), &other.name) == *name
                     };
                     let Some(owner) = services.values().find(is_it) else { continue };
                     owner.name.clone()

@@ -78,7 +78,7 @@ pub use hosts::{Dns, ExtraHost, HostAddress};
 pub use limits::{Limits, Swap, Ulimit};
 pub use load::{FileSource, Sources};
 pub use logging::{LogDriver, LogMode, Logging};
-pub use name::{NameError, ProjectName, ServiceName};
+pub use name::{NameError, ProjectName, ServiceName, container_name};
 pub use networks::{Network, NetworkOwner, NetworkSubnet};
 pub use privileges::{Privileges, SystemCalls};
 pub use problem::{Position, Problem, ProblemKind, Problems, Unsupported};

@@ -20,6 +20,12 @@ pub struct NameError {
     pub reason: &'static str,
 }
 
+/// What the container of a service is called besides its own name, as by compose.
+#[must_use]
+pub fn container_name(project: &str, service: &ServiceName) -> String {
+    format!("{project}-{service}-1")
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $check:path) => {
         $(#[$doc])*

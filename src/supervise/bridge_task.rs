@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::bridges::{BridgesOptions, Command, Joined, Work};
@@ -12,10 +13,10 @@ use super::report::EventLevel;
 use super::resolver::Resolver;
 use crate::container::{self, Attached};
 use crate::network::names::NamesError;
-use crate::network::port::{self, HostPort};
+use crate::network::port;
 use crate::network::rules::Change;
 use crate::network::{
-    HostNetwork, HostNetworkError, JoinError, MemberWish, NetworkState, Owner, Surroundings,
+    HostNetwork, HostNetworkError, MemberWish, NetworkState, Owner, PortWish, Surroundings,
 };
 use crate::store::{Record, record};
 use crate::sys::netns;
@@ -39,10 +40,7 @@ pub(super) struct Task {
     path: PathBuf,
     network: HostNetwork,
     state: NetworkState,
-    /// Whether there were networks of ours at some time: what a crash left is looked for then.
-    has_record: bool,
-    /// Why nobody can join: who is in which network is written down, and cannot be read.
-    refusal: Option<String>,
+    record: Written,
     resolver: Resolver,
     /// What went wrong last; told once.
     complaint: Option<String>,
@@ -50,10 +48,27 @@ pub(super) struct Task {
     is_used: bool,
     /// Whether the host may not be what the state says.
     is_stale: bool,
+    /// Whether there may be names that the resolver does not know.
+    has_news: bool,
     /// How often in a row the resolver did not answer.
     silent: u32,
     published: Published,
 }
+
+/// What is written down of who is in which network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Written {
+    /// Nothing, as where nobody ever was in one.
+    Nothing,
+    /// All of it. What a crash left is looked for.
+    All,
+    /// It cannot be known, for this reason. Nobody joins: the host would be made like a state without those who are in
+    /// networks.
+    Lost(String),
+}
+
+/// Who waits for an answer to a wish.
+type Joining = (Box<MemberWish>, oneshot::Sender<Result<Joined, String>>);
 
 /// What a change needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,10 +84,10 @@ impl Task {
     /// Begins with what is on the disk.
     pub(super) fn new(options: BridgesOptions, owner: &Owner, published: Published) -> Self {
         let path = options.store.root().join("networks");
-        let (state, has_record, refusal) = match options.store.load::<NetworkState>(&path) {
-            Ok(state) => (state.clone().unwrap_or_default(), state.is_some(), None),
-            // Whoever is in a network would be put out of it.
-            Err(error) => (NetworkState::default(), false, Some(Chain(&error).to_string())),
+        let (state, record) = match options.store.load::<NetworkState>(&path) {
+            Ok(Some(state)) => (state, Written::All),
+            Ok(None) => (NetworkState::default(), Written::Nothing),
+            Err(error) => (NetworkState::default(), Written::Lost(Chain(&error).to_string())),
         };
         let network = HostNetwork::new(owner.clone(), options.run_dir.join("network"));
         published.set(&state);
@@ -81,12 +96,12 @@ impl Task {
             path,
             network,
             state,
-            has_record,
-            refusal,
+            record,
             resolver: Resolver::default(),
             complaint: None,
             is_used: false,
             is_stale: false,
+            has_news: true,
             silent: 0,
             published,
         }
@@ -101,7 +116,7 @@ impl Task {
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.refusal.is_some() || !self.has_record
+        self.record != Written::All
     }
 
     pub(super) fn work(&mut self, work: Work) {
@@ -112,8 +127,9 @@ impl Task {
             Work::Beat => {
                 if self.is_stale {
                     self.apply_and_tell();
+                } else {
+                    self.look_after_names();
                 }
-                self.look_after_names();
             }
         }
     }
@@ -126,7 +142,7 @@ impl Task {
                 Command::Join { wish, reply } => match self.admit(&wish) {
                     Ok(()) => {
                         need = Need::All;
-                        joined.push((wish.container, reply));
+                        joined.push((wish, reply));
                     }
                     Err(reason) => {
                         need = need.max(self.take_out(&wish.container));
@@ -147,7 +163,10 @@ impl Task {
         match need {
             Need::Nothing => {}
             // What is to be done again is done wholly.
-            Need::Names if !self.is_stale => self.look_after_names(),
+            Need::Names if !self.is_stale => {
+                self.has_news = true;
+                self.look_after_names();
+            }
             Need::Names | Need::All => self.change(joined),
         }
         for reply in flushed {
@@ -156,27 +175,14 @@ impl Task {
     }
 
     /// Keeps the state, makes the host so, and tells those who are in it now.
-    fn change(&mut self, joined: Vec<(String, oneshot::Sender<Result<Joined, String>>)>) {
+    fn change(&mut self, joined: Vec<Joining>) {
         self.save();
-        let applied = self.apply();
-        if let Err(error) = applied {
-            let hint = if is_not_permitted(&error) { NO_RIGHT } else { "" };
-            let reason = format!("{}{hint}", Chain(&error));
-            let is_anybodys = joined.is_empty();
-            for (container, reply) in joined {
-                let _ = self.take_out(&container);
-                let _ = reply.send(Err(reason.clone()));
-            }
-            if is_anybodys {
-                return self.note(error);
-            }
-            self.save();
-            self.apply_and_tell();
-            return;
+        if let Err(error) = self.apply() {
+            return self.undo(joined, error);
         }
         // Names that are not answered for a moment are no reason not to start.
         self.look_after_names();
-        for (container, reply) in joined {
+        for (MemberWish { container, .. }, reply) in joined.into_iter().map(|(w, r)| (*w, r)) {
             let attachments = self.network.attachments(&self.state, &container);
             let gateway = attachments.iter().find_map(|attachment| attachment.gateway4);
             let resolver = Some(self.network.directory().to_owned());
@@ -186,22 +192,41 @@ impl Task {
         }
     }
 
+    /// The host cannot be made so. Of several that wanted to join, one alone may be why: each is tried by itself.
+    fn undo(&mut self, joined: Vec<Joining>, error: HostNetworkError) {
+        if joined.is_empty() {
+            return self.note(error);
+        }
+        for (wish, _) in &joined {
+            let _ = self.take_out(&wish.container);
+        }
+        let is_permitted = !is_not_permitted(&error);
+        if joined.len() > 1 && is_permitted {
+            for (wish, reply) in joined {
+                self.obey(vec![Command::Join { wish, reply }]);
+            }
+            return;
+        }
+        let reason = format!("{}{}", Chain(&error), if is_permitted { "" } else { NO_RIGHT });
+        for (_, reply) in joined {
+            let _ = reply.send(Err(reason.clone()));
+        }
+        self.save();
+        self.apply_and_tell();
+    }
+
     /// Notes that a container is in its networks, if it can have what it wants.
     fn admit(&mut self, wish: &MemberWish) -> Result<(), String> {
         let text = |error: &(dyn std::error::Error + 'static)| Chain(error).to_string();
-        if let Some(refusal) = &self.refusal {
+        if let Written::Lost(refusal) = &self.record {
             return Err(format!(
                 "{refusal}; it says which containers are in which networks: put it right, or, when none of them \
                  runs, remove it"
             ));
         }
         let surroundings = self.network.surroundings().map_err(|error| text(&error))?;
-        let fixed = wish.ports.iter().filter_map(|wanted| {
-            let port = wanted.published.as_ref().filter(|range| range.start() == range.end())?;
-            let address = wanted.host_ip.filter(|address| !address.is_unspecified());
-            Some(HostPort { address, port: *port.start(), transport: wanted.transport })
-        });
-        let taken = port::taken(&fixed.collect::<Vec<_>>()).map_err(|error| text(&error))?;
+        let fixed: Vec<_> = wish.ports.iter().filter_map(PortWish::fixed).collect();
+        let taken = port::taken(&fixed).map_err(|error| text(&error))?;
         if let Some(taken) = taken.first() {
             return Err(taken.to_string());
         }
@@ -218,27 +243,33 @@ impl Task {
     }
 
     /// Takes over what runs: `members` are in networks, where the record of that is lost.
-    fn settle(&mut self, running: &[String], members: Vec<MemberWish>) -> Need {
-        if self.has_record {
-            self.state.keep(|known| running.iter().any(|id| id == known));
-            return Need::All;
-        }
+    fn settle(&mut self, running: &[String], members: Result<Vec<MemberWish>, String>) -> Need {
+        let reason = match &self.record {
+            Written::All => {
+                self.state.keep(|known| running.iter().any(|id| id == known));
+                return Need::All;
+            }
+            Written::Nothing => "the record of networks is lost".to_owned(),
+            Written::Lost(reason) => reason.clone(),
+        };
+        let members = match members {
+            Ok(members) => members,
+            Err(reason) => return self.complain_of_loss(&reason),
+        };
         // One that cannot be used is set aside, and reads as if there had never been one.
-        if members.is_empty() && self.refusal.is_none() {
+        if members.is_empty() && self.record == Written::Nothing {
             return Need::Nothing;
         }
-        let reason =
-            self.refusal.clone().unwrap_or_else(|| "the record of networks is lost".into());
         let mut state = NetworkState::default();
         // They are there: nothing of the host is in their way.
         let nothing = Surroundings::default();
         for wish in &members {
             if let Err(error) = state.join(wish, &nothing, |_| true) {
                 // Or its interfaces would be taken for left over.
-                return self.complain_of_loss(&wish.container, error);
+                return self.complain_of_loss(&format!("`{}`: {}", wish.container, Chain(&error)));
             }
         }
-        (self.state, self.refusal, self.has_record) = (state, None, true);
+        (self.state, self.record) = (state, Written::All);
         let message = format!(
             "{reason}; who is in which network was found out from {} running containers",
             members.len()
@@ -247,16 +278,18 @@ impl Task {
         Need::All
     }
 
-    fn complain_of_loss(&mut self, container: &str, error: JoinError) -> Need {
-        tracing::error!(container, error = %Chain(&error), "it runs in networks that cannot be made out");
-        self.complain(error);
+    /// `what` runs in networks, and it cannot be told in which.
+    fn complain_of_loss(&mut self, what: &str) -> Need {
+        let reason = format!("the networks of a running container cannot be made out: {what}");
+        self.record = Written::Lost(reason.clone());
+        self.complain(&reason);
         Need::Nothing
     }
 
     fn save(&mut self) {
         self.published.set(&self.state);
         if let Err(error) = record::save_with_copy(&self.path, &self.state) {
-            self.complain(error);
+            self.complain(&Chain(&error));
         }
     }
 
@@ -268,7 +301,7 @@ impl Task {
     }
 
     fn apply(&mut self) -> Result<(), HostNetworkError> {
-        (self.is_used, self.is_stale) = (true, true);
+        (self.is_used, self.is_stale, self.has_news) = (true, true, true);
         let applied = self.network.apply(&self.state)?;
         self.complaint = None;
         let emit = |kind: &str, message: String| {
@@ -296,8 +329,9 @@ impl Task {
         if !self.is_used {
             return;
         }
-        let answered = self.network.tell(&self.state).and_then(|()| self.look_after_resolver());
-        match answered {
+        let told = if self.has_news { self.network.tell(&self.state) } else { Ok(()) };
+        self.has_news = told.is_err();
+        match told.and_then(|()| self.look_after_resolver()) {
             Ok(()) => self.silent = 0,
             Err(error) => self.note(error),
         }
@@ -315,7 +349,7 @@ impl Task {
                 self.events().emit(Subject::Host, level, "resolver-replaced", message, []);
             }
         }
-        self.complain(error);
+        self.complain(&Chain(&error));
     }
 
     /// Starts the resolver where none runs, and hands it the sockets of those that it does not serve.
@@ -334,8 +368,8 @@ impl Task {
         Ok(())
     }
 
-    fn complain(&mut self, error: impl std::error::Error + 'static) {
-        let message = format!("networks of services: {}", Chain(&error));
+    fn complain(&mut self, what: &dyn std::fmt::Display) {
+        let message = format!("networks of services: {what}");
         if self.complaint.as_ref() != Some(&message) {
             let events = &self.options.events;
             events.emit(Subject::Host, EventLevel::Error, "network-failed", message.clone(), []);
@@ -344,11 +378,12 @@ impl Task {
     }
 }
 
-/// Whether the kernel said that this is not ours to do.
+/// Whether the kernel said that this is not ours to do: by `EPERM`. `EACCES` is about one thing, such as an address of a
+/// family that was switched off.
 fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.any(|cause| {
         let cause = cause.downcast_ref::<std::io::Error>();
-        cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+        cause.is_some_and(|cause| Errno::from_io_error(cause) == Some(Errno::PERM))
     })
 }

@@ -46,7 +46,7 @@ pub(super) enum Command {
     Ready(String, Ready),
     Left(String),
     /// These run, and no others; some are in these networks.
-    Settle(Vec<String>, Vec<MemberWish>),
+    Settle(Vec<String>, Result<Vec<MemberWish>, String>),
     Flush(oneshot::Sender<()>),
 }
 
@@ -115,7 +115,7 @@ impl Bridges {
     }
 
     /// Which containers run, of all that were there before; and, if it is lost, which networks they are in.
-    pub(super) fn settle(&self, running: Vec<String>, members: Vec<MemberWish>) {
+    pub(super) fn settle(&self, running: Vec<String>, members: Result<Vec<MemberWish>, String>) {
         self.tell(Command::Settle(running, members));
     }
 

@@ -42,8 +42,11 @@ impl Driver {
         // Who is being started has no process yet, and is in its networks all the same.
         let starting = self.containers.values().filter(|held| held.may_run());
         running.extend(starting.map(|held| held.id.to_string()));
-        let members =
-            if self.host.bridges.is_lost { self.members_by_launch(&running) } else { Vec::new() };
+        let members = if self.host.bridges.is_lost {
+            self.members_by_launch(&running)
+        } else {
+            Ok(Vec::new())
+        };
         self.host.bridges.settle(running, members);
         self.connection_changed();
         // Also of runs that ended meanwhile it must be known whether they lost their content.

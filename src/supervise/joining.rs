@@ -8,7 +8,8 @@ use super::membership::{self, Surroundings};
 use crate::container::{self, ContainerId, Launch, Network};
 use crate::network::{HostAccess, MemberWish};
 use crate::reconcile::ServiceKey;
-use crate::spec::{NetworkMode, Service};
+use crate::spec::{NetworkMode, Service, container_name};
+use crate::telemetry::Chain;
 
 impl Driver {
     /// The container whose network a container of `service` is to have, if that is another's.
@@ -17,36 +18,46 @@ impl Driver {
         service: &ServiceKey,
         settings: &Service,
     ) -> Option<ContainerId> {
-        let is_named = |held: &Held| {
+        // How it is meant: the lower, the more it is its own name.
+        let rank = |held: &Held| {
             let record = &held.record;
             match &settings.network_mode {
                 Some(NetworkMode::Service(name)) => {
-                    record.project == service.project && record.service == *name
+                    (record.project == service.project && record.service == *name).then_some(0)
                 }
                 Some(NetworkMode::Container(name)) => {
                     let project = self.projects.get(&record.project);
                     let theirs = project.and_then(|p| p.desired.services.get(&record.service));
                     let given = theirs.and_then(|service| service.container_name.as_ref());
-                    held.id.as_str() == name
-                        || given == Some(name)
-                        || format!("{}-{}-1", record.project, record.service) == *name
+                    let ordinal = || container_name(record.project.as_str(), &record.service);
+                    let names = [held.id.as_str() == name, given == Some(name), ordinal() == *name];
+                    names.iter().position(|is_it| *is_it)
                 }
-                _ => false,
+                _ => None,
             }
         };
         let ours = |held: &&Held| held.record.instance == *self.host.instance;
         let runs = |held: &&Held| held.pid().is_some() && held.record.one_off.is_none();
-        let mut running = self.containers.values().filter(ours).filter(runs);
-        running.find(|held| is_named(held)).map(|held| held.id.clone())
+        let running = self.containers.values().filter(ours).filter(runs);
+        let named = running.filter_map(|held| Some((rank(held)?, held)));
+        // Of two of one name the newer one stays.
+        let best = named.min_by_key(|(rank, held)| (*rank, std::cmp::Reverse(held.record.serial)));
+        best.map(|(_, held)| held.id.clone())
     }
 }
 
 impl Driver {
     /// Who is in which network, by what was launched: for when the record of that is lost. What runs and has no
     /// service any more is in its networks without a name.
-    pub(super) fn members_by_launch(&self, running: &[String]) -> Vec<MemberWish> {
+    ///
+    /// # Errors
+    /// When it cannot be told of one of them.
+    pub(super) fn members_by_launch(&self, running: &[String]) -> Result<Vec<MemberWish>, String> {
         let member = |held: &Held| {
-            let launched = container::launch_record(&self.host.run_dir, &held.id).ok()??;
+            let launched = match container::launch_record(&self.host.run_dir, &held.id) {
+                Ok(launched) => launched?,
+                Err(error) => return Some(Err(format!("`{}`: {}", held.id, Chain(&error)))),
+            };
             let Network::Attached(attached) = launched.network else { return None };
             let record = &held.record;
             let project = self.projects.get(&record.project);
@@ -55,14 +66,17 @@ impl Driver {
                 Some(service) => Host::member(&held.id, record, service),
                 None => MemberWish {
                     container: held.id.to_string(),
-                    endpoint: format!("{}/{}-1", record.project, record.service),
+                    endpoint: membership::endpoint(
+                        record.project.as_str(),
+                        record.service.as_str(),
+                    ),
                     networks: Vec::new(),
                     ports: Vec::new(),
                     host_access: HostAccess::Denied,
                     dns: Vec::new(),
                 },
             };
-            Some(wish.as_it_runs(&attached.attachments))
+            Some(Ok(wish.as_it_runs(&attached.attachments)))
         };
         let runs = |held: &&Held| running.iter().any(|id| id == held.id.as_str());
         self.containers.values().filter(runs).filter_map(member).collect()
@@ -106,8 +120,7 @@ impl Host {
         process.open()?;
         launch.network = match theirs.network {
             Network::Host => Network::Host,
-            // Of this very process: the number is not another's as long as its network is used.
-            _ => Network::Namespace(format!("/proc/{}/ns/net", process.pid).into()),
+            _ => Network::Of(process),
         };
         launch.resolv_conf = theirs.resolv_conf;
         launch.extra_hosts.extend(theirs.extra_hosts);

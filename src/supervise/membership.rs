@@ -46,9 +46,9 @@ pub(super) fn member(id: &ContainerId, project: &str, service: &Service) -> Memb
     };
     MemberWish {
         container: id.to_string(),
-        endpoint: format!("{project}/{name}-1"),
+        endpoint: endpoint(project, name.as_str()),
         networks,
-        ports: service.ports.iter().map(port).collect(),
+        ports: ports(service).collect(),
         host_access: if names_host { HostAccess::Granted } else { HostAccess::Denied },
         dns: service.dns.servers.clone(),
     }
@@ -67,7 +67,7 @@ fn shared(project: &str, service: &Service) -> MembershipWish {
         },
         v4: None,
         v6: None,
-        canonical: format!("{project}-{}-1.bridge", service.name),
+        canonical: format!("{}.bridge", spec::container_name(project, &service.name)),
         names: Vec::new(),
     }
 }
@@ -85,7 +85,7 @@ fn of_file(
         range: subnet.range,
         reserved: subnet.reserved.clone(),
     };
-    let ordinal = format!("{project}-{}-1", service.name);
+    let ordinal = spec::container_name(project, &service.name);
     let own = [service.name.to_string(), ordinal.clone(), id.to_string()];
     let given = service.container_name.iter().chain(&service.hostname).chain(&wanted.aliases);
     MembershipWish {
@@ -107,21 +107,23 @@ fn of_file(
     }
 }
 
-fn port(port: &spec::Port) -> PortWish {
-    PortWish {
+/// What is published of `service`.
+pub(super) fn ports(service: &Service) -> impl Iterator<Item = PortWish> {
+    service.ports.iter().map(|port| PortWish {
         host_ip: port.host_ip,
         published: port.published.map(|(first, last)| first..=last),
         target: port.target,
-        transport: transport(port.protocol),
-    }
+        transport: match port.protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+            Protocol::Sctp => Transport::Sctp,
+        },
+    })
 }
 
-pub(super) fn transport(protocol: Protocol) -> Transport {
-    match protocol {
-        Protocol::Tcp => Transport::Tcp,
-        Protocol::Udp => Transport::Udp,
-        Protocol::Sctp => Transport::Sctp,
-    }
+/// What a service is called across recreation, in networks.
+pub(super) fn endpoint(project: &str, service: &str) -> String {
+    format!("{project}/{service}-1")
 }
 
 #[cfg(test)]

@@ -29,9 +29,7 @@ impl Driver {
         let wanted: Vec<HostPort> = new.flat_map(fixed).collect();
         let runs = |held: &&Held| held.may_run() && held.record.project != desired.project;
         for held in self.containers.values().filter(runs) {
-            let project = self.projects.get(&held.record.project);
-            let service = project.and_then(|p| p.desired.services.get(&held.record.service));
-            let theirs = service.map(fixed).unwrap_or_default();
+            let theirs = self.ports_of(held);
             let is_wanted = |port: &&HostPort| wanted.iter().any(|other| other.collides(port));
             if let Some(port) = theirs.iter().find(is_wanted) {
                 let owner = held.record.key();
@@ -51,6 +49,18 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// The ports of the host that a container has, or is about to have.
+    fn ports_of(&self, held: &Held) -> Vec<HostPort> {
+        let published = self.host.bridges.published.at(held.id.as_str());
+        // One that runs beside its service has those that it was started with.
+        if !published.is_empty() || held.record.one_off.is_some() {
+            return published;
+        }
+        let project = self.projects.get(&held.record.project);
+        let service = project.and_then(|p| p.desired.services.get(&held.record.service));
+        service.map(fixed).unwrap_or_default()
     }
 
     /// Whether a service runs as it is described.
@@ -79,16 +89,8 @@ impl Driver {
 
 /// The ports of the host that a service wants and no others, each once.
 fn fixed(service: &Service) -> Vec<HostPort> {
-    let mut ports: Vec<HostPort> = service
-        .ports
-        .iter()
-        .filter_map(|port| {
-            let (first, last) = port.published?;
-            let address = port.host_ip.filter(|address| !address.is_unspecified());
-            let transport = membership::transport(port.protocol);
-            (first == last).then_some(HostPort { address, port: first, transport })
-        })
-        .collect();
+    let mut ports: Vec<HostPort> =
+        membership::ports(service).filter_map(|port| port.fixed()).collect();
     ports.sort();
     ports.dedup();
     ports

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::report::PortReport;
+use crate::network::port::HostPort;
 use crate::network::{NetworkState, Publication};
 
 /// As of the last change; clones show the same.
@@ -25,6 +26,12 @@ impl Published {
             protocol: publication.transport.to_string(),
         };
         published.get(container).into_iter().flatten().map(report).collect()
+    }
+
+    /// The same as ports of the host.
+    pub(super) fn at(&self, container: &str) -> Vec<HostPort> {
+        let published = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        published.get(container).into_iter().flatten().map(HostPort::of).collect()
     }
 
     /// What holds from now on.

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
+use rustix::time::Timespec;
 
 use super::bridges::BridgesOptions;
 use crate::network::HostNetwork;
@@ -15,7 +17,9 @@ use crate::sys::socket;
 
 /// How long one that begins is waited for: a hundred times what it takes.
 const TRIES: usize = 500;
-const PAUSE: rustix::time::Timespec = rustix::time::Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+/// How long one that ends is.
+const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// The resolver, if this control began it.
 #[derive(Debug, Default)]
@@ -36,22 +40,34 @@ impl Resolver {
             Err(NamesError::Absent(_)) => {}
             answer => return answer,
         }
+        // One that was begun may wait for its predecessor's end: a second one would wait behind it.
+        if self.0.is_none() {
+            self.begin(directory, options).map_err(NamesError::Absent)?;
+        }
+        for _ in 0..TRIES {
+            let ended = self.0.as_ref().is_some_and(has_ended);
+            if ended || NamesClient::connect(directory).is_ok() {
+                return NamesClient::connect(directory);
+            }
+            // An interrupted wait is a shorter one.
+            let _ = rustix::thread::nanosleep(&PAUSE);
+        }
+        // The next time finds that it has ended, and begins another one.
+        if let Some(child) = &self.0 {
+            let _ = send_signal(child.pidfd.as_fd(), Signal::KILL.as_raw());
+        }
+        NamesClient::connect(directory)
+    }
+
+    fn begin(&mut self, directory: &Path, options: &BridgesOptions) -> io::Result<()> {
         let log = File::options().create(true).append(true).open(directory.join("names.log"));
         let group = format!("/supervisor-{}/names", options.instance);
         let command = NamesClient::command(directory, &options.log_level, &group);
         let started = log
             .and_then(|log| command.log_to(&log))
             .and_then(|command| command.spawn(&options.exe));
-        self.0 = Some(started.map_err(NamesError::Absent)?);
-        for _ in 0..TRIES {
-            let ended = self.0.as_ref().is_some_and(has_ended);
-            if ended || NamesClient::connect(directory).is_ok() {
-                break;
-            }
-            // An interrupted wait is a shorter one.
-            let _ = rustix::thread::nanosleep(&PAUSE);
-        }
-        NamesClient::connect(directory)
+        self.0 = Some(started?);
+        Ok(())
     }
 
     /// Ends one that does not answer. Whether there was one.
@@ -71,12 +87,24 @@ impl Resolver {
         killed.is_ok()
     }
 
-    /// Waits for one that was told to end.
+    /// Waits for one that was told to end; one that does not is ended.
     pub(super) fn wait(&mut self) {
-        if let Some(resolver) = self.0.take() {
-            let _ = resolver.wait();
+        let Some(child) = self.0.take() else { return };
+        if !ends_in_time(&child) {
+            let _ = send_signal(child.pidfd.as_fd(), Signal::KILL.as_raw());
+            if !ends_in_time(&child) {
+                // It is in the kernel's hands, which does not let it go now. It is looked at when one is asked for.
+                self.0 = Some(child);
+            }
         }
     }
+}
+
+/// Waits until it has ended, for as long as one that begins is waited for. Whether it has; it is reaped then.
+fn ends_in_time(child: &RoleChild) -> bool {
+    let mut ended = [PollFd::new(&child.pidfd, PollFlags::IN)];
+    let _ = rustix::event::poll(&mut ended, Some(&PATIENCE));
+    has_ended(child)
 }
 
 /// Whether it has ended; reaps it.

@@ -80,9 +80,11 @@ fn connect(
     request::create(host, attributes).map_err(failed("make", &name))?;
     let link = request::link(host, &name).map_err(failed("find", &name))?;
     let alias = vec![LinkAttribute::IfAlias(owner.alias(what))];
-    let raised = request::raise(host, link.index, alias)
-        .map_err(failed("bring up", &name))
-        .and_then(|()| request::reflect(host, link.index).map_err(failed("set up", &name)));
+    let raised =
+        request::raise(host, link.index, alias).map_err(failed("bring up", &name)).and_then(|()| {
+            request::set_port(host, link.index, attachment.neighbours)
+                .map_err(failed("set up", &name))
+        });
     if let Err(error) = raised {
         let _ = request::delete(host, link.index);
         return Err(error);

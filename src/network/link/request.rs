@@ -15,6 +15,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
+use super::super::Neighbours;
 use super::super::netlink::Netlink;
 
 /// What is known of an interface.
@@ -99,13 +100,23 @@ pub(super) fn raise(
 }
 
 /// Lets a port of a bridge send back what it received: where bridged packets are given to the packet filter
-/// (br_netfilter), a container's packet to a published port of its own is turned around in the bridge.
-pub(super) fn reflect(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+/// (br_netfilter), a container's packet to a published port of its own is turned around in the bridge. The bridge passes
+/// nothing between ports that do not see their neighbours: no packet of any kind, nor the question who has an address.
+pub(super) fn set_port(
+    netlink: &mut Netlink,
+    index: u32,
+    neighbours: Neighbours,
+) -> io::Result<()> {
+    let mut settings = vec![InfoBridgePort::HairpinMode(true)];
+    // Not said where it is not asked for: kernels before 4.18 do not know it.
+    if neighbours == Neighbours::Unseen {
+        settings.push(InfoBridgePort::Isolated(true));
+    }
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        LinkInfo::PortData(InfoPortData::BridgePort(settings)),
     ]));
     netlink.change(RouteNetlinkMessage::NewLink(message), 0)
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use super::*;
-use crate::network::{Attachment, NetworkKey};
+use crate::network::{Attachment, Neighbours, NetworkKey};
 use crate::sys::netns;
 
 fn owner() -> Owner {
@@ -34,6 +34,7 @@ fn attachment(what: &str, bridge: &str, subnet: u8, host: u8) -> Attachment {
         v6: Some((format!("fd00:{subnet}::{host}").parse().unwrap(), 64)),
         gateway4: Some([10, 213, subnet, 1].into()),
         gateway6: Some(format!("fd00:{subnet}::1").parse().unwrap()),
+        neighbours: Neighbours::Seen,
     }
 }
 
@@ -78,6 +79,39 @@ fn containers_on_a_bridge_reach_each_other_and_the_host() {
         assert_eq!(whats, ["shop_default", "web-1@default", "db-1@default"]);
         assert_eq!(ours[0].name, name);
     });
+}
+
+#[test]
+fn those_who_do_not_see_their_neighbours_reach_the_host_and_not_each_other() {
+    let (host, a, b) = (netns::make().unwrap(), netns::make().unwrap(), netns::make().unwrap());
+    within(&host, || {
+        let name = ensure_bridge(&owner(), &bridge("shared", 7)).unwrap();
+        let unseen = |what: &str, n| Attachment {
+            neighbours: Neighbours::Unseen,
+            ..attachment(what, &name, 7, n)
+        };
+        attach(&owner(), a.as_fd(), &[unseen("one-1@bridge", 2)]).unwrap();
+        attach(&owner(), b.as_fd(), &[unseen("two-1@bridge", 3)]).unwrap();
+    });
+    let connect = |client: &OwnedFd, to: &str, wait| {
+        let to = to.parse().unwrap();
+        within(client, || TcpStream::connect_timeout(&to, wait)).map(drop)
+    };
+    let long = Duration::from_secs(20);
+    for (server, client, address) in
+        [(&host, &a, "10.213.7.1:80"), (&host, &b, "[fd00:7::1]:80"), (&b, &host, "10.213.7.3:80")]
+    {
+        let _listener = within(server, || TcpListener::bind(address)).unwrap();
+        connect(client, address, long).unwrap();
+    }
+    for address in ["10.213.7.2:80", "[fd00:7::2]:80"] {
+        let _listener = within(&a, || TcpListener::bind(address)).unwrap();
+        assert!(connect(&b, address, Duration::from_millis(300)).is_err(), "{address}");
+    }
+    // Not even who they are.
+    let known = within(&b, || std::fs::read_to_string("/proc/thread-self/net/arp")).unwrap();
+    let of_a = Attachment::mac_for("one-1@bridge").map(|byte| format!("{byte:02x}")).join(":");
+    assert!(!known.contains(&of_a), "{known}");
 }
 
 #[test]

@@ -217,6 +217,7 @@ fn world() -> (OwnedFd, OwnedFd) {
             v6: None,
             gateway4: Some([10, 213, 7, 1].into()),
             gateway6: None,
+            neighbours: crate::network::Neighbours::Seen,
         };
         attach(&owner, container.as_fd(), &[attachment]).unwrap();
     })

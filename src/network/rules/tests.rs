@@ -82,6 +82,7 @@ fn put(owner: &Owner, container: &OwnedFd, bridge: &str, net: &str, host: u8, v6
         v6: Some((format!("{v6}::{host}").parse().unwrap(), 64)),
         gateway4: Some(v4(1)),
         gateway6: Some(format!("{v6}::1").parse().unwrap()),
+        neighbours: crate::network::Neighbours::Seen,
     };
     attach(owner, container.as_fd(), &[attachment]).unwrap();
 }

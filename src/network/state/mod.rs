@@ -3,20 +3,20 @@
 //! [`NetworkState`] is a durable record, kept by whoever runs containers: a container that goes on while control is
 //! replaced keeps its ports and names, because they follow from the record and from nothing else.
 
+mod follow;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use super::link::Bridge;
-use super::names::{NameClient, NameTable, NamedHost, NamedNetwork, Outside, Ready};
+use super::names::Ready;
 use super::port::{self, HostPort};
-use super::rules::{NetworkRules, Ruleset};
 use super::wish::{JoinError, MemberWish, MembershipWish};
 use super::{
-    AddressBook, AddressError, Addresses, Attachment, Closed, EndpointWish, HostAccess, NetworkKey,
-    NetworkSpec, Publication, Published, Reach, SubnetError, Surroundings,
+    AddressBook, AddressError, Addresses, EndpointWish, HostAccess, Ipv6, NetworkKey, NetworkSpec,
+    Publication, Published, Reach, SubnetError, Surroundings,
 };
 
 /// Where ports come from that nobody chose; the same as the kernel's own.
@@ -78,8 +78,10 @@ impl NetworkState {
         let mut memberships = Vec::with_capacity(wish.networks.len());
         for wanted in &wish.networks {
             let key = &wanted.network.key;
+            if !next.is_as_found(&wanted.network) {
+                next.ensure_subnet(&wanted.network, surroundings)?;
+            }
             next.claim(&wanted.network)?;
-            next.ensure_subnet(&wanted.network, surroundings)?;
             let addresses = next.address(&wish.endpoint, wanted)?;
             memberships.push(Membership {
                 network: key.clone(),
@@ -105,6 +107,17 @@ impl NetworkState {
         next.members.insert(wish.container.clone(), member);
         *self = next;
         Ok(())
+    }
+
+    /// Whether it is somebody's who only uses the network and says nothing of it, and the network has its subnets: these
+    /// are its owner's choice, and those who are in it run with them. What is nobody's may get another family while
+    /// nobody is in it.
+    fn is_as_found(&self, wanted: &NetworkSpec) -> bool {
+        let says_nothing =
+            wanted.owner.is_none() && wanted.ipv6 == Ipv6::AsHost && wanted.subnets.is_empty();
+        let is_in_use =
+            self.networks.contains_key(&wanted.key) || wanted.key != NetworkKey::shared();
+        says_nothing && is_in_use && self.book.network(&wanted.key).is_some()
     }
 
     /// Notes that a network exists, and what it is if its project says so.
@@ -191,7 +204,6 @@ impl NetworkState {
         for wanted in &wish.ports {
             let (target, transport) = (wanted.target, wanted.transport);
             let address = wanted.host_ip.filter(|address| !address.is_unspecified());
-            let at = |port| HostPort { address, port, transport };
             let owner = |port: HostPort, taken: &[Publication]| {
                 let own = taken.iter().map(|p| (wish.endpoint.as_str(), HostPort::of(p)));
                 let all = self.members.values().flat_map(|member| {
@@ -200,18 +212,20 @@ impl NetworkState {
                 let mut others = all.chain(own);
                 others.find(|(_, other)| other.collides(&port)).map(|(name, _)| name.to_owned())
             };
-            let range = wanted.published.clone().unwrap_or(ANY_PORT);
-            let chosen = if range.start() == range.end() {
+            let chosen = if let Some(port) = wanted.fixed() {
                 // What the user wrote; a process of the host that has it is told by whoever asks for it.
-                let port = at(*range.start());
                 if let Some(owner) = owner(port, &publications) {
                     return Err(JoinError::Published { port, owner });
                 }
-                *range.start()
+                port.port
             } else {
+                let range = wanted.published.clone().unwrap_or(ANY_PORT);
                 let name = format!("{} {target}/{transport}", wish.endpoint);
                 let had = self.chosen.get(&name).copied();
-                let usable = |port| owner(at(port), &publications).is_none() && is_free(at(port));
+                let usable = |port| {
+                    let port = wanted.at(port);
+                    owner(port, &publications).is_none() && is_free(port)
+                };
                 let chosen = port::choose(had, range.clone(), usable);
                 let endpoint = wish.endpoint.clone();
                 let chosen = chosen.ok_or(JoinError::NoPort { endpoint, range })?;
@@ -270,129 +284,5 @@ impl NetworkState {
             publication: publication.clone(),
         })
         .collect()
-    }
-
-    /// The bridges of all networks.
-    #[must_use]
-    pub fn bridges(&self) -> Vec<Bridge> {
-        let bridge = |key: &NetworkKey| {
-            let entry = self.book.network(key)?;
-            let v4 = match entry.v4.gateway {
-                IpAddr::V4(address) => (address, entry.v4.net.prefix_len()),
-                IpAddr::V6(_) => return None,
-            };
-            let v6 = entry.v6.as_ref().and_then(|family| match family.gateway {
-                IpAddr::V6(address) => Some((address, family.net.prefix_len())),
-                IpAddr::V4(_) => None,
-            });
-            Some(Bridge { network: key.clone(), v4, v6 })
-        };
-        self.networks.keys().filter_map(bridge).collect()
-    }
-
-    /// Whether a network has addresses of version 6.
-    #[must_use]
-    pub fn has_ipv6(&self) -> bool {
-        let mut entries = self.networks.keys().filter_map(|key| self.book.network(key));
-        entries.any(|entry| entry.v6.is_some())
-    }
-
-    /// The interfaces of a container. `bridge` is the name of a network's bridge.
-    #[must_use]
-    pub fn attachments(
-        &self,
-        container: &str,
-        bridge: impl Fn(&NetworkKey) -> String,
-    ) -> Vec<Attachment> {
-        let Some(member) = self.members.get(container) else { return Vec::new() };
-        let way_out = member.memberships.iter().position(|m| self.leads_outside(&m.network));
-        let attachment = |(n, membership): (usize, &Membership)| {
-            let entry = self.book.network(&membership.network)?;
-            let addresses = membership.addresses;
-            let is_way_out = way_out == Some(n);
-            let gateway4 = match entry.v4.gateway {
-                IpAddr::V4(address) if is_way_out => Some(address),
-                _ => None,
-            };
-            let gateway6 = match entry.v6.as_ref().map(|family| family.gateway) {
-                Some(IpAddr::V6(address)) if is_way_out => Some(address),
-                _ => None,
-            };
-            let v6 = entry.v6.as_ref().map(|family| family.net.prefix_len());
-            Some(Attachment {
-                what: format!("{}@{}", member.endpoint, membership.network),
-                bridge: bridge(&membership.network),
-                interface: format!("eth{n}"),
-                mac: Attachment::mac_for(&format!("{}@{}", member.endpoint, membership.network)),
-                v4: Some((addresses.v4, entry.v4.net.prefix_len())),
-                v6: addresses.v6.zip(v6),
-                gateway4,
-                gateway6,
-            })
-        };
-        member.memberships.iter().enumerate().filter_map(attachment).collect()
-    }
-
-    /// The rules that all of this needs.
-    #[must_use]
-    pub fn ruleset(&self, bridge: impl Fn(&NetworkKey) -> String) -> Ruleset {
-        let network = |(key, known): (&NetworkKey, &Known)| {
-            let entry = self.book.network(key)?;
-            let families = [Some(&entry.v4), entry.v6.as_ref()];
-            let containers = self.members.values().flat_map(|member| {
-                let of_it = member.memberships.iter().filter(|m| m.network == *key);
-                of_it.flat_map(|membership| {
-                    let Addresses { v4, v6 } = membership.addresses;
-                    let all = [Some(IpAddr::V4(v4)), v6.map(IpAddr::V6)];
-                    all.into_iter().flatten().map(|address| (address, member.host_access))
-                })
-            });
-            Some(NetworkRules {
-                bridge: bridge(key),
-                subnets: families.into_iter().flatten().map(|family| family.net).collect(),
-                reach: known.reach,
-                containers: containers.collect(),
-            })
-        };
-        Ruleset {
-            networks: self.networks.iter().filter_map(network).collect(),
-            publications: self
-                .members
-                .values()
-                .flat_map(|member| member.publications.iter().cloned())
-                .collect(),
-            closed: Closed::default(),
-        }
-    }
-
-    /// What the resolver knows.
-    #[must_use]
-    pub fn name_table(&self) -> NameTable {
-        let mut table = NameTable::default();
-        for key in self.networks.keys() {
-            let Some(entry) = self.book.network(key) else { continue };
-            let families = [Some(&entry.v4), entry.v6.as_ref()];
-            let subnets = families.into_iter().flatten().map(|family| family.net).collect();
-            table.networks.insert(key.clone(), NamedNetwork { subnets, hosts: Vec::new() });
-        }
-        for (container, member) in &self.members {
-            for membership in &member.memberships {
-                let Some(network) = table.networks.get_mut(&membership.network) else { continue };
-                network.hosts.push(NamedHost {
-                    canonical: membership.canonical.clone(),
-                    names: membership.names.clone(),
-                    v4: Some(membership.addresses.v4),
-                    v6: membership.addresses.v6,
-                    ready: member.ready,
-                });
-            }
-            let networks: Vec<NetworkKey> =
-                member.memberships.iter().map(|m| m.network.clone()).collect();
-            let is_open = networks.iter().any(|key| self.leads_outside(key));
-            let outside = if is_open { Outside::Asked } else { Outside::Closed };
-            let client = NameClient { networks, servers: member.dns.clone(), outside };
-            table.clients.insert(container.clone(), client);
-        }
-        table
     }
 }
