@@ -18,6 +18,7 @@ mod lazy_edges;
 mod lazy_engine;
 mod lazy_mount;
 mod lazy_xattrs;
+mod login;
 mod logs;
 mod registry;
 mod service_manager;

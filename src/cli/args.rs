@@ -14,6 +14,7 @@ use super::image_write::{ImageConvertArguments, ImagePackArguments};
 use super::inspect::InspectArguments;
 use super::install::InstallArguments;
 use super::kill::KillArguments;
+use super::login::{LoginArguments, LogoutArguments};
 use super::logs::LogsArguments;
 use super::man::ManArguments;
 use super::plan::PlanArguments;
@@ -212,6 +213,10 @@ pub(super) enum Command {
     Cp(CpArguments),
     /// Bring images here: index and prefetch only, or everything with --full
     Pull(PullArguments),
+    /// Log in at a registry, and keep the login as docker does
+    Login(LoginArguments),
+    /// Forget the login at a registry
+    Logout(LogoutArguments),
     /// List the images that are here
     Images(ImagesArguments),
     /// Work with one image

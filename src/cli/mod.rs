@@ -22,6 +22,7 @@ mod inspect;
 mod install;
 mod kill;
 mod log_printer;
+mod login;
 mod logs;
 mod look_up;
 pub mod man;
@@ -118,6 +119,8 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run_once::run(&settings, arguments),
         Command::Cp(arguments) => cp::run(&settings, &arguments),
         Command::Pull(arguments) => pull::run(&settings, &arguments),
+        Command::Login(arguments) => login::log_in(&settings, &arguments),
+        Command::Logout(arguments) => login::log_out(&settings, &arguments),
         Command::Images(arguments) => images::run(&settings, &arguments),
         Command::Image(command) => image::main(&settings, command),
         Command::Daemon(arguments) => run::daemon(&settings, &arguments),

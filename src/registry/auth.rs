@@ -149,6 +149,30 @@ impl Auth {
     }
 }
 
+/// What to send to a registry that asked in `headers` who `user` is.
+///
+/// # Errors
+/// When it asks for nothing that we can give, or its token server refuses them.
+pub(super) async fn log_in(
+    transport: &Transport,
+    access: &Access<'_>,
+    headers: &HeaderMap,
+    user: &str,
+    password: &str,
+) -> Result<HeaderValue, FetchError> {
+    let credential = Credential::Password { user: user.to_owned(), password: password.to_owned() };
+    let found = Found { credential: Some(credential), problem: None };
+    match strongest(headers) {
+        None => Err(refused(access, "it refuses access and does not say what it asks for")),
+        Some(Challenge::Basic) => basic(access, &found),
+        Some(Challenge::Bearer { realm, service, .. }) => {
+            let request =
+                TokenRequest { realm: &realm, service: service.as_deref(), scope: Some("") };
+            Ok(request.send(transport, access, &found).await?.0)
+        }
+    }
+}
+
 fn refused(access: &Access<'_>, detail: impl Into<String>) -> FetchError {
     FetchError::because(FetchErrorKind::Unauthorized, access.subject, detail).build()
 }
@@ -238,10 +262,9 @@ impl TokenRequest<'_> {
                 format!("it wants credentials sent in the clear to `{shown}`"),
             ));
         }
-        let scope = match self.scope {
-            Some(scope) => scope.to_owned(),
-            None => format!("repository:{}:pull", access.repository),
-        };
+        let scope = self
+            .scope
+            .map_or_else(|| format!("repository:{}:pull", access.repository), str::to_owned);
         let client = if local { &transport.loopback } else { &transport.api };
         let mut form = reqwest::Url::parse("form:").expect("a constant that is an address");
         {
@@ -252,7 +275,10 @@ impl TokenRequest<'_> {
             if let Some(service) = self.service {
                 query.append_pair("service", service);
             }
-            query.append_pair("scope", &scope);
+            // Nothing is asked for but who somebody is.
+            if !scope.is_empty() {
+                query.append_pair("scope", &scope);
+            }
             if let Some(Credential::IdentityToken(token)) = &found.credential {
                 query.append_pair("grant_type", "refresh_token");
                 query.append_pair("client_id", "supervisor");

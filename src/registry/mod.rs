@@ -13,7 +13,9 @@ mod credentials;
 mod error;
 mod exchange;
 mod hosts;
+pub mod keyring;
 mod layout;
+mod login;
 mod part;
 mod ping;
 mod resolve;
@@ -36,6 +38,7 @@ use serde::{Deserialize, Serialize};
 pub use blob::{Blob, BlobSource};
 pub use error::{FetchError, FetchErrorKind};
 pub(crate) use hosts::readable;
+pub use login::Welcome;
 pub use ping::Pong;
 pub use resolve::{Located, Resolved};
 pub use retry::RetryPolicy;
@@ -183,6 +186,19 @@ impl Client {
     /// With the reason for which no answer came: name, connection, encryption.
     pub async fn ping(&self, host: &str) -> Result<Pong, FetchError> {
         self.0.ping(host).await
+    }
+
+    /// Asks the registry at `host` (with its port) whether `user` has this password. Nothing is kept.
+    ///
+    /// # Errors
+    /// When it refuses them, or no answer came.
+    pub async fn check_login(
+        &self,
+        host: &str,
+        user: &str,
+        password: &str,
+    ) -> Result<Welcome, FetchError> {
+        self.0.check_login(host, user, password).await
     }
 
     /// The blob `digest` of `size` bytes; nothing is asked of the source until it is read.

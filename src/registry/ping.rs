@@ -1,7 +1,6 @@
 //! Whether a registry answers at all, and what time it has: for the doctor.
 
 use jiff::Timestamp;
-use reqwest::Url;
 use reqwest::header::DATE;
 
 use super::error::{FetchError, FetchErrorKind, Subject};
@@ -41,9 +40,9 @@ impl Shared {
         // Mirrors come first: the registry itself is the last one.
         let endpoints = self.endpoints(&request).await?;
         let endpoint = endpoints.last().expect("a registry has an address");
-        let url = Url::parse(&format!("{}/", endpoint.base)).map_err(|error| {
+        let url = endpoint.greeting().ok_or_else(|| {
             let detail = "its address is not valid";
-            FetchError::because(FetchErrorKind::Malformed, &subject, detail).source(error).build()
+            FetchError::because(FetchErrorKind::Malformed, &subject, detail).build()
         })?;
         let visit = Visit { shared: self, request: &request, endpoint };
         let answer = visit.send(&url, None).await?;

@@ -63,12 +63,14 @@ impl Visit<'_> {
         }
     }
 
-    fn access(&self, plain: bool) -> Access<'_> {
+    /// For whom and for what an authorization is wanted.
+    pub(super) fn access(&self, plain: bool) -> Access<'_> {
         let Endpoint { host, repository, .. } = &**self.endpoint;
         Access { host, repository, plain, subject: self.request.subject }
     }
 
-    fn transport(&self) -> Result<Arc<Transport>, FetchError> {
+    /// The connections that its trust asks for.
+    pub(super) fn transport(&self) -> Result<Arc<Transport>, FetchError> {
         let Self { shared, endpoint, request } = self;
         shared.connections.with(&shared.options, &endpoint.trust).map_err(|error| {
             let detail = format!("`{}`: {}", endpoint.base, Chain(&error));

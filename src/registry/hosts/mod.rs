@@ -108,6 +108,11 @@ impl Endpoint {
         self.base.starts_with("http:")
     }
 
+    /// Where it only says whether it is there, and who may come.
+    pub(super) fn greeting(&self) -> Option<Url> {
+        Url::parse(&format!("{}/", self.base)).ok()
+    }
+
     /// The address of `path` below the repository.
     pub(super) fn url(&self, path: &str) -> Option<Url> {
         let mut url = Url::parse(&format!("{}/{}/{path}", self.base, self.repository)).ok()?;
