@@ -1,6 +1,6 @@
 //! `run` and `cp`: containers beside a service, and files in and out of one.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 
 use rustix::process::Signal;
@@ -85,6 +85,26 @@ fn a_run_outlives_control_and_ends_with_its_project() {
     program.ok(["stop", "-t", "0"]);
     assert!(containers(&program).contains(&"mine".to_owned()));
     program.ok(["down", "-t", "0"]);
+    assert_eq!(containers(&program), Vec::<String>::new());
+}
+
+#[test]
+fn a_name_is_free_again_and_down_ends_who_waits() {
+    let program = Program::new();
+    program.services(&file(&[service("web", IDLE)]));
+    for code in [3, 4] {
+        let script = format!("exit {code}");
+        let ran = program.run(["run", "--rm", "--name", "mine", "web", "sh", "-c", &script]);
+        assert_eq!(ran.status.code(), Some(code), "{ran:?}");
+    }
+    program.ok(["up", "-d"]);
+    let arguments = ["run", "--name", "mine", "web", "sh", "-c", "echo begun; sleep 1000"];
+    let mut run = program.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "begun\n");
+    program.ok(["down", "-t", "0"]);
+    assert_eq!(program.ended(&mut run).code(), Some(128 + 9));
     assert_eq!(containers(&program), Vec::<String>::new());
 }
 

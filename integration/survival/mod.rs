@@ -5,5 +5,6 @@ mod figures;
 mod hold;
 mod matrix;
 mod reader;
+mod runs;
 mod soak;
 mod upgrade;

@@ -46,6 +46,7 @@ async fn run(
         name: request.name,
         ports: request.ports,
         remove: request.remove,
+        idempotency_key: request.idempotency_key,
         streams: streams.transpose()?,
     };
     Ok(Json(context.control.run(up, service, options).await?).into_response())

@@ -166,6 +166,9 @@ pub struct RunRequest {
     /// Descriptors of the caller's process that it gets; a log of its own when absent.
     #[serde(default)]
     pub streams: Option<RunStreams>,
+    /// Tells this run from every other. Who lost the connection asks with the same one again, and it runs once.
+    #[serde(default)]
+    pub idempotency_key: Option<String>,
 }
 
 /// Standard streams of a caller.

@@ -1,5 +1,6 @@
 //! `supervisor run`: a container like that of a service, once and beside it.
 
+use std::hash::BuildHasher as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::ExitCode;
@@ -112,6 +113,7 @@ pub(super) fn run(settings: &Settings, arguments: RunArguments) -> anyhow::Resul
         ports: arguments.service_ports,
         remove: arguments.rm,
         streams,
+        idempotency_key: Some(unique()),
     };
     connect::runtime()?.block_on(async {
         if !arguments.no_deps && !depends_on.is_empty() {
@@ -121,10 +123,8 @@ pub(super) fn run(settings: &Settings, arguments: RunArguments) -> anyhow::Resul
                 return Ok(ExitCode::from(EXEC_FAILED));
             }
         }
-        let client = connect::connect_or_start(settings).await?;
         let project = &run.up.project;
-        let path = format!("/v1/projects/{project}/run");
-        let container: String = client.call(Method::POST, &path, &run).await?;
+        let (client, container) = begin(settings, project, &run).await?;
         if arguments.detach {
             output::line(&container);
             return Ok(ExitCode::SUCCESS);
@@ -144,6 +144,28 @@ fn with_value(settings: &Settings, pair: &str) -> String {
         Some(value) if !pair.contains('=') => format!("{pair}={value}"),
         _ => pair.to_owned(),
     }
+}
+
+/// Asks for the run until it has begun. One that a control began before it died is not begun again.
+async fn begin(
+    settings: &Settings,
+    project: &str,
+    run: &RunRequest,
+) -> anyhow::Result<(ApiClient, String)> {
+    let path = format!("/v1/projects/{project}/run");
+    loop {
+        let client = connect::connect_or_start(settings).await?;
+        match client.call(Method::POST, &path, run).await {
+            Err(ClientError::Lost(_) | ClientError::NotRunning { .. }) => {}
+            answer => return Ok((client, answer?)),
+        }
+    }
+}
+
+/// What no other run has: each hasher of the standard library has keys of its own, from the kernel's random numbers.
+fn unique() -> String {
+    let random = || std::hash::RandomState::new().hash_one(std::process::id());
+    format!("{:016x}{:016x}", random(), random())
 }
 
 /// Waits for the end of the run, and copies between terminals meanwhile.

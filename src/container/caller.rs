@@ -38,6 +38,10 @@ impl CallerStreams {
         let take = |place: usize| self.take_one(pidfd.as_fd(), place);
         let streams = [take(0)?, take(1)?, take(2)?];
         if self.terminal {
+            // Whose word that was could have named a file of somebody else's.
+            if !rustix::termios::isatty(&streams[0]) {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no terminal"));
+            }
             let (uid, gid) = (user.uid, user.gid);
             std::os::unix::fs::fchown(&streams[0], Some(uid), Some(gid))?;
         }

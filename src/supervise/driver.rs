@@ -23,7 +23,8 @@ use super::runs::Runs;
 use super::wishes::HostShutdown;
 use crate::image::ImageRef;
 use crate::reconcile::{
-    Action, Cause, ContainerKey, Goal, ImageState, Moment, Observed, Plan, ServiceKey, plan,
+    Action, Cause, ContainerKey, Goal, ImageState, Moment, Observed, Operation, Plan, ServiceKey,
+    plan,
 };
 use crate::spec::ProjectName;
 use crate::store::record;
@@ -257,6 +258,10 @@ impl Driver {
     /// Keeps the record of a container, likewise.
     pub(super) fn save_container(&self, key: &ContainerKey) {
         let Some(held) = self.containers.get(key) else { return };
+        // Its folder is being removed, and could not be with a record that is new in it.
+        if held.busy == Some(Operation::Remove) {
+            return;
+        }
         if let Err(error) = record::save(&self.host.container_record(&held.id), &held.record) {
             let subject =
                 Subject::Service(held.record.project.as_str(), held.record.service.as_str());

@@ -199,6 +199,10 @@ impl Driver {
         let this_boot =
             boot_id().ok().is_some_and(|boot| held.record.started_in_boot == Some(boot));
         let known = matches!(container::launch_record(run_dir, id), Ok(Some(_)));
+        if this_boot && !known && held.record.one_off.is_some() {
+            // Nobody was ever told to run it.
+            held.record.started_in_boot = None;
+        }
         held.monitor_lost = this_boot && known;
         if held.monitor_lost {
             let process = container::running_process(run_dir, id).ok().flatten();

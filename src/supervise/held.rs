@@ -86,6 +86,9 @@ pub(super) struct OneOff {
     /// Whose streams it has; a log of its own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) streams: Option<CallerStreams>,
+    /// Tells it from others when it is asked for again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) idempotency_key: Option<String>,
 }
 
 /// Ends of a container's runs that are kept.
@@ -260,6 +263,16 @@ impl Held {
     pub(super) fn may_run(&self) -> bool {
         self.monitor_lost
             || self.status.as_ref().is_some_and(|status| !matches!(status.phase, Phase::Ended(_)))
+    }
+
+    /// Whether it was ever started, as far as anybody knows.
+    pub(super) fn has_begun(&self) -> bool {
+        self.record.started_in_boot.is_some() || self.record.exit.is_some()
+    }
+
+    /// Whether it could not be removed.
+    pub(super) fn failed_to_go(&self) -> bool {
+        matches!(self.failed, Some((Operation::Remove, _)))
     }
 
     /// What the planner sees.

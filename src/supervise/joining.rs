@@ -62,7 +62,7 @@ impl Driver {
             let record = &held.record;
             let project = self.projects.get(&record.project);
             let service = project.and_then(|p| p.desired.services.get(&record.service));
-            let wish = match service {
+            let mut wish = match service {
                 Some(service) => Host::member(&held.id, record, service),
                 None => MemberWish {
                     container: held.id.to_string(),
@@ -76,6 +76,10 @@ impl Driver {
                     dns: Vec::new(),
                 },
             };
+            // A run beside the service publishes nothing of it, unless it was asked to; then it loses that.
+            if record.one_off.is_some() {
+                wish.ports.clear();
+            }
             Some(Ok(wish.as_it_runs(&attached.attachments)))
         };
         let runs = |held: &&Held| running.iter().any(|id| id == held.id.as_str());

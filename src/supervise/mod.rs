@@ -51,6 +51,7 @@ mod published;
 mod pull_error;
 pub mod report;
 mod resolver;
+mod run_ends;
 mod run_settings;
 mod runs;
 mod service_wish;

@@ -127,7 +127,7 @@ impl Driver {
                 self.emit_for(container, EventLevel::Error, "container-create-failed", message);
                 let Some(held) = self.containers.remove(container) else { return };
                 if held.record.one_off.is_some() {
-                    return self.run_not_created(container, &reason);
+                    return self.tell_begun(container, Some(reason));
                 }
                 let (at, service) = (self.clock.now(), &held.record.service);
                 let Some(project) = self.projects.get_mut(&held.record.project) else { return };
@@ -195,10 +195,15 @@ impl Driver {
                     "container-removed",
                     format!("{container} removed"),
                 );
+                self.run_removed(container);
                 self.containers.remove(container);
                 self.release_slots();
+                self.begin_postponed(container);
             }
-            Err(reason) => self.finish(container, Operation::Remove, Some(reason)),
+            Err(reason) => {
+                self.finish(container, Operation::Remove, Some(reason));
+                self.begin_postponed(container);
+            }
         }
     }
 

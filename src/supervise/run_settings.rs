@@ -29,6 +29,9 @@ pub struct RunOptions {
     pub remove: bool,
     /// Whose streams it has; a log of its own when `None`.
     pub streams: Option<CallerStreams>,
+    /// Tells this run from every other: asked for with the same one again, it is the same run. Not told from others when
+    /// `None`.
+    pub idempotency_key: Option<String>,
 }
 
 /// The service that is run, with what the run has in its place.

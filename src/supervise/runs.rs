@@ -9,27 +9,25 @@ use super::handle::{ControlHandle, Reply, Request, RequestError, RequestErrorKin
 use super::held::{ContainerRecord, Held, ImpliedNetwork, OneOff};
 use super::images::Extent;
 use super::membership;
-use super::monitors::hasten;
 use super::project::Wish;
 use super::report::RunEnd;
+use super::run_ends::Ended;
 use super::run_settings::{RunOptions, settings};
-use crate::container::{ContainerId, Outcome as RunOutcome, Phase as RunPhase};
+use crate::container::{ContainerId, Phase as RunPhase};
 use crate::image::Digest;
 use crate::network::MemberWish;
 use crate::reconcile::{Action, ContainerKey, Operation, ServiceKey};
 use crate::spec::Service;
 use crate::telemetry::Chain;
 
-/// Before a monitor is launched again that could not be, in milliseconds.
-const ADOPT_PAUSE: u64 = 1000;
-/// Ends that are remembered for those who still ask; each is small.
-const ENDS_KEPT: usize = 256;
+/// Before what failed is tried again, in milliseconds; twice as long after each failure in a row.
+const FIRST_PAUSE: u64 = 1000;
 
 /// A run that was asked for and has not begun.
 #[derive(Debug)]
 pub(super) struct Asked {
     settings: Box<Service>,
-    reply: Option<Reply<String>>,
+    reply: Reply<String>,
     has_begun: bool,
 }
 
@@ -37,8 +35,11 @@ pub(super) struct Asked {
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     asked: BTreeMap<ContainerKey, Asked>,
-    ended: Vec<(String, RunEnd)>,
-    waiters: Vec<(String, Reply<RunEnd>)>,
+    pub(super) ended: Vec<Ended>,
+    pub(super) waiters: Vec<(ContainerKey, Reply<RunEnd>)>,
+    /// Asked for while what is in their way is removed: a run of the same name that has ended, or what an earlier
+    /// control left of the same run, which never began.
+    postponed: Vec<(ContainerKey, ReadyRun)>,
 }
 
 /// A run whose image is here.
@@ -80,6 +81,11 @@ impl Driver {
 
     /// Its image is here, or cannot be had.
     pub(super) fn run_ready(&mut self, run: ReadyRun) {
+        let Some(run) = self.is_new(run) else { return };
+        let named = run.options.name.as_deref().map(ContainerKey::new);
+        if let Some(key) = named.filter(|key| self.is_leaving(key)) {
+            return self.runs.postponed.push((key, run));
+        }
         let ReadyRun { service, settings, options, manifest, reply } = run;
         let failed = |message: String| RequestError::new(RequestErrorKind::Failed, message);
         let manifest = match manifest {
@@ -110,14 +116,61 @@ impl Driver {
         record.fingerprint = settings.fingerprint();
         record.manifest = manifest;
         record.implied_network = ImpliedNetwork::Project;
-        record.one_off = Some(OneOff { remove: options.remove, streams: options.streams });
+        record.one_off = Some(OneOff {
+            remove: options.remove,
+            streams: options.streams,
+            idempotency_key: options.idempotency_key,
+        });
         let mut held = Held::new(id.clone(), record.clone());
         held.busy = Some(Operation::Create);
+        // An earlier run of this name has ended, and this one has not.
+        self.runs.ended.retain(|ended| ended.container != key);
         self.containers.insert(key.clone(), held);
-        let asked = Asked { settings: settings.clone(), reply: Some(reply), has_begun: false };
+        let asked = Asked { settings: settings.clone(), reply, has_begun: false };
         self.runs.asked.insert(key, asked);
         let (host, outcomes) = (std::sync::Arc::clone(&self.host), self.outcomes.clone());
         tokio::spawn(async move { host.create(id, record, settings, outcomes).await });
+    }
+
+    /// Gives a run back that was not asked for before. Of another one the caller is told how far that is.
+    fn is_new(&mut self, run: ReadyRun) -> Option<ReadyRun> {
+        let Some(asked) = &run.options.idempotency_key else { return Some(run) };
+        let same = |its: Option<&String>| its == Some(asked);
+        if let Some(ended) = self.runs.ended.iter().find(|e| same(e.idempotency_key.as_ref())) {
+            let _ = run.reply.send(Ok(ended.container.to_string()));
+            return None;
+        }
+        let is_it = |held: &Held| {
+            let one_off = held.record.one_off.as_ref();
+            one_off.is_some_and(|one_off| same(one_off.idempotency_key.as_ref()))
+        };
+        let Some((key, held)) = self.containers.iter().find(|(_, held)| is_it(held)) else {
+            return Some(run);
+        };
+        let key = key.clone();
+        if let Some((_, failure)) = held.failed.as_ref().filter(|_| held.failed_to_go()) {
+            let message = failure.reason.clone();
+            let _ = run.reply.send(Err(RequestError::new(RequestErrorKind::Failed, message)));
+        } else if let Some(asked) = self.runs.asked.get_mut(&key) {
+            asked.reply = run.reply;
+        } else if held.may_run() || held.has_begun() {
+            let asked = Asked { settings: run.settings, reply: run.reply, has_begun: true };
+            self.runs.asked.insert(key, asked);
+        } else {
+            self.runs.postponed.push((key, run));
+        }
+        None
+    }
+
+    /// What was left of a run is not in the way of the same one any more, or stays there.
+    pub(super) fn begin_postponed(&mut self, key: &ContainerKey) {
+        let (ready, others) = std::mem::take(&mut self.runs.postponed)
+            .into_iter()
+            .partition(|(container, _)| container == key);
+        self.runs.postponed = others;
+        for (_, run) in ready {
+            self.run_ready(run);
+        }
     }
 
     /// Takes every run one step on: to be called after each plan.
@@ -140,17 +193,13 @@ impl Driver {
         let Some(held) = self.containers.get(key) else { return };
         let remove = held.record.one_off.as_ref().is_some_and(|one_off| one_off.remove);
         let has_ended = held.record.exit.is_some() && !held.may_run();
-        let was_started = held.record.started_in_boot.is_some() || held.record.exit.is_some();
+        let was_started = held.has_begun();
         if held.monitor_lost {
-            if let Some((Operation::Adopt, failure)) = &held.failed {
-                let again = failure.at.saturating_add(ADOPT_PAUSE);
-                if self.clock.now() < again {
-                    self.plan.wake_at = Some(self.plan.wake_at.map_or(again, |at| at.min(again)));
-                    return;
-                }
-            }
             let (service, container) = (held.record.key(), key.clone());
-            return self.begin(Action::AdoptMonitor { service, container });
+            if self.is_due(key, Operation::Adopt) {
+                self.begin(Action::AdoptMonitor { service, container });
+            }
+            return;
         }
         if held.may_run() {
             let phase = held.status.as_ref().map(|status| &status.phase);
@@ -172,14 +221,14 @@ impl Driver {
             return self.begin_run(key, *settings);
         } else if was_started {
             // In another boot, and nobody saw how it ended.
-            self.note_run_end(key.to_string(), RunEnd::default());
+            self.tell_begun(key, None);
+            self.note_run_end(key, RunEnd::default());
         }
         let failed_before = self.containers.get(key).is_some_and(|held| held.failed.is_some());
         // What never ran is of no use to anybody.
         if (remove || !has_ended && !was_started || failed_before && !has_ended)
-            && self.removable(key)
+            && self.is_due(key, Operation::Remove)
         {
-            self.runs.asked.remove(key);
             let service = self.containers.get(key).map(|held| held.record.key());
             if let Some(service) = service {
                 self.begin(Action::Remove { service, container: key.clone() });
@@ -187,11 +236,26 @@ impl Driver {
         }
     }
 
-    /// Whether its removal has not failed before; it is tried again by the next control.
-    fn removable(&self, key: &ContainerKey) -> bool {
-        self.containers
-            .get(key)
-            .is_some_and(|held| !matches!(held.failed, Some((Operation::Remove, _))))
+    /// Whether it is a run that has ended and is removed for that.
+    fn is_leaving(&self, key: &ContainerKey) -> bool {
+        let Some(held) = self.containers.get(key) else { return false };
+        let is_removed = held.record.one_off.as_ref().is_some_and(|one_off| one_off.remove);
+        is_removed && held.record.exit.is_some() && !held.may_run() && !held.failed_to_go()
+    }
+
+    /// Whether an operation has not failed only a moment ago. If it has, its time is noted.
+    fn is_due(&mut self, key: &ContainerKey, operation: Operation) -> bool {
+        let failed = self.containers.get(key).and_then(|held| held.failed.as_ref());
+        let Some((_, failure)) = failed.filter(|(before, _)| *before == operation) else {
+            return true;
+        };
+        let pause = FIRST_PAUSE << failure.attempts.saturating_sub(1).min(6);
+        let again = failure.at.saturating_add(pause);
+        if self.clock.now() >= again {
+            return true;
+        }
+        self.plan.wake_at = Some(self.plan.wake_at.map_or(again, |at| at.min(again)));
+        false
     }
 
     fn begin_run(&mut self, key: &ContainerKey, settings: Service) {
@@ -210,69 +274,11 @@ impl Driver {
 
     /// Answers who asked for the run.
     pub(super) fn tell_begun(&mut self, key: &ContainerKey, failure: Option<String>) {
-        let reply = self.runs.asked.get_mut(key).and_then(|asked| asked.reply.take());
-        let Some(reply) = reply else { return };
+        let Some(Asked { reply, .. }) = self.runs.asked.remove(key) else { return };
         let _ = reply.send(match failure {
             None => Ok(key.to_string()),
             Some(reason) => Err(RequestError::new(RequestErrorKind::Failed, reason)),
         });
-    }
-
-    /// A run has ended: who asked for it and who waits for it are told.
-    pub(super) fn run_ended(&mut self, key: &ContainerKey) {
-        self.tell_begun(key, None);
-        let Some(held) = self.containers.get(key) else { return };
-        let Some(exit) = &held.record.exit else { return };
-        let reason = match &exit.outcome {
-            RunOutcome::NotStarted { reason, .. } => Some(reason.clone()),
-            RunOutcome::Exited { .. } | RunOutcome::Signaled { .. } | RunOutcome::Unknown => None,
-        };
-        self.note_run_end(key.to_string(), RunEnd { code: exit.outcome.code(), reason });
-    }
-
-    fn note_run_end(&mut self, container: String, end: RunEnd) {
-        let waiters = std::mem::take(&mut self.runs.waiters);
-        for (name, reply) in waiters {
-            if name == container {
-                let _ = reply.send(Ok(end.clone()));
-            } else if !reply.is_closed() {
-                self.runs.waiters.push((name, reply));
-            }
-        }
-        if self.runs.ended.iter().all(|(name, _)| *name != container) {
-            self.runs.ended.push((container, end));
-            let surplus = self.runs.ended.len().saturating_sub(ENDS_KEPT);
-            self.runs.ended.drain(..surplus);
-        }
-    }
-
-    /// Answers when a run has ended.
-    pub(super) fn wait_run(&mut self, project: &str, container: String, reply: Reply<RunEnd>) {
-        if let Some((_, end)) = self.runs.ended.iter().find(|(name, _)| *name == container) {
-            return drop(reply.send(Ok(end.clone())));
-        }
-        match self.run_of(project, &container) {
-            Ok(_) => self.runs.waiters.push((container, reply)),
-            Err(error) => drop(reply.send(Err(error))),
-        }
-    }
-
-    /// Asks a run to stop, with the grace period of its service.
-    pub(super) fn stop_run(&self, project: &str, container: &str) -> Result<(), RequestError> {
-        let held = self.run_of(project, container)?;
-        if let Some(monitor) = held.monitor.clone() {
-            tokio::spawn(hasten(monitor, None));
-        }
-        Ok(())
-    }
-
-    fn run_of(&self, project: &str, container: &str) -> Result<&Held, RequestError> {
-        let held = self.containers.get(&ContainerKey::new(container));
-        held.filter(|held| held.record.one_off.is_some() && held.record.project.as_str() == project)
-            .ok_or_else(|| {
-                let message = format!("no such run: `{container}`");
-                RequestError::new(RequestErrorKind::NotFound, message)
-            })
     }
 
     /// Whether a container is one for the planner: of a service, or a run whose project or host ends.
@@ -281,12 +287,6 @@ impl Driver {
             let project = self.projects.get(&held.record.project);
             project.is_none_or(|project| project.record.wish == Wish::Down)
         }
-    }
-
-    /// The creation of a run's container failed.
-    pub(super) fn run_not_created(&mut self, key: &ContainerKey, reason: &str) {
-        self.tell_begun(key, Some(reason.to_owned()));
-        self.runs.asked.remove(key);
     }
 
     fn new_run_id(&self, service: &ServiceKey) -> ContainerId {

@@ -67,13 +67,15 @@ impl Driver {
             held.record.project == name && held.record.instance == *self.host.instance
         });
         let containers = of_project.map(|(key, _)| key.to_string()).collect();
+        let Some(project) = self.projects.get_mut(&name) else { return };
+        project.record.wish = Wish::Down;
+        project.watch = None;
+        // From here on also those of runs.
         let services = self.services_of(&name);
         let Some(project) = self.projects.get_mut(&name) else { return };
         for service in &services {
             project.want_no_more(service, ManualStop::Keep, grace);
         }
-        project.record.wish = Wish::Down;
-        project.watch = None;
         project.waiters.push(GoneWaiter { reply, containers });
         self.save_project(&name);
         self.hasten(&name, &services);

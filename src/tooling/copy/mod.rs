@@ -278,6 +278,20 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_with_another_owner_runs_as_nobody_else() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(from.path().join("src"), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(from.path().join("src"), fs::Permissions::from_mode(0o6755)).unwrap();
+        let mut bytes = Vec::new();
+        let root = Root::open(from.path()).unwrap();
+        root.pack(Path::new("/src"), Path::new("run"), Links::Keep, &mut bytes).unwrap();
+        let root = Root::open(to.path()).unwrap();
+        root.unpack(Path::new("/"), bytes.as_slice(), Owners::Own).unwrap();
+        let mode = fs::metadata(to.path().join("run")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o755);
+    }
+
+    #[test]
     fn what_is_no_file_is_left_out() {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir(from.path().join("src")).unwrap();

@@ -36,7 +36,9 @@ impl Unpacking {
         let Some(name) = path.file_name().map(std::ffi::OsStr::to_owned) else { return Ok(()) };
         let header = entry.header();
         let kind = header.entry_type();
-        let mode = Mode::from_raw_mode(header.mode().unwrap_or(0o644) & 0o7777);
+        // Who did not own it there does not get a program here that runs as who copied it.
+        let bits = if self.owners == Owners::Own { 0o777 } else { 0o7777 };
+        let mode = Mode::from_raw_mode(header.mode().unwrap_or(0o644) & bits);
         let time = header.mtime().unwrap_or(0);
         let number = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok());
         let owner = (number(header.uid()), number(header.gid()));
@@ -80,7 +82,9 @@ impl Unpacking {
                 io::copy(&mut entry, &mut file).map_err(write)?;
                 self.settle(file.as_fd(), owner, Some(mode)).map_err(write)?;
                 // Best effort, as the times of folders.
-                let _ = file.set_modified(UNIX_EPOCH + Duration::from_secs(time));
+                if let Some(time) = UNIX_EPOCH.checked_add(Duration::from_secs(time)) {
+                    let _ = file.set_modified(time);
+                }
             }
             _ => self.left_out.push(path),
         }
@@ -125,7 +129,9 @@ impl Unpacking {
             let Ok(parent) = self.parent(&path) else { continue };
             let Some(name) = path.file_name() else { continue };
             let Ok(folder) = open_beneath(parent.as_fd(), Path::new(name)) else { continue };
-            let _ = File::from(folder).set_modified(UNIX_EPOCH + Duration::from_secs(time));
+            if let Some(time) = UNIX_EPOCH.checked_add(Duration::from_secs(time)) {
+                let _ = File::from(folder).set_modified(time);
+            }
         }
     }
 }
