@@ -6,6 +6,7 @@ mod boundaries;
 mod bounds;
 mod commands;
 mod depend;
+mod disk;
 mod events;
 mod exits;
 mod files;

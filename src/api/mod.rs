@@ -10,6 +10,7 @@
 mod caller;
 mod client;
 mod container_routes;
+mod disk_routes;
 mod event_routes;
 mod listen;
 mod run_routes;
@@ -24,8 +25,8 @@ pub use caller::{Access, Caller, NoTokens, Permission, Scope, ScopeSource, Unkno
 pub use client::{ApiClient, ClientError, Lines};
 pub use server::{ServeError, ServeOptions, serve};
 pub use wire::{
-    API_HEADER, API_VERSION, DownAnswer, DownRequest, ErrorKind, EventsQuery, Hello, InspectQuery,
-    KillRequest, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION, ProjectQuery, PullRequest,
-    RunRequest, RunStreams, SOCKET_NAME, ServicesQuery, StartRequest, StopRequest, Subject,
-    VERSION_HEADER, WireError,
+    API_HEADER, API_VERSION, DownAnswer, DownRequest, ErrorKind, EventsQuery, Hello, ImageRequest,
+    InspectQuery, KillRequest, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION, PinAnswer,
+    ProjectQuery, PruneRequest, PullRequest, RunRequest, RunStreams, SOCKET_NAME, ServicesQuery,
+    StartRequest, StopRequest, Subject, VERSION_HEADER, WireError,
 };

@@ -22,7 +22,9 @@ use super::wire::{
     API_VERSION, ErrorKind, Hello, LogLine, LogsQuery, MountRequest, OLDEST_API_VERSION,
     ProjectQuery, PullRequest, SOCKET_NAME, Subject, WireError,
 };
-use super::{container_routes, event_routes, listen, run_routes, service_routes, version};
+use super::{
+    container_routes, disk_routes, event_routes, listen, run_routes, service_routes, version,
+};
 use crate::supervise::report::UpRequest;
 use crate::supervise::{ControlHandle, Extent, LogTail, RequestError, RequestErrorKind};
 
@@ -109,7 +111,8 @@ fn router(context: Context) -> Router {
         .merge(event_routes::routes())
         .merge(service_routes::routes())
         .merge(container_routes::routes())
-        .merge(run_routes::routes());
+        .merge(run_routes::routes())
+        .merge(disk_routes::routes());
     version::versioned(all).with_state(context)
 }
 

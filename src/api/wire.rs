@@ -218,6 +218,34 @@ pub struct PullRequest {
     pub full: bool,
 }
 
+/// `POST /v1/prune`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneRequest {
+    /// Tell what would go, and remove nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Also images that nothing uses, and content of lazy layers that nothing uses at present.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// `DELETE /v1/images` and `POST /v1/images/pin`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRequest {
+    /// Which image.
+    pub image: String,
+    /// Whether it is to be kept; unused when it is removed.
+    #[serde(default)]
+    pub pin: bool,
+}
+
+/// The answer to a pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinAnswer {
+    /// False when it was so already.
+    pub changed: bool,
+}
+
 /// `POST /v1/mounts` and `DELETE /v1/mounts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {

@@ -20,10 +20,12 @@ use super::man::ManArguments;
 use super::plan::PlanArguments;
 use super::port::PortArguments;
 use super::project;
+use super::prune::PruneArguments;
 use super::run_once::RunArguments;
 use super::start::{RestartArguments, StartArguments};
 use super::stats::StatsArguments;
 use super::stop::StopArguments;
+use super::system::SystemCommand;
 use super::top::TopArguments;
 use super::uninstall::UninstallArguments;
 use super::up::UpArguments;
@@ -219,6 +221,11 @@ pub(super) enum Command {
     Logout(LogoutArguments),
     /// List the images that are here
     Images(ImagesArguments),
+    /// Remove what nothing needs: leftovers of pulls, and images that were replaced
+    Prune(PruneArguments),
+    /// Show what is on the disk
+    #[command(subcommand)]
+    System(SystemCommand),
     /// Work with one image
     #[command(subcommand)]
     Image(ImageCommand),
@@ -334,10 +341,25 @@ pub(super) enum ImageCommand {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+    /// Remove images that nothing uses, with what only they have
+    #[command(visible_alias = "remove")]
+    Rm(ImageNamesArguments),
+    /// Keep images here whether or not anything uses them
+    Pin(ImageNamesArguments),
+    /// Let images go that were pinned
+    Unpin(ImageNamesArguments),
     /// Make an image of a folder, as one layer that can be mounted lazily
     Pack(Box<ImagePackArguments>),
     /// Rewrite an image so that its layers can be mounted lazily
     Convert(Box<ImageConvertArguments>),
+}
+
+/// `image rm`, `image pin` and `image unpin`.
+#[derive(Debug, Args)]
+pub(super) struct ImageNamesArguments {
+    /// The images, as `images` shows them
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(super) images: Vec<String>,
 }
 
 /// `image mount`.

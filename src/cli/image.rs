@@ -1,4 +1,4 @@
-//! `supervisor image mount|umount`, and the way to the commands of `image_write`.
+//! `supervisor image mount|umount|rm|pin|unpin`, and the way to the commands of `image_write`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,18 +9,66 @@ use hyper::Method;
 use super::args::{ImageCommand, ImageMountArguments};
 use super::settings::{Settings, absolute};
 use super::{connect, image_write, output, pull};
-use crate::api::MountRequest;
+use crate::api::{ApiClient, ClientError, ImageRequest, MountRequest, PinAnswer};
 use crate::rootfs;
-use crate::supervise::report::MountableImage;
+use crate::supervise::report::{MountableImage, PruneReport};
 use crate::sys;
 
 pub(super) fn main(settings: &Settings, command: ImageCommand) -> anyhow::Result<ExitCode> {
     match command {
         ImageCommand::Mount(arguments) => mount(settings, &arguments),
         ImageCommand::Umount { directory } => umount(settings, &directory),
+        ImageCommand::Rm(arguments) => remove(settings, &arguments.images),
+        ImageCommand::Pin(arguments) => pin(settings, &arguments.images, true),
+        ImageCommand::Unpin(arguments) => pin(settings, &arguments.images, false),
         ImageCommand::Pack(arguments) => image_write::pack(&arguments),
         ImageCommand::Convert(arguments) => image_write::convert(settings, &arguments),
     }
+}
+
+/// Each by itself: one that is in use does not keep the others.
+fn remove(settings: &Settings, images: &[String]) -> anyhow::Result<ExitCode> {
+    each(settings, images, async |client, image| {
+        let request = ImageRequest { image: image.clone(), pin: false };
+        let report: PruneReport = client.call(Method::DELETE, "/v1/images", &request).await?;
+        output::line(&format!("{image}: removed, {} freed", output::bytes(report.bytes)));
+        Ok(())
+    })
+}
+
+fn pin(settings: &Settings, images: &[String], pin: bool) -> anyhow::Result<ExitCode> {
+    each(settings, images, async |client, image| {
+        let request = ImageRequest { image: image.clone(), pin };
+        let answer: PinAnswer = client.call(Method::POST, "/v1/images/pin", &request).await?;
+        output::line(&match (pin, answer.changed) {
+            (true, true) => format!("{image}: pinned"),
+            (true, false) => format!("{image}: was pinned already"),
+            (false, true) => format!("{image}: not pinned any more"),
+            (false, false) => format!("{image}: was not pinned"),
+        });
+        Ok(())
+    })
+}
+
+/// Does `work` for each image, and prints what fails.
+fn each(
+    settings: &Settings,
+    images: &[String],
+    work: impl AsyncFn(&ApiClient, &String) -> Result<(), ClientError>,
+) -> anyhow::Result<ExitCode> {
+    let images = images.iter().map(|image| pull::absolute(image));
+    let images = images.collect::<anyhow::Result<Vec<_>>>()?;
+    connect::runtime()?.block_on(async {
+        let client = connect::connect_or_start(settings).await?;
+        let mut code = ExitCode::SUCCESS;
+        for image in &images {
+            if let Err(error) = work(&client, image).await {
+                output::error(&error.into());
+                code = ExitCode::FAILURE;
+            }
+        }
+        Ok(code)
+    })
 }
 
 /// Control prepares the layers, and this process mounts them: it serves nothing, so it may wait for lazy content.

@@ -32,6 +32,7 @@ mod plan;
 mod port;
 mod progress;
 mod project;
+mod prune;
 mod ps;
 mod pull;
 mod run;
@@ -41,6 +42,7 @@ mod signals;
 mod start;
 mod stats;
 mod stop;
+mod system;
 mod top;
 mod uninstall;
 mod up;
@@ -122,6 +124,8 @@ pub fn main() -> ExitCode {
         Command::Login(arguments) => login::log_in(&settings, &arguments),
         Command::Logout(arguments) => login::log_out(&settings, &arguments),
         Command::Images(arguments) => images::run(&settings, &arguments),
+        Command::Prune(arguments) => prune::run(&settings, &arguments),
+        Command::System(command) => system::run(&settings, &command),
         Command::Image(command) => image::main(&settings, command),
         Command::Daemon(arguments) => run::daemon(&settings, &arguments),
         Command::Doctor(arguments) => doctor::run(&settings, &arguments),

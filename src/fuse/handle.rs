@@ -26,6 +26,7 @@ use super::protocol::{
 use super::session::LayerMount;
 use super::watch;
 use crate::image::Digest;
+use crate::lazy::Found;
 use crate::registry::Blob;
 use crate::sys::fuse_device;
 use crate::sys::process::SealedExe;
@@ -38,6 +39,18 @@ pub(super) const RETRY: Duration = Duration::from_millis(20);
 const EVENT_ROOM: usize = 1024;
 /// Between two looks at whether a prefetch has ended, of a start that waits for it.
 const PREFETCH_POLL: Duration = Duration::from_millis(20);
+
+/// Layers that one request names at most.
+const MOST_KEPT: usize = 1000;
+
+/// Whose content stays, beside that of layers that are named or mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spare {
+    /// That of all layers in the state directory.
+    Stored,
+    /// Nobody's.
+    Nothing,
+}
 
 /// Where a layer is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,6 +227,22 @@ impl Lazy {
     /// When the layer is not mounted or nobody answers.
     pub async fn background(&self, digest: Digest) -> Result<(), LazyError> {
         done(self.shared.worker(&Request::Background { digest }, &[]).await?)
+    }
+
+    /// Removes content that neither a mounted layer of this connection nor one of `keep` has, nor, for
+    /// [`Spare::Stored`], any layer of the state directory. `None` where another process has the cache, which then is
+    /// to be asked.
+    ///
+    /// # Errors
+    /// When nobody answers, the worker is of an older build, or the cache cannot be read.
+    pub async fn evict(&self, keep: &[Digest], spare: Spare) -> Result<Option<Found>, LazyError> {
+        // More would not fit into a message; whose content stays then is the next one's to find.
+        let stored = spare == Spare::Stored || keep.len() > MOST_KEPT;
+        let keep = keep.iter().take(MOST_KEPT).copied().collect();
+        match self.shared.worker(&Request::Evict { keep, stored }, &[]).await? {
+            Answer::Evicted { found } => Ok(found),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// How it goes. Does not wait for a worker that is being replaced.

@@ -94,7 +94,7 @@ mod worker;
 mod worker_layers;
 mod worker_socket;
 
-pub use handle::{Lazy, LazyStatus, MountedLayer};
+pub use handle::{Lazy, LazyStatus, MountedLayer, Spare};
 pub use handle_error::{LazyError, LazyUnavailable};
 pub use inspect::{Inspected, inspect};
 pub use options::{Feature, LazyOptions, Side, Xattrs};

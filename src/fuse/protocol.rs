@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::session::LayerMount;
 use crate::image::Digest;
-use crate::lazy::LazyEvent;
+use crate::lazy::{Found, LazyEvent};
 use crate::sys::process::ProcessIdentity;
 use crate::version::versions;
 
@@ -58,6 +58,13 @@ pub(super) enum Request {
     },
     /// Fetch everything.
     Background { digest: Digest },
+    /// Remove content of the cache that neither an open layer nor one of these has (an older worker refuses).
+    Evict {
+        keep: Vec<Digest>,
+        /// Also keep the content of every layer in the state directory.
+        #[serde(default)]
+        stored: bool,
+    },
     /// End the connection and everybody who serves it.
     Stop { how: Stop },
     /// Something newer than this build.
@@ -98,6 +105,11 @@ pub(super) enum Answer {
     },
     Keeper {
         status: KeeperStatus,
+    },
+    /// Content was removed; nothing was even looked for while another process has the cache.
+    Evicted {
+        #[serde(default)]
+        found: Option<Found>,
     },
     Worker {
         status: WorkerStatus,

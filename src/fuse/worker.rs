@@ -139,7 +139,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
             let _ = degraded.send(ConnectionEvent::PassthroughLost { reason });
         }),
     });
-    let layers = Layers::new(Arc::clone(&session), engine, client, Arc::clone(&served));
+    let layers = Layers::new(Arc::clone(&session), engine, client, store, Arc::clone(&served));
     {
         let _context = runtime.enter();
         for prepared in prepared {

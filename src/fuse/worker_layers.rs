@@ -14,8 +14,9 @@ use super::translator::Served;
 use super::tree::{Layer, directory_name};
 use crate::estargz::{IndexError, index};
 use crate::image::Digest;
-use crate::lazy::{Engine, LayerSpec, LazyLayer};
+use crate::lazy::{Engine, Found, LayerSpec, LazyLayer};
 use crate::registry::{Blob, BlobSource, Client};
+use crate::store::{LayerDir, Store};
 use crate::sys::MappedFile;
 use crate::telemetry;
 
@@ -87,6 +88,7 @@ pub(super) struct Layers {
     session: Arc<Session>,
     engine: Engine,
     client: Client,
+    store: Store,
     served: Arc<Served>,
     mounted: Mutex<BTreeMap<u32, Mounted>>,
 }
@@ -96,6 +98,7 @@ impl Layers {
         session: Arc<Session>,
         engine: Engine,
         client: Client,
+        store: Store,
         served: Arc<Served>,
     ) -> Self {
         let open = Arc::downgrade(&served);
@@ -107,7 +110,7 @@ impl Layers {
                 found(layer, entry);
             }
         });
-        Self { session, engine, client, served, mounted: Mutex::default() }
+        Self { session, engine, client, store, served, mounted: Mutex::default() }
     }
 
     /// For when descriptors have run out: closes what is open for speed only.
@@ -212,6 +215,19 @@ impl Layers {
             layer.close();
         }
         Ok(())
+    }
+
+    /// Removes content that neither an open layer nor one of `keep` has, nor any of the store if these count. Blocks.
+    pub(super) fn evict(&self, mut keep: Vec<Digest>, stored: bool) -> io::Result<Option<Found>> {
+        if stored {
+            let layers = self.store.layers().map_err(io::Error::other)?;
+            keep.extend(layers.iter().map(LayerDir::digest));
+        }
+        let kept = keep.into_iter().filter_map(|digest| {
+            let index = File::open(self.store.layer(digest).index_path()).ok()?;
+            Some(LayerSpec { digest, index: MappedFile::open(&index).ok()? })
+        });
+        self.engine.evict_unused(kept.collect())
     }
 
     /// The open layer of a digest.

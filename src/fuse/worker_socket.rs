@@ -146,6 +146,13 @@ fn answer(shared: &Shared, request: Request, descriptors: Vec<OwnedFd>) -> Answe
         Request::Background { digest } => {
             done(shared.layers.find(digest).map(|layer| layer.start_background()))
         }
+        Request::Evict { keep, stored } => match shared.layers.evict(keep, stored) {
+            Ok(found) => Answer::Evicted { found },
+            Err(error) => Answer::Failed {
+                kind: FailureKind::Other,
+                message: telemetry::Chain(&error).to_string(),
+            },
+        },
         Request::Ping | Request::Retry | Request::Stop { .. } | Request::Unknown => {
             Answer::Failed {
                 kind: FailureKind::Unsupported,

@@ -277,12 +277,7 @@ impl LazyLayer {
 
     /// What a file of several chunks is called until it is complete.
     pub(super) fn partial_id(&self, entry: EntryNo, chunks: u32) -> Digest {
-        let mut hasher = Hasher::new();
-        for chunk in (0..chunks).filter_map(|n| self.index.chunk(entry, n)) {
-            hasher.update(&chunk.size.to_le_bytes());
-            hasher.update(chunk.digest.as_bytes());
-        }
-        hasher.finish()
+        partial_id(&self.index, entry, chunks)
     }
 
     /// Runs `work` where it may block.
@@ -322,6 +317,16 @@ impl LazyLayer {
     pub(super) fn not_a_file(&self, entry: EntryNo) -> ReadError {
         ReadError::NotAFile { layer: self.digest, entry: entry.0 }
     }
+}
+
+/// What a file of several chunks is called until it is complete.
+pub(super) fn partial_id(index: &Index<MappedFile>, entry: EntryNo, chunks: u32) -> Digest {
+    let mut hasher = Hasher::new();
+    for chunk in (0..chunks).filter_map(|n| index.chunk(entry, n)) {
+        hasher.update(&chunk.size.to_le_bytes());
+        hasher.update(chunk.digest.as_bytes());
+    }
+    hasher.finish()
 }
 
 /// The first chunk whose member begins at `offset` of the blob or later.

@@ -53,8 +53,10 @@ mod sequence;
 mod source;
 mod table;
 mod transfer;
+mod unused;
 mod widen;
 
+pub use cache::{Found, Survey};
 pub use engine::{Engine, EngineOptions, LayerSpec};
 pub use error::{OpenError, ReadError};
 pub use event::{EventSink, LazyEvent};
@@ -62,6 +64,7 @@ pub use layer::{LazyLayer, Opened};
 pub use limits::Limits;
 pub use pace::Counters;
 pub use source::{RangeSource, SourceError};
+pub use unused::{evict_unused, survey};
 
 #[cfg(test)]
 mod tests;

@@ -111,6 +111,11 @@ impl Packing {
         Some(Slot { segment: self.shape(index, segment), n, offset: u64::from(offset) })
     }
 
+    /// The names of all segments.
+    pub(super) fn ids(&self, index: &Index<MappedFile>) -> impl Iterator<Item = Digest> {
+        self.segments.iter().map(|segment| self.shape(index, segment).id)
+    }
+
     fn shape(&self, index: &Index<MappedFile>, segment: &Segment) -> Shape {
         let id = segment.id.get_or_init(|| {
             let mut hasher = Hasher::new();

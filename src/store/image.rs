@@ -19,6 +19,9 @@ pub struct ImageRecord {
     pub platform: Platform,
     /// When the reference was resolved.
     pub pulled_at: jiff::Timestamp,
+    /// The manifest that it stood for before, which is kept to go back to as long as the image is in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Digest>,
 }
 
 impl Record for ImageRecord {

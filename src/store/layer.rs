@@ -335,6 +335,13 @@ impl Store {
 
     pub(super) fn sweep_layers(&self) {
         let boot_id = boot_id().unwrap_or_default();
+        let folder = self.root.join("layers");
+        for name in super::names(&folder).unwrap_or_default() {
+            // A layer that was being removed.
+            if name.starts_with(TEMPORARY_PREFIX) {
+                let _ = remove_tree(&folder.join(name));
+            }
+        }
         for layer in self.layers().unwrap_or_default() {
             layer.sweep(&boot_id);
         }

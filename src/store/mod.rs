@@ -8,21 +8,27 @@
 //!   layers/<hex>/           index, source, fs/ (unpacked), of one layer
 //!   files/                  verified file contents; laid out by the lazy engine
 //!   images/<key>            record: what a reference stood for when it was pulled
+//!   pins                    record: references whose images are kept
 //!   containers/<id>/        writable layer and bundle of a container
 //! ```
 //!
 //! A file is whole or not there: it is written beside its place, synced and renamed. What a crash leaves half
 //! done has a temporary name and a lock that died with its writer; [`Store::open`] removes it. Blobs are verified
-//! when they are read. This module parses no format of an image and never talks to a registry.
+//! when they are read. This module never talks to a registry, and but for `collect`, which has to know what keeps what,
+//! parses no format of an image.
 
 mod aside;
 mod blob;
+mod collect;
 mod container;
 mod durable;
 mod image;
 mod layer;
+mod lease;
+mod pin;
 pub mod record;
 mod tree;
+mod usage;
 mod version;
 
 #[cfg(test)]
@@ -37,10 +43,13 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 pub use aside::{Finding, Kept, SetAside, set_aside_below};
+pub use collect::{Class, Inventory, Item, Leftover, Reach, Uses};
 pub use container::CONTAINER_RECORD;
 pub use image::ImageRecord;
 pub use layer::{LayerDir, LayerSource, Staging};
+pub use lease::Lease;
 pub(crate) use tree::remove as remove_tree;
+pub use usage::{Usage, usage};
 pub use version::{NewerState, check_version};
 
 pub use record::{Loaded, Record, RecordError};
@@ -54,6 +63,7 @@ const FOLDERS: [&str; 6] = ["blobs", "blobs/sha256", "layers", "files", "images"
 pub struct Store {
     root: Arc<Path>,
     findings: Arc<aside::Findings>,
+    leases: Arc<lease::Leases>,
     /// Held as long as one clone lives; `None` in roles that share the store.
     _lock: Option<Arc<OwnedFd>>,
 }
@@ -128,7 +138,12 @@ impl Store {
             clear_way(&path, &findings);
             make_folder(&path, Existing::Close)?;
         }
-        let store = Self { root: state_dir.into(), findings, _lock: Some(Arc::new(lock)) };
+        let store = Self {
+            root: state_dir.into(),
+            findings,
+            leases: Arc::default(),
+            _lock: Some(Arc::new(lock)),
+        };
         store.sweep();
         Ok(store)
     }
@@ -141,7 +156,12 @@ impl Store {
     pub fn open_shared(state_dir: &Path) -> Result<Self, StoreError> {
         std::fs::metadata(state_dir.join("layers"))
             .map_err(failed("open the state directory", state_dir))?;
-        Ok(Self { root: state_dir.into(), findings: Arc::default(), _lock: None })
+        Ok(Self {
+            root: state_dir.into(),
+            findings: Arc::default(),
+            leases: Arc::default(),
+            _lock: None,
+        })
     }
 
     /// The state directory.

@@ -83,6 +83,7 @@ fn an_image_is_found_by_its_reference_until_it_is_removed() {
         index: None,
         platform: "linux/amd64".parse().unwrap(),
         pulled_at: jiff::Timestamp::UNIX_EPOCH,
+        previous: None,
     };
     let (b, a) = (image("example.org/b:1"), image("example.org/a:1"));
     for image in [&b, &a] {

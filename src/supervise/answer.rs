@@ -131,6 +131,7 @@ impl Driver {
                     self.containers.values().filter(|held| held.record.project.as_str() != project);
                 drop(reply.send(Ok(others.any(runs))));
             }
+            Request::ImagesWanted { reply } => drop(reply.send(Ok(self.images_wanted()))),
             Request::Reload(reply) => self.reread_files(reply),
             // Its arrival has begun the time of idleness anew.
             Request::Visit => {}

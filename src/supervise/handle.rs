@@ -1,5 +1,6 @@
 //! What the API and library users hold of control: requests in, answers and events out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::report::{
     PullProgress, ServiceReport, UpRequest,
 };
 use crate::container::Signal;
+use crate::image::ImageRef;
 
 /// Requests that wait while one is handled; handling one takes microseconds, so this is a burst of callers.
 pub(super) const REQUEST_QUEUE: usize = 64;
@@ -174,6 +176,10 @@ pub(super) enum Request {
     },
     /// Services files are to be read now.
     Reload(Reply<()>),
+    /// The images that services files name, each with one of the services.
+    ImagesWanted {
+        reply: Reply<BTreeMap<ImageRef, String>>,
+    },
     /// An image was pulled by name.
     ImagesChanged,
     /// Somebody is about to ask for something.

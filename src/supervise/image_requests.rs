@@ -16,6 +16,8 @@ use crate::telemetry::Chain;
 impl Images {
     /// How much of an image is here, weighted by the sizes of its layers.
     pub(super) async fn content(&self, manifest: &Manifest) -> ContentReport {
+        // A layer that is not mounted is, to be asked.
+        let _mounting = self.mounting.read().await;
         let (mut local, mut total) = (0.0, 0.0);
         let mut report = ContentReport {
             local: 0.0,

@@ -15,7 +15,7 @@ use super::report::{EventLevel, PullProgress};
 use super::tally::{Tally, Teller, nobody};
 use crate::image::{Digest, ImageConfig, ImageRef, Manifest, Platform};
 use crate::layer::{DiffId, Kept, Layers, Manner, WantedLayer};
-use crate::registry::{BlobSource, Client};
+use crate::registry::{BlobSource, Client, Located};
 use crate::store::{ImageRecord, Store, StoreError};
 
 /// How much of an image is brought here.
@@ -69,7 +69,7 @@ pub(super) struct Images {
     layers: Layers,
     pub(super) lazy: LazyMounts,
     platform: Platform,
-    events: EventLog,
+    pub(super) events: EventLog,
     /// Why layers were pulled fully although lazy was asked for; of this run of control.
     pub(super) why_full: Mutex<HashMap<Digest, String>>,
     /// Where images are mounted for people.
@@ -202,6 +202,8 @@ impl Images {
         let located = self.client.locate(reference, &self.platform).await.map_err(unresolved)?;
         let failed = store_failed(reference);
         let store = self.store();
+        // Before anything is looked for, and until the record says that it is in use.
+        let _lease = store.lease(parts(&located));
         if let Some((_, bytes)) = &located.index {
             store.write_blob(bytes).map_err(&failed)?;
         }
@@ -226,12 +228,18 @@ impl Images {
             config,
             source: located.source,
         };
+        let before = store.image(reference).map_err(&failed)?;
+        let previous = before.and_then(|before| match before.manifest == local.manifest_digest {
+            true => before.previous,
+            false => Some(before.manifest),
+        });
         let record = ImageRecord {
             reference: reference.clone(),
             manifest: local.manifest_digest,
             index: located.index.map(|(digest, _)| digest),
             platform: self.platform.clone(),
             pulled_at: jiff::Timestamp::now(),
+            previous,
         };
         // Last, so that what the store lists is here.
         store.record_image(&record).map_err(&failed)?;
@@ -270,11 +278,11 @@ impl Images {
         };
         let why_full = self.note(digest, &kept);
         // The prefetch runs from here on; nobody waits for it.
-        if kept == Kept::Indexed
-            && extent == Extent::Lazy
-            && let Err(reason) = self.lazy.prefetch(&self.store().layer(digest)).await
-        {
-            tracing::debug!(layer = %digest, reason, "could not prefetch");
+        if kept == Kept::Indexed && extent == Extent::Lazy {
+            let _mounting = self.mounting.read().await;
+            if let Err(reason) = self.lazy.prefetch(&self.store().layer(digest)).await {
+                tracing::debug!(layer = %digest, reason, "could not prefetch");
+            }
         }
         teller.ready(digest, kept == Kept::Indexed, why_full).await;
         Ok(())
@@ -373,6 +381,14 @@ impl Images {
             self.lazy.stop_if_unused().await;
         }
     }
+}
+
+/// Everything of an image that the store keeps.
+fn parts(located: &Located) -> Vec<Digest> {
+    let layers = located.manifest.layers.iter().map(|layer| layer.digest);
+    let index = located.index.as_ref().map(|(digest, _)| *digest);
+    let documents = [located.manifest_digest, located.manifest.config.digest];
+    documents.into_iter().chain(index).chain(layers).collect()
 }
 
 fn store_failed(reference: &ImageRef) -> impl Fn(StoreError) -> PullError {

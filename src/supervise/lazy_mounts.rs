@@ -15,8 +15,9 @@ use super::ControlOptions;
 use super::events::EventLog;
 use super::lazy_link::{Generations, Users};
 use super::lazy_side::{Home, LazySide, MountRefusal};
-use crate::fuse::Side;
+use crate::fuse::{Side, Spare};
 use crate::image::Digest;
+use crate::lazy::Found;
 use crate::spec;
 use crate::store::LayerDir;
 use crate::sys::process::SealedExe;
@@ -181,6 +182,27 @@ impl LazyMounts {
     pub(super) async fn release_unless(&self, is_needed: impl Fn(&Digest) -> bool) {
         self.main.release_unless(&is_needed).await;
         self.marked.release_unless(&is_needed).await;
+    }
+
+    /// The layers that are mounted. The error is why nobody can say.
+    pub(super) async fn mounted(&self) -> Result<Vec<Digest>, String> {
+        let (main, marked) = tokio::join!(self.main.mounted(), self.marked.mounted());
+        let mut mounted = main?;
+        mounted.extend(marked?);
+        Ok(mounted)
+    }
+
+    /// Has whoever writes the cache remove content that no layer of `keep` has, nor what `spare` says. `None` when
+    /// nobody does. All of it follows from `keep`: a connection does not know what is mounted on the other one.
+    pub(super) async fn evict(
+        &self,
+        keep: &[Digest],
+        spare: Spare,
+    ) -> Result<Option<Found>, String> {
+        // Both forget what they know of layers that are gone; one of them has the cache.
+        let (main, marked) =
+            tokio::join!(self.main.evict(keep, spare), self.marked.evict(keep, spare));
+        Ok(main?.or(marked?))
     }
 
     /// Why reads of lazy layers wait for more than their content, if they do.

@@ -147,7 +147,7 @@ impl LazySide {
         }
     }
 
-    async fn connected(&self) -> Result<Arc<Lazy>, String> {
+    pub(super) async fn connected(&self) -> Result<Arc<Lazy>, String> {
         let mut state = self.state.lock().await;
         if let Some(lazy) = &state.lazy {
             return Ok(Arc::clone(lazy));

@@ -10,6 +10,7 @@ use crate::container::ExitRecord;
 use crate::image::Digest;
 use crate::spec::Sources;
 
+pub use super::disk_report::{DiskReport, DiskRow, PruneReport, Pruned};
 pub use super::usage_report::{ContainerProcesses, ContainerUsage, PortReport, ProcessReport};
 
 /// One service as `ps` shows it.

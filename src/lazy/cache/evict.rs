@@ -11,17 +11,18 @@
 //! that counts what is gone; each removal is one `unlink` (a map without its data vouches for nothing, see
 //! `partial`); the count of bytes is made anew by the next process.
 
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLockReadGuard, Weak};
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir};
 use rustix::io::Errno;
 
 use super::budget::{Budget, Pressure, Room, UseClock};
-use super::{FileCache, Place, partial, whole_name};
+use super::files::{Candidate, directory, each_file, is_dots};
+use super::{FileCache, Found, Place, Survey, partial, whole_name};
 use crate::image::Digest;
 use crate::lazy::event::LazyEvent;
 use crate::telemetry::Chain;
@@ -30,18 +31,6 @@ use crate::telemetry::Chain;
 #[derive(Debug)]
 pub(in crate::lazy) struct Landing<'a> {
     _gate: RwLockReadGuard<'a, ()>,
-}
-
-/// When something was last used, the oldest first: in an earlier process (written then), or in this one (a count).
-type LastUse = (Option<u64>, i128);
-
-/// A file that may go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    last_use: LastUse,
-    bytes: u64,
-    is_partial: bool,
-    key: [u8; 32],
 }
 
 /// The coldest files that together have the bytes that are wanted, found in one pass over all of them.
@@ -160,6 +149,36 @@ impl FileCache {
         drop(self.evicting.lock());
     }
 
+    /// Evicts content that no layer has but those that nobody uses; `choose` takes out of all files what others have.
+    /// Gives what went, in files and bytes; `None` while another process uses the cache. Blocks.
+    pub(in crate::lazy) fn evict_unused(
+        &self,
+        kept: &HashSet<Digest>,
+        choose: impl FnOnce(&mut Survey),
+    ) -> io::Result<Option<Found>> {
+        let _alone = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was known of layers that are closed by now.
+        self.segments.close();
+        let Some(_leave) = self.epoch.may_evict(&self.root) else { return Ok(None) };
+        let mut survey = Survey::default();
+        self.each_file(|candidate| survey.add(candidate))?;
+        choose(&mut survey);
+        self.remove_hints(|layer| !kept.contains(layer));
+        let mut gone = Found::default();
+        let mut keys = HashSet::new();
+        for candidate in survey.into_rest() {
+            let key = Digest::from_bytes(candidate.key);
+            if !self.is_written(&key) && self.remove(&candidate) {
+                gone += Found { files: 1, bytes: candidate.bytes };
+                keys.insert(key);
+            }
+        }
+        self.budget.removed(gone.bytes);
+        self.budget.forget(&keys);
+        tracing::debug!(files = gone.files, bytes = gone.bytes, "evicted unused content");
+        Ok(Some(gone))
+    }
+
     fn remove_all(&self, chosen: &[Candidate], forget: impl FnOnce(&HashSet<Digest>)) {
         self.begin_without_hints();
         let mut gone = HashSet::new();
@@ -183,13 +202,19 @@ impl FileCache {
 
     /// Removes the notes about layers, and writes none until told. Counting may be late; it must not be wrong.
     fn begin_without_hints(&self) {
-        let mut is_evicting = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        *is_evicting = true;
+        *self.hints.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.remove_hints(|_| true);
+    }
+
+    fn remove_hints(&self, goes: impl Fn(&Digest) -> bool) {
+        let _alone = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = self.directory("layers").and_then(|layers| {
             for entry in Dir::read_from(&layers)? {
                 let entry = entry?;
-                if !is_dots(entry.file_name().to_bytes()) {
-                    rustix::fs::unlinkat(&layers, entry.file_name(), AtFlags::empty())?;
+                let name = entry.file_name();
+                let layer = name.to_str().ok().and_then(|hex| Digest::from_hex(hex).ok());
+                if !is_dots(name.to_bytes()) && layer.is_none_or(|layer| goes(&layer)) {
+                    rustix::fs::unlinkat(&layers, name, AtFlags::empty())?;
                 }
             }
             Ok(())
@@ -250,66 +275,12 @@ impl FileCache {
         Ok(coldest.files.into_sorted_vec())
     }
 
-    fn each_file(&self, mut found: impl FnMut(Candidate)) -> io::Result<()> {
-        let whole = self.directory("sha256")?;
-        for entry in Dir::read_from(&whole)? {
-            let entry = entry?;
-            if is_dots(entry.file_name().to_bytes()) {
-                continue;
-            }
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let opened = rustix::fs::openat(&whole, entry.file_name(), flags, Mode::empty());
-            let Ok(directory) = opened else { continue };
-            self.each_in(&directory, &mut |candidate, _| found(candidate))?;
-        }
-        // Of an incomplete file, data and map together.
-        let mut partials: HashMap<[u8; 32], Candidate> = HashMap::new();
-        self.each_in(&self.directory("partial")?, &mut |candidate, is_map| {
-            let both = Candidate { is_partial: true, ..candidate };
-            let pair = partials.entry(candidate.key).or_insert(Candidate { bytes: 0, ..both });
-            pair.bytes += candidate.bytes;
-            if !is_map {
-                pair.last_use = candidate.last_use;
-            }
-        })?;
-        partials.into_values().for_each(found);
-        Ok(())
-    }
-
-    fn each_in(
-        &self,
-        directory: &OwnedFd,
-        found: &mut impl FnMut(Candidate, bool),
-    ) -> io::Result<()> {
-        for entry in Dir::read_from(directory)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let Ok(text) = name.to_str() else { continue };
-            let (hex, is_map) = text.strip_suffix(".map").map_or((text, false), |hex| (hex, true));
-            let Ok(key) = Digest::from_hex(hex) else { continue };
-            // Gone since: renamed, or thrown away as damaged.
-            let Ok(stat) = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) else {
-                continue;
-            };
-            // The modification time is a stamp; this one is when it was written, or verified, last.
-            let written =
-                i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec);
-            found(
-                Candidate {
-                    last_use: (self.budget.last_use(&key), written),
-                    bytes: u64::try_from(stat.st_blocks).unwrap_or(0) * 512,
-                    is_partial: false,
-                    key: *key.as_bytes(),
-                },
-                is_map,
-            );
-        }
-        Ok(())
+    fn each_file(&self, found: impl FnMut(Candidate)) -> io::Result<()> {
+        each_file(self.root.as_fd(), |key| self.budget.last_use(key), found)
     }
 
     fn directory(&self, name: &str) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(rustix::fs::openat(self.root.as_fd(), name, flags, Mode::empty())?)
+        directory(self.root.as_fd(), name)
     }
 
     /// Notes that somebody has `file`, which is the content `key`, for as long as anybody has it. Called behind the
@@ -352,8 +323,4 @@ impl FileCache {
 pub(in crate::lazy) fn keys_of(place: &Place) -> impl Iterator<Item = Digest> {
     let segment = place.slot.map(|slot| slot.segment.id);
     place.whole.into_iter().chain(std::iter::once(place.id)).chain(segment)
-}
-
-fn is_dots(name: &[u8]) -> bool {
-    matches!(name, b"." | b"..")
 }

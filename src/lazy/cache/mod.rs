@@ -38,6 +38,7 @@
 mod budget;
 mod epoch;
 mod evict;
+mod files;
 mod memory;
 mod packed;
 mod partial;
@@ -59,6 +60,7 @@ use self::budget::Budget;
 pub(super) use self::budget::{Pressure, Room, UseClock};
 use self::epoch::{Epoch, stamp_of};
 pub(super) use self::evict::{Landing, keys_of};
+pub use self::files::{Found, Survey};
 use self::memory::MemoryCache;
 use self::packed::Segments;
 pub(super) use self::packed::Slot;
