@@ -56,6 +56,9 @@ pub(super) enum Request {
         #[serde(default)]
         paths: Vec<String>,
     },
+    /// Fetch what the layer marks as needed first; if it marks nothing, the beginning of what is read first: of each
+    /// list the first path that is a file of the layer.
+    Begin { digest: Digest, wanted: Vec<Vec<String>> },
     /// Fetch everything.
     Background { digest: Digest },
     /// Remove content of the cache that neither an open layer nor one of these has (an older worker refuses).
@@ -115,6 +118,10 @@ pub(super) enum Answer {
         status: WorkerStatus,
         layers: Vec<LayerStatus>,
         more: bool,
+    },
+    /// Places of the lists of which the layer has a file.
+    Found {
+        wanted: Vec<usize>,
     },
     Event {
         event: ConnectionEvent,

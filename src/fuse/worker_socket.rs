@@ -143,6 +143,14 @@ fn answer(shared: &Shared, request: Request, descriptors: Vec<OwnedFd>) -> Answe
                 paths => layer.prefetch_paths(paths),
             };
         })),
+        Request::Begin { digest, wanted } => match shared.layers.find(digest) {
+            Ok(layer) => {
+                layer.start_prefetch();
+                let places = 0..wanted.len();
+                Answer::Found { wanted: places.filter(|n| layer.expect(&wanted[*n])).collect() }
+            }
+            Err(error) => refusal(&error),
+        },
         Request::Background { digest } => {
             done(shared.layers.find(digest).map(|layer| layer.start_background()))
         }

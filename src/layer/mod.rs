@@ -6,9 +6,10 @@
 //!
 //! From a reference to a container that starts there are, one after the other, these exchanges with a registry: the
 //! manifest (two where the reference names an index of several platforms), then the configuration and the tails of all
-//! layers at the same time, then the first content, which is fetched while the container starts. One request brings the
-//! table of contents of most layers; a larger one costs another. On top come what the registry wants: connections, a
-//! token, a redirect to its storage, which is remembered. The number of layers adds nothing.
+//! layers at the same time, then the first content, which is fetched while the container starts: what is marked, or the
+//! users, the program, its loader and its C library, all at the same time. One request brings the table of contents of
+//! most layers; a larger one costs another. On top come what the registry wants: connections, a token, a redirect to its
+//! storage, which is remembered. The number of layers adds nothing.
 
 mod full;
 mod index;

@@ -177,7 +177,7 @@ impl LazyLayer {
     }
 
     /// The chunks in front of the landmark.
-    fn prefetch_numbers(&self) -> Option<Range<u32>> {
+    pub(super) fn prefetch_numbers(&self) -> Option<Range<u32>> {
         let numbers = 0..self.landmark?;
         (!numbers.is_empty()).then_some(numbers)
     }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::bridges::Bridges;
 use super::exits::Exits;
 use super::files::{Reread, RereadError};
+use super::first_reads;
 use super::held::ContainerRecord;
 use super::images::{Extent, Images};
 use super::launch::{self, Place};
@@ -287,7 +288,8 @@ impl Host {
         launch.caller = record.one_off.as_ref().and_then(|one_off| one_off.streams.clone());
         self.give_network(&mut launch, record, service, network_owner.as_ref()).await?;
         let wish = &service.extensions.lazy;
-        let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish);
+        let reads = first_reads::of(&launch.process, &image.config.platform);
+        let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish, reads);
         let launching = waiting.launch(&self.exe, &launch);
         let launched = if wish.prefetch() == Prefetch::Before {
             ahead.await;

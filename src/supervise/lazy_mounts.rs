@@ -139,10 +139,19 @@ impl LazyMounts {
     }
 
     /// Fetches what a service reads first from mounted layers, as its file says; returns when it may start.
-    pub(super) async fn prefetch_for(&self, layers: &[Digest], wish: &spec::Lazy) {
+    /// `layers` are those of an image, the lowest first.
+    pub(super) async fn prefetch_for(
+        &self,
+        layers: &[Digest],
+        wish: &spec::Lazy,
+        reads: Vec<Vec<String>>,
+    ) {
         let (main, marked): (Vec<_>, Vec<_>) =
-            layers.iter().partition(|layer| self.side_of(layer) == Side::Main);
-        tokio::join!(self.main.prefetch_for(&main, wish), self.marked.prefetch_for(&marked, wish));
+            layers.iter().rev().partition(|layer| self.side_of(layer) == Side::Main);
+        tokio::join!(
+            self.main.prefetch_for(&main, wish, reads.clone()),
+            self.marked.prefetch_for(&marked, wish, reads)
+        );
     }
 
     /// Share of the layer's content that is here, 0 to 1; zero where nothing can be mounted to find out.

@@ -219,20 +219,30 @@ impl LazySide {
         lazy.prefetch(layer).await.map_err(|error| Chain(&error).to_string())
     }
 
-    /// Fetches what a service reads first from mounted layers, as its file says; returns when it may start.
-    pub(super) async fn prefetch_for(&self, layers: &[Digest], wish: &crate::spec::Lazy) {
+    /// Fetches what a service reads first from mounted layers, the uppermost first, as its file says, or as `reads` does
+    /// (see [`super::first_reads`]); returns when it may start.
+    pub(super) async fn prefetch_for(
+        &self,
+        layers: &[Digest],
+        wish: &crate::spec::Lazy,
+        reads: Vec<Vec<String>>,
+    ) {
         if layers.is_empty() || wish.prefetch() == Prefetch::Off {
             return;
         }
         let begun = async {
             let lazy = self.connected().await?;
-            for digest in layers {
-                let begun = match wish.prefetch_paths() {
-                    [] => lazy.prefetch(*digest).await,
-                    paths => lazy.prefetch_paths(*digest, paths).await,
-                };
-                begun.map_err(|error| Chain(&error).to_string())?;
-            }
+            let begun = match wish.prefetch_paths() {
+                [] => lazy.begin(layers, reads).await,
+                paths => {
+                    let mut begun = Ok(());
+                    for digest in layers {
+                        begun = begun.and(lazy.prefetch_paths(*digest, paths).await);
+                    }
+                    begun
+                }
+            };
+            begun.map_err(|error| Chain(&error).to_string())?;
             match wish.prefetch() {
                 Prefetch::Before => lazy.prefetched(layers).await,
                 Prefetch::Overlap | Prefetch::Off => Ok(()),

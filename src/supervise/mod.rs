@@ -27,6 +27,7 @@ mod exits;
 mod files;
 mod find;
 mod findings;
+mod first_reads;
 mod handle;
 mod handle_services;
 mod health;

@@ -204,3 +204,38 @@ async fn the_fill_waits_out_an_outage() {
     running.event(|event| matches!(event, LazyEvent::SourceLost { .. })).await;
     running.event(|event| matches!(event, LazyEvent::LayerComplete { .. })).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_expected_is_asked_for_once_and_before_anybody_reads_it() {
+    let bed = Bed::new();
+    let layer = LayerBuilder::new()
+        .file("usr/bin/web", &content(5000, 1), 1 << 20)
+        .file("usr/share/doc", &content(90_000, 2), 1 << 20)
+        .build();
+    let source = source(&layer);
+    let running = bed.engine();
+    let opened = running.open(&layer, &source);
+    assert!(!opened.expect(&["/sbin/web", "/usr/share"]), "no files");
+    assert!(opened.expect(&["/sbin/web", "/usr/share", "/usr/bin/web", "/usr/share/doc"]));
+    let web = opened.index().chunk(entry(&opened, "usr/bin/web"), 0).unwrap().member;
+    eventually("it is here", || opened.local_bytes() == 5000).await;
+    let [request] = &source.requests()[..] else { panic!("{:?}", source.requests()) };
+    assert_eq!(request.start, web.start);
+    assert!(opened.expect(&["/usr/bin/web"]));
+    assert_eq!(complete_content(&opened, entry(&opened, "usr/bin/web")).await, content(5000, 1));
+    let again = source.requests().iter().filter(|request| request.start == web.start).count();
+    assert_eq!(again, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_marked_is_not_expected_besides() {
+    let (bed, layer) = (Bed::new(), marked());
+    let source = source(&layer);
+    let running = bed.engine();
+    let opened = running.open(&layer, &source);
+    assert!(opened.expect(&["/third"]));
+    assert!(opened.start_prefetch());
+    opened.prefetched().await;
+    assert_eq!(source.requests().len(), 1);
+    assert_eq!(opened.local_bytes(), 9010);
+}
