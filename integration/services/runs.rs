@@ -148,6 +148,7 @@ fn files_are_copied_in_and_out_as_cp_does() {
         (["cp", "nothing:/etc", "x"], "no such service"),
         (["cp", "one", "two"], "one of the two is SERVICE:PATH"),
         (["cp", "site", "web:/etc/hostname"], "is a folder and"),
+        (["cp", "one", "web:/nowhere/one"], "`/nowhere` is no folder of service `web`"),
     ] {
         let refused = program.run(arguments);
         assert_eq!(refused.status.code(), Some(1), "{refused:?}");

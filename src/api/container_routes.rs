@@ -45,12 +45,12 @@ async fn down(
     if !request.volumes.is_empty() {
         caller.require(Permission::Host)?;
     }
-    if request.stop.force {
-        context.control.free_lazy(&project).await?;
-    }
     if !request.stop.services.is_empty() {
         let message = "volumes are removed with a whole project, and services are named";
         return Err(RequestError::new(RequestErrorKind::Invalid, message));
+    }
+    if request.stop.force {
+        context.control.free_lazy(&project).await?;
     }
     let gone = context.control.down_with_volumes(project, options(request.stop), request.volumes);
     let (containers, volumes) = gone.await?;

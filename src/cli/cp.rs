@@ -67,11 +67,13 @@ pub(super) fn run(settings: &Settings, arguments: &CpArguments) -> anyhow::Resul
     let left_out = match sides {
         (Side::Service(service, path), Side::Host(to)) => {
             let from = container(settings, arguments, &service)?;
-            copy(&from, &path, &Root::open(Path::new("/"))?, &absolute(&to)?, links, owners)?
+            let host = Root::open(Path::new("/"))?;
+            copy(&from, &path, (&host, "this host"), &absolute(&to)?, links, owners)?
         }
         (Side::Host(from), Side::Service(service, path)) => {
             let to = container(settings, arguments, &service)?;
-            copy(&Root::open(Path::new("/"))?, &absolute(&from)?, &to, &path, links, owners)?
+            let (host, whose) = (Root::open(Path::new("/"))?, format!("service `{service}`"));
+            copy(&host, &absolute(&from)?, (&to, &whose), &path, links, owners)?
         }
         (Side::Service(service, path), Side::Stream) => {
             let from = container(settings, arguments, &service)?;
@@ -130,7 +132,7 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 fn copy(
     from: &Root,
     source: &Path,
-    to: &Root,
+    (to, whose): (&Root, &str),
     destination: &Path,
     links: Links,
     owners: Owners,
@@ -143,6 +145,7 @@ fn copy(
     };
     let kinds = ((source, kind), (destination, to.kind(destination)?));
     let (folder, name) = place(kinds.0, only_content, kinds.1)?;
+    ensure!(to.kind(&folder)? == Kind::Folder, "`{}` is no folder of {whose}", folder.display());
     let (reader, writer) = io::pipe().context("could not make a pipe")?;
     std::thread::scope(|scope| {
         let packing = scope.spawn(|| from.pack(source, &name, links, writer));

@@ -110,7 +110,7 @@ impl Driver {
             }
             Request::Volumes { project, reply } => drop(reply.send(self.volumes_of(&project))),
             Request::UnusedVolumes { volumes, reply } => {
-                drop(reply.send(Ok(self.unused_volumes(volumes))));
+                drop(reply.send(self.unused_volumes(volumes)));
             }
             Request::HostShutdown { reply } => self.host_shutdown(reply),
             Request::HostResume { reply } => self.host_resume(reply),
@@ -228,7 +228,13 @@ impl Driver {
         let images = std::sync::Arc::clone(&self.host.images);
         tokio::spawn(async move {
             let finish = move || drafts.into_iter().map(|draft| draft.finish(&host)).collect();
-            let drafts: Vec<_> = tokio::task::spawn_blocking(finish).await.unwrap_or_default();
+            let drafts: Vec<_> = match tokio::task::spawn_blocking(finish).await {
+                Ok(drafts) => drafts,
+                Err(error) => {
+                    let error = RequestError::new(RequestErrorKind::Failed, error.to_string());
+                    return drop(reply.send(Err(error)));
+                }
+            };
             let mut reports = Vec::with_capacity(drafts.len());
             for (mut report, image) in drafts {
                 if let Some(image) = image {

@@ -1,7 +1,10 @@
 //! Named volumes that the user gives up.
 
+use std::collections::BTreeSet;
+
 use super::driver::Driver;
 use super::handle::{ControlHandle, Request, RequestError, RequestErrorKind, StopOptions};
+use crate::container::{Mount, MountKind, launch_record};
 use crate::store::remove_tree;
 
 impl Driver {
@@ -18,17 +21,34 @@ impl Driver {
         Ok(volumes)
     }
 
-    /// Those of `volumes` that no project has any more.
-    pub(super) fn unused_volumes(&self, mut volumes: Vec<String>) -> Vec<String> {
+    /// Those of `volumes` that no project has any more, and no container that may run: one that is made like a service
+    /// by `run`, or as its file was before, may have others than the file.
+    pub(super) fn unused_volumes(
+        &self,
+        mut volumes: Vec<String>,
+    ) -> Result<Vec<String>, RequestError> {
         let projects = self.projects.values().map(|project| &project.desired);
-        let used: std::collections::BTreeSet<&String> = projects
+        let mut used: BTreeSet<String> = projects
             .flat_map(|desired| desired.services.values())
             .flat_map(|service| service.named_volumes.iter())
-            .map(|named| &named.volume)
+            .map(|named| named.volume.clone())
             .collect();
+        for held in self.containers.values().filter(|held| held.may_run() || held.busy.is_some()) {
+            let launch = launch_record(&self.host.run_dir, &held.id).map_err(|error| {
+                let message = format!("it cannot be told which volumes `{}` has: {error}", held.id);
+                RequestError::new(RequestErrorKind::Failed, message)
+            })?;
+            used.extend(launch.iter().flat_map(|launch| &launch.mounts).filter_map(volume_of));
+        }
         volumes.retain(|name| !used.contains(name));
-        volumes
+        Ok(volumes)
     }
+}
+
+/// The named volume that a mount is of: its content is in a folder below that of its name.
+fn volume_of(mount: &Mount) -> Option<String> {
+    let MountKind::Volume { source, .. } = &mount.kind else { return None };
+    Some(source.parent()?.file_name()?.to_str()?.to_owned())
 }
 
 impl ControlHandle {
