@@ -165,6 +165,11 @@ impl Layers {
         }
         let broken = present.map(|(slot, _)| *slot);
         let layer = self.open(&mount, map_index(&mount)?, blob)?;
+        // Once for each layer: what has a slot of the connection has passed.
+        if self.session.xattrs() == Xattrs::Absent && layer.index().has_xattrs() {
+            layer.close();
+            return Err(LayersError::Xattrs(digest));
+        }
         if let Some(slot) = broken {
             // Its entries may be numbered differently now, so the old inodes must not mean anything.
             self.session.release_slot(slot);
@@ -190,15 +195,9 @@ impl Layers {
                 self.client.blob(&mount.source, digest, mount.blob_size)
             }
         };
-        let layer = self
-            .engine
+        self.engine
             .open_layer(LayerSpec { digest, index }, Arc::new(source))
-            .map_err(|source| LayersError::Open { digest, source })?;
-        if self.session.xattrs() == Xattrs::Absent && layer.index().has_xattrs() {
-            layer.close();
-            return Err(LayersError::Xattrs(digest));
-        }
-        Ok(layer)
+            .map_err(|source| LayersError::Open { digest, source })
     }
 
     /// Gives a layer's slot up for good.

@@ -1,10 +1,10 @@
 //! Eviction as the engine sees it: when it happens, what is protected, and that every layer forgets what is gone.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::cache::{Pressure, keys_of};
+use super::cache::{Place, Pressure, keys_of};
 use super::engine::{Engine, Shared};
 use super::layer::LazyLayer;
 use crate::estargz::{ChunkNo, EntryNo};
@@ -18,9 +18,53 @@ type OpenFiles = Box<dyn Fn(&mut dyn FnMut(Digest, EntryNo)) + Send + Sync>;
 pub(super) struct Eviction {
     open_files: Mutex<Option<OpenFiles>>,
     is_begun: AtomicBool,
-    /// What the last eviction left because it was open, if that was too much.
-    spared: Mutex<HashSet<(Digest, EntryNo)>>,
+    /// Held by the one who evicts: whoever waits finds most often that there is nothing left to do.
+    running: Mutex<()>,
+    spared: Mutex<Spared>,
+    /// Whether `spared` is kept up to date.
     is_sparing: AtomicBool,
+    #[cfg(test)]
+    pub(super) begun_for_tests: std::sync::atomic::AtomicU64,
+    #[cfg(test)]
+    pub(super) ended_for_tests: std::sync::atomic::AtomicU64,
+}
+
+/// What the last eviction left because it was open, if that was too much.
+#[derive(Default)]
+struct Spared {
+    /// Open files, and what of the cache each of them keeps there.
+    files: HashMap<(Digest, EntryNo), Option<Digest>>,
+    /// That, by how many files it is kept, and its bytes.
+    kept: HashMap<Digest, (u32, u64)>,
+    /// Bytes that nobody keeps any more.
+    freed: u64,
+}
+
+impl Spared {
+    /// `file` keeps the content of `place`. False if it was closed meanwhile.
+    fn note(&mut self, file: (Digest, EntryNo), place: &Place) -> bool {
+        let Some(keeps) = self.files.get_mut(&file) else { return false };
+        let (key, bytes) =
+            place.slot.map_or((place.id, place.size), |slot| (slot.segment.id, slot.segment.size));
+        *keeps = Some(key);
+        self.kept.entry(key).or_insert((0, bytes)).0 += 1;
+        true
+    }
+
+    /// `file` is closed. True if it was open.
+    fn close(&mut self, file: (Digest, EntryNo)) -> bool {
+        let Some(keeps) = self.files.remove(&file) else { return false };
+        if let Some(key) = keeps
+            && let Some((files, bytes)) = self.kept.get_mut(&key)
+        {
+            *files -= 1;
+            if *files == 0 {
+                self.freed += *bytes;
+                self.kept.remove(&key);
+            }
+        }
+        true
+    }
 }
 
 impl std::fmt::Debug for Eviction {
@@ -61,7 +105,7 @@ impl Engine {
     /// Waits for the end of an eviction that is under way.
     #[cfg(test)]
     pub(super) fn wait_for_eviction(&self) {
-        self.shared().cache.wait_for_eviction();
+        drop(self.shared().eviction.running.lock());
     }
 }
 
@@ -82,10 +126,14 @@ impl Shared {
     /// Evicts in the background; one at a time.
     fn evict_later(self: &Arc<Self>) {
         if !self.eviction.is_begun.swap(true, Ordering::AcqRel) {
+            #[cfg(test)]
+            self.eviction.begun_for_tests.fetch_add(1, Ordering::AcqRel);
             let shared = Arc::clone(self);
             self.runtime.spawn_blocking(move || {
                 shared.eviction.is_begun.store(false, Ordering::Release);
                 shared.evict();
+                #[cfg(test)]
+                shared.eviction.ended_for_tests.fetch_add(1, Ordering::AcqRel);
             });
         }
     }
@@ -103,29 +151,14 @@ impl Shared {
 
     /// Evicts what is over the budget. Blocks.
     pub(super) fn evict(&self) {
-        if !self.cache.is_over_budget() {
+        let _alone = self.eviction.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // A guest closes nothing for the sake of an eviction that is its host's.
+        if !self.cache.is_over_budget() || !self.cache.may_evict() {
             return;
         }
         let layers = self.open_layers();
         self.close_idle_files(&layers);
-        let now = self.cache.clock().tick();
-        let mut protected = HashSet::new();
-        let open_files = self.eviction.open_files.lock().unwrap_or_else(PoisonError::into_inner);
-        // Locked before anybody is asked: who closes a file meanwhile waits until it is noted.
-        let mut spared = self.eviction.spared.lock().unwrap_or_else(PoisonError::into_inner);
-        spared.clear();
-        self.eviction.is_sparing.store(true, Ordering::Release);
-        if let Some(open_files) = &*open_files {
-            open_files(&mut |digest, entry| {
-                spared.insert((digest, entry));
-                let layer = layers.iter().find(|layer| layer.digest == digest);
-                if let Some(Ok(place)) = layer.map(|layer| layer.place(entry)) {
-                    self.cache.touch_at(&place, now);
-                    protected.extend(keys_of(&place));
-                }
-            });
-        }
-        drop((open_files, spared));
+        let protected = self.protected(&layers);
         let mut forgetful = Vec::new();
         self.cache.evict(&protected, |gone| {
             // Asked anew: one that was opened meanwhile may have taken its note before the notes went.
@@ -138,14 +171,59 @@ impl Shared {
         }
     }
 
+    /// What is not evicted, since somebody has it open whom the engine does not know. From now on each that is
+    /// closed is noted.
+    fn protected(&self, layers: &[Arc<LazyLayer>]) -> HashSet<Digest> {
+        let now = self.cache.clock().tick();
+        let mut open = Vec::new();
+        {
+            let open_files =
+                self.eviction.open_files.lock().unwrap_or_else(PoisonError::into_inner);
+            // Locked before anybody is asked: who closes a file meanwhile waits until it is noted.
+            let mut spared = self.spared();
+            *spared = Spared::default();
+            self.eviction.is_sparing.store(true, Ordering::Release);
+            if let Some(open_files) = &*open_files {
+                open_files(&mut |digest, entry| open.push((digest, entry)));
+            }
+            spared.files = open.iter().map(|file| (*file, None)).collect();
+        }
+        // Without the lock: to name a place may mean to hash all names of a segment, and others close files meanwhile.
+        let places = open.into_iter().filter_map(|(digest, entry)| {
+            let layer = layers.iter().find(|layer| layer.digest == digest)?;
+            Some(((digest, entry), layer.place(entry).ok()?))
+        });
+        let places: Vec<_> = places.collect();
+        let mut spared = self.spared();
+        let mut protected = HashSet::new();
+        for (file, place) in &places {
+            self.cache.touch_at(place, now);
+            if spared.note(*file, place) {
+                protected.extend(keys_of(place));
+            }
+        }
+        protected
+    }
+
+    fn spared(&self) -> MutexGuard<'_, Spared> {
+        self.eviction.spared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Somebody whom the engine does not know has closed the file. If the cache is over its budget because it was open,
-    /// the next eviction begins: nothing else may be written for long.
+    /// the next eviction begins, since nothing else may be written for long: when that gives enough back to be worth a
+    /// look at every file, or nothing more is open.
     fn closed(self: &Arc<Self>, digest: Digest, entry: EntryNo) {
         if !self.eviction.is_sparing.load(Ordering::Acquire) {
             return;
         }
-        let mut spared = self.eviction.spared.lock().unwrap_or_else(PoisonError::into_inner);
-        if spared.remove(&(digest, entry)) {
+        let mut spared = self.spared();
+        if !spared.close((digest, entry)) {
+            return;
+        }
+        let enough = self.cache.excess().min(self.cache.budget().unwrap_or_default() / 16);
+        if spared.files.is_empty() || spared.freed > enough {
+            spared.freed = 0;
+            drop(spared);
             self.evict_later();
         }
     }
@@ -159,7 +237,8 @@ impl LazyLayer {
 
     /// Counts what was in the content `gone` as not local. One pass over the index, since the cache knows no layers.
     fn forget_content(&self, gone: &HashSet<Digest>) {
-        if gone.is_empty() {
+        // Nothing is counted of most layers that a worker serves, and nothing is known of where their files would be.
+        if gone.is_empty() || self.local_bytes() == 0 {
             return;
         }
         for number in self.packed_in(gone) {

@@ -235,7 +235,9 @@ impl LazyLayer {
         verify: Verify,
     ) -> Result<Option<Content>, ReadError> {
         let key = (self.lane, entry.0);
-        if let Some(content) = self.shared.table.get(key) {
+        if let Some(content) = self.shared.table.get(key)
+            && self.shared.cache.is_current(&content)
+        {
             return Ok(Some(content));
         }
         let place = self.place(entry)?;
@@ -261,7 +263,7 @@ impl LazyLayer {
             // A digest that was verified, whatever the table of contents says about the whole file.
             let digest =
                 self.index.chunk(entry, 0).map_or_else(|| Digest::of(b""), |chunk| chunk.digest);
-            let slot = self.is_packed(size, chunks).then(|| self.slot(entry)).flatten();
+            let slot = self.is_packed(size, chunks).then(|| self.slot(entry, size)).flatten();
             return Ok(Place { whole: Some(digest), id: digest, size, chunks, slot });
         }
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);

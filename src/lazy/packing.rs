@@ -148,16 +148,21 @@ impl LazyLayer {
         chunks == 1 && size <= u64::from(self.shared.limits.packed_file_bytes.min(LONGEST))
     }
 
-    /// The slot of a small file.
-    pub(super) fn slot(&self, entry: EntryNo) -> Option<Slot> {
-        let chunk = self.index.chunk(entry, 0)?;
+    /// The slot of a small file of `size` bytes. A file that is longer than its only chunk has none: it would be read
+    /// from the slots behind it.
+    pub(super) fn slot(&self, entry: EntryNo, size: u64) -> Option<Slot> {
+        let chunk = self.index.chunk(entry, 0).filter(|chunk| u64::from(chunk.size) == size)?;
         self.packing().slot(&self.index, chunk.number.0)
     }
 
-    /// The chunks of the small files that were in the segments `gone`.
+    /// The chunks of the small files that were in the segments `gone`. Segments of which nothing is counted as local
+    /// are not looked at, for their names are digests over all of their files.
     pub(super) fn packed_in(&self, gone: &HashSet<Digest>) -> impl Iterator<Item = u32> {
         let packing = self.packing();
-        let segments = packing.segments.iter();
+        let segments = packing
+            .segments
+            .iter()
+            .filter(|segment| segment.numbers.clone().any(|number| self.progress.is_set(number)));
         let gone =
             segments.filter(|segment| gone.contains(&packing.shape(&self.index, segment).id));
         let numbers = gone.flat_map(|segment| segment.numbers.clone());

@@ -226,11 +226,38 @@ impl LazyMounts {
     /// being taken down uses it. Says what was done, if anything.
     ///
     /// # Errors
-    /// What could not be ended; the other connection is ended all the same.
+    /// What could not be ended; the other connection is ended all the same, and what was done about it is said too.
     pub(super) async fn free(&self, users: Users) -> Result<Option<String>, String> {
         let (main, marked) = tokio::join!(self.main.free(users), self.marked.free(users));
-        let (main, marked) = (main?, marked?);
-        let done: Vec<String> = main.into_iter().chain(marked).collect();
-        Ok((!done.is_empty()).then(|| done.join("; ")))
+        both([main, marked])
+    }
+}
+
+/// What came of both connections, in one sentence.
+fn both(freed: [Result<Option<String>, String>; 2]) -> Result<Option<String>, String> {
+    let is_done = freed.iter().all(Result::is_ok);
+    // Failures first: they are what somebody has to do something about.
+    let (done, mut said): (Vec<_>, Vec<_>) = freed.into_iter().partition(Result::is_ok);
+    said.extend(done);
+    let said = said.into_iter().filter_map(|one| one.unwrap_or_else(Some));
+    let said = Some(said.collect::<Vec<_>>().join("; ")).filter(|said| !said.is_empty());
+    if is_done { Ok(said) } else { Err(said.unwrap_or_default()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn nothing_that_came_of_either_connection_is_lost() {
+        let (ended, failed) = (Ok(Some("ended".to_owned())), Err("failed".to_owned()));
+        let both = |main: &Result<_, String>, marked: &Result<_, String>| {
+            super::both([main.clone(), marked.clone()])
+        };
+        assert_eq!(both(&Ok(None), &Ok(None)), Ok(None));
+        assert_eq!(both(&ended, &Ok(None)), ended);
+        assert_eq!(both(&Ok(None), &failed), failed);
+        assert_eq!(both(&ended, &ended), Ok(Some("ended; ended".to_owned())));
+        assert_eq!(both(&ended, &failed), Err("failed; ended".to_owned()));
+        assert_eq!(both(&failed, &ended), Err("failed; ended".to_owned()));
+        assert_eq!(both(&failed, &failed), Err("failed; failed".to_owned()));
     }
 }

@@ -222,10 +222,11 @@ impl<B: AsRef<[u8]>> Index<B> {
     }
 
     /// Whether any entry has an extended attribute, or is a directory that [`Entry::opaque`] tells to be opaque: what
-    /// whoever shows the layer has to answer when attributes are asked for. Looks at every entry.
+    /// whoever shows the layer has to answer when attributes are asked for. Looks at a byte of every entry.
     pub fn has_xattrs(&self) -> bool {
-        let is_opaque = |number: u32| self.entry(EntryNo(number)).is_some_and(|entry| entry.opaque);
-        self.header.xattrs > 0 || (0..self.header.entries).any(is_opaque)
+        let end = self.sections.entries + self.header.entries as usize * ENTRY;
+        let entries = self.bytes().get(self.sections.entries..end).unwrap_or_default();
+        self.header.xattrs > 0 || entries.chunks_exact(ENTRY).any(|entry| entry[1] & 1 != 0)
     }
 
     /// Number of chunks of a file; zero when it is empty or no file.

@@ -8,8 +8,8 @@
 //! see `Engine::protect`), what is being written, and what was used after it had been chosen.
 //!
 //! A process may die between any two steps. Before the first removal the notes about layers go, so none is left
-//! that counts what is gone; each removal is one `unlink` (a map without its data vouches for nothing, see
-//! `partial`); the count of bytes is made anew by the next process.
+//! that counts what is gone; each removal is one `unlink`, or two of which the first takes the map and so all that
+//! anybody knows of the second (see `partial`); the count of bytes is made anew by the next process.
 
 use std::collections::{BinaryHeap, HashSet};
 use std::fs::File;
@@ -123,13 +123,15 @@ impl FileCache {
         if !self.is_over_budget() {
             return;
         }
-        // They stay open only because they may be read again.
-        self.segments.close();
         // What another process has open is not known here.
         let Some(_leave) = self.epoch.may_evict(&self.root) else {
             self.budget.put_off(limit);
             return;
         };
+        // They stay open only because they may be read again.
+        self.segments.close();
+        #[cfg(test)]
+        self.scans_for_tests.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
         let chosen = self.count().and_then(|total| match total > limit {
             true => self.choose(total - Budget::low_mark(limit), protected),
             false => Ok(Vec::new()),
@@ -144,9 +146,19 @@ impl FileCache {
         self.budget.evicted();
     }
 
-    #[cfg(test)]
-    pub(in crate::lazy) fn wait_for_eviction(&self) {
-        drop(self.evicting.lock());
+    /// Whether this process may evict at present. One that may not is not asked again before more was written.
+    pub(in crate::lazy) fn may_evict(&self) -> bool {
+        let may = self.epoch.may_evict(&self.root).is_some();
+        if let (false, Some(limit)) = (may, self.budget.limit()) {
+            self.budget.put_off(limit);
+        }
+        may
+    }
+
+    /// How much there is too much, as far as is known.
+    pub(in crate::lazy) fn excess(&self) -> u64 {
+        let used = self.budget.used().unwrap_or_default();
+        self.budget.limit().map_or(0, |limit| used.saturating_sub(limit))
     }
 
     /// Evicts content that no layer has but those that nobody uses; `choose` takes out of all files what others have.
@@ -157,9 +169,9 @@ impl FileCache {
         choose: impl FnOnce(&mut Survey),
     ) -> io::Result<Option<Found>> {
         let _alone = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(_leave) = self.epoch.may_evict(&self.root) else { return Ok(None) };
         // What was known of layers that are closed by now.
         self.segments.close();
-        let Some(_leave) = self.epoch.may_evict(&self.root) else { return Ok(None) };
         let mut survey = Survey::default();
         self.each_file(|candidate| survey.add(candidate))?;
         choose(&mut survey);
@@ -249,9 +261,8 @@ impl FileCache {
             return false;
         }
         let (data, map) = partial::names(&key);
-        let is_gone = unlink(&data);
         unlink(&map);
-        is_gone
+        unlink(&data)
     }
 
     /// Looks at every file and gives what they occupy.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, ControlFlow};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags};
@@ -92,17 +92,10 @@ pub(super) fn each_file(
     last_use: impl Fn(&Digest) -> Option<u64>,
     mut found: impl FnMut(Candidate),
 ) -> io::Result<()> {
-    let whole = directory(root, "sha256")?;
-    for entry in Dir::read_from(&whole)? {
-        let entry = entry?;
-        if is_dots(entry.file_name().to_bytes()) {
-            continue;
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let opened = rustix::fs::openat(&whole, entry.file_name(), flags, Mode::empty());
-        let Ok(directory) = opened else { continue };
-        each_in(&directory, &last_use, &mut |candidate, _| found(candidate))?;
-    }
+    each_whole(root, |directory| {
+        each_in(directory, &last_use, &mut |candidate, _| found(candidate))?;
+        Ok(ControlFlow::Continue(()))
+    })?;
     // Of an incomplete file, data and map together.
     let mut partials: HashMap<[u8; 32], Candidate> = HashMap::new();
     each_in(&directory(root, "partial")?, &last_use, &mut |candidate, is_map| {
@@ -114,6 +107,46 @@ pub(super) fn each_file(
         }
     })?;
     partials.into_values().for_each(found);
+    Ok(())
+}
+
+/// Whether a complete file of up to so many bytes is there.
+pub(super) fn has_whole_file_up_to(root: BorrowedFd<'_>, largest: u64) -> io::Result<bool> {
+    let mut is_found = false;
+    each_whole(root, |directory| {
+        for entry in Dir::read_from(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+            let size = stat.ok().and_then(|stat| u64::try_from(stat.st_size).ok());
+            is_found |= !is_dots(name.to_bytes()) && size.is_some_and(|size| size <= largest);
+            if is_found {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(is_found)
+}
+
+/// Each of the directories of complete files.
+fn each_whole(
+    root: BorrowedFd<'_>,
+    mut found: impl FnMut(&OwnedFd) -> io::Result<ControlFlow<()>>,
+) -> io::Result<()> {
+    let whole = directory(root, "sha256")?;
+    for entry in Dir::read_from(&whole)? {
+        let entry = entry?;
+        if is_dots(entry.file_name().to_bytes()) {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = rustix::fs::openat(&whole, entry.file_name(), flags, Mode::empty());
+        let Ok(directory) = opened else { continue };
+        if found(&directory)?.is_break() {
+            break;
+        }
+    }
     Ok(())
 }
 

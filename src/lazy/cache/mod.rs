@@ -156,6 +156,9 @@ pub(super) struct FileCache {
     /// After so many removals an eviction ends as if the process had died.
     #[cfg(test)]
     pub(super) dies_after_for_tests: std::sync::atomic::AtomicI64,
+    /// Evictions that looked at every file.
+    #[cfg(test)]
+    pub(super) scans_for_tests: std::sync::atomic::AtomicU64,
     /// Every write fails as on a full disk.
     #[cfg(any(test, feature = "testing"))]
     pub(super) is_full_for_tests: AtomicBool,
@@ -200,6 +203,8 @@ impl FileCache {
             hints: Mutex::default(),
             #[cfg(test)]
             dies_after_for_tests: i64::MAX.into(),
+            #[cfg(test)]
+            scans_for_tests: 0.into(),
             #[cfg(any(test, feature = "testing"))]
             is_full_for_tests: AtomicBool::new(false),
         })
@@ -210,8 +215,8 @@ impl FileCache {
         if let Some(found) = place.slot.and_then(|slot| self.find_packed(slot)) {
             return Some(found);
         }
-        if let Some(file) = place.whole.and_then(|whole| self.find_whole(whole, place.size, verify))
-        {
+        let whole = place.whole.filter(|_| place.slot.is_none() || self.may_have_small_files());
+        if let Some(file) = whole.and_then(|whole| self.find_whole(whole, place.size, verify)) {
             return Some(Content::Complete(file));
         }
         let _landing = self.landing();
@@ -359,7 +364,9 @@ impl FileCache {
     fn open_partial(&self, shape: &Shape, missing: Missing) -> io::Result<Option<Arc<Partial>>> {
         // Held while opening: two maps of one file in memory would each lack the bits of the other.
         let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(partial) = partials.get(&shape.id).and_then(Weak::upgrade) {
+        if let Some(partial) = partials.get(&shape.id).and_then(Weak::upgrade)
+            && (self.epoch.is_owner() || partial.is_linked())
+        {
             return Ok(Some(partial));
         }
         let Some(partial) =

@@ -1,16 +1,20 @@
 //! Small files in their segments: which segments stay open, and finding and keeping what is in them.
 //!
 //! A segment is a [`Partial`] that is never published. It is opened once for all of its files, not for each; that one
-//! is not there is remembered too, since the fill asks that of every file in it.
+//! is not there is remembered too, since the fill asks that of every file in it. A guest (see `epoch`) is not told what
+//! its host makes and evicts: it looks each time whether a segment that it has open still has a name, keeps few of
+//! them open, and remembers of none that it is not there.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
-use super::partial::{Missing, Partial, Shape};
+use super::files::has_whole_file_up_to;
+use super::partial::{Missing, Partial, Shape, is_linked};
 use super::{Content, FileCache, Piece};
 use crate::image::Digest;
 
@@ -40,6 +44,10 @@ impl Slot {
 pub(super) struct Segments {
     /// How many stay open, at three descriptors each.
     capacity: AtomicUsize,
+    /// Files up to this size are packed.
+    largest: AtomicU64,
+    /// Whether files of such sizes have files of their own all the same, from an earlier version.
+    has_small_files: OnceLock<bool>,
     state: Mutex<State>,
 }
 
@@ -89,6 +97,13 @@ impl Segments {
         }
     }
 
+    fn remove(&self, id: &Digest) {
+        let mut state = self.lock();
+        if state.known.remove(id).flatten().is_some() {
+            state.open -= 1;
+        }
+    }
+
     /// Closes all that nobody uses at the moment.
     pub(super) fn close(&self) {
         // Closed without the lock.
@@ -129,9 +144,29 @@ impl FileCache {
         segment.map_or(Ok(false), |segment| segment.write_piece(&slot.piece(piece), bytes))
     }
 
-    /// Bounds how many segments stay open.
-    pub(in crate::lazy) fn bound_segments(&self, open: usize) {
+    /// Bounds how many segments stay open, and says what is packed: files of one chunk and up to `largest` bytes.
+    pub(in crate::lazy) fn bound_segments(&self, open: usize, largest: u32) {
+        let open = if self.epoch.is_owner() { open } else { OPEN };
         self.segments.capacity.store(open, Ordering::Relaxed);
+        self.segments.largest.store(largest.into(), Ordering::Relaxed);
+    }
+
+    /// Whether a small file may be here that is not packed. One look at all files tells it for good, since none is
+    /// added: a failing `open(2)` for each small file that is not here would cost as much as bringing it.
+    pub(super) fn may_have_small_files(&self) -> bool {
+        *self.segments.has_small_files.get_or_init(|| {
+            let largest = self.segments.largest.load(Ordering::Relaxed);
+            has_whole_file_up_to(self.root.as_fd(), largest).unwrap_or(true)
+        })
+    }
+
+    /// Whether what is open here has not been evicted by another process.
+    pub(in crate::lazy) fn is_current(&self, content: &Content) -> bool {
+        self.epoch.is_owner()
+            || match content {
+                Content::Complete(file) => is_linked(file),
+                Content::Partial(partial) | Content::Packed(partial, _) => partial.is_linked(),
+            }
     }
 
     /// Closes the segments that are open only because they may be used again.
@@ -140,13 +175,18 @@ impl FileCache {
     }
 
     fn segment(&self, shape: &Shape, missing: Missing) -> io::Result<Option<Arc<Partial>>> {
+        let is_alone = self.epoch.is_owner();
         match self.segments.get(&shape.id) {
-            Some(Some(segment)) => return Ok(Some(segment)),
-            Some(None) if missing == Missing::Leave => return Ok(None),
-            Some(None) | None => {}
+            Some(Some(segment)) if is_alone || segment.is_linked() => return Ok(Some(segment)),
+            Some(None) if is_alone && missing == Missing::Leave => return Ok(None),
+            Some(_) | None => {}
         }
         let segment = self.open_partial(shape, missing)?;
-        self.segments.insert(shape.id, segment.as_ref());
+        if is_alone || segment.is_some() {
+            self.segments.insert(shape.id, segment.as_ref());
+        } else {
+            self.segments.remove(&shape.id);
+        }
         Ok(segment)
     }
 }

@@ -6,17 +6,25 @@
 //! compared with its digest before its first use.
 //!
 //! Map, little endian: magic (8 bytes), number of chunks (4), flags (4), size of the file (8), nonce of the boot
-//! (8), 32 bytes reserved, the bits of present chunks, the bits of suspect chunks.
+//! (8), inode of the data (8; 0: of an earlier version, which did not say), 24 bytes reserved, the bits of present
+//! chunks, the bits of suspect chunks.
+//!
+//! Two processes may share the files (see `epoch`), and one of them evicts: names come and go between any two steps of
+//! the other, which then has the data of one generation and the map of the next. So a map says which data it
+//! vouches for, and no map is ever made to vouch for other data: one that does not fit is replaced by a new file. What
+//! is written by whoever still has a file without a name is lost, and harms nobody.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use rustix::io::Errno;
 
 use super::Piece;
 use crate::image::Digest;
@@ -25,6 +33,7 @@ const MAGIC: &[u8; 8] = b"SVPART1\n";
 const HEADER: usize = 64;
 const FLAGS_AT: usize = 12;
 const NONCE_AT: usize = 24;
+const INODE_AT: usize = 32;
 /// The content is complete and its digest is not the file's: never published, never hashed again.
 const FLAG_PRIVATE: u32 = 1;
 
@@ -78,21 +87,38 @@ impl Partial {
             Missing::Create => OFlags::CREATE,
             Missing::Leave => OFlags::empty(),
         };
-        let open = |name: &str, flags| rustix::fs::openat(root, name, flags, mode).map(File::from);
-        let (data, map) = match (open(&data_name, base | create), open(&map_name, base | create)) {
-            (Ok(data), Ok(map)) => (data, map),
-            (Err(rustix::io::Errno::NOENT), _) | (_, Err(rustix::io::Errno::NOENT)) => {
-                return Ok(None);
-            }
-            (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+        let open = |name: &str, flags| match rustix::fs::openat(root, name, flags, mode) {
+            Ok(file) => Ok(Some(File::from(file))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
         };
-        // A map outlives its data when a process dies while it publishes; data that is new, or was cut, has none of
-        // what the map says.
-        let is_sized = data.metadata()?.len() == shape.size;
-        let bits = match load(&map, shape, nonce)?.filter(|_| is_sized) {
-            Some(bits) => bits,
-            None if missing == Missing::Leave => return Ok(None),
-            None => initialize(&map, shape, nonce)?,
+        let Some(data) = open(&data_name, base | create)? else { return Ok(None) };
+        // Asked before the map is opened: who makes data long has put its map in place before.
+        let found = data.metadata()?;
+        // Data that is new, or was cut, has none of what a map says.
+        let is_sized = found.len() == shape.size;
+        let map = open(&map_name, base)?.filter(|_| is_sized);
+        let known =
+            map.map(|map| Ok::<_, io::Error>((load(&map, shape, nonce, found.ino())?, map)));
+        let (bits, map) = match known.transpose()? {
+            Some((Some(bits), map)) => (bits, map),
+            _ if missing == Missing::Leave => return Ok(None),
+            _ => {
+                let anew = base | OFlags::CREATE | OFlags::EXCL;
+                let map = loop {
+                    match rustix::fs::unlinkat(root, &*map_name, AtFlags::empty()) {
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    match rustix::fs::openat(root, &*map_name, anew, mode) {
+                        Ok(map) => break File::from(map),
+                        // Another process does the same.
+                        Err(Errno::EXIST) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                };
+                (initialize(&map, shape, nonce, found.ino())?, map)
+            }
         };
         if !is_sized {
             data.set_len(shape.size)?;
@@ -161,6 +187,11 @@ impl Partial {
         self.data.write_all_at(bytes, piece.offset)?;
         self.mark(piece.n)?;
         Ok(true)
+    }
+
+    /// Whether it still has a name: another process may have evicted it.
+    pub(super) fn is_linked(&self) -> bool {
+        is_linked(&self.data)
     }
 
     /// Whether every chunk is here and verified.
@@ -242,17 +273,28 @@ fn width(chunks: u32) -> usize {
     (chunks as usize).div_ceil(8)
 }
 
-/// The bits of an existing map, or `None` when it is not one of this file.
-fn load(map: &File, shape: &Shape, nonce: u64) -> io::Result<Option<Bits>> {
+/// Whether an open file has a name.
+pub(super) fn is_linked(file: &File) -> bool {
+    // One that cannot be asked is not held on to.
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink > 0)
+}
+
+/// The bits of an existing map, or `None` when it is not one of this file, whose inode is `inode`.
+fn load(map: &File, shape: &Shape, nonce: u64, inode: u64) -> io::Result<Option<Bits>> {
     let width = width(shape.chunks);
     let mut bytes = vec![0; HEADER + 2 * width];
     if map.metadata()?.len() != bytes.len() as u64 {
         return Ok(None);
     }
     map.read_exact_at(&mut bytes, 0)?;
-    if bytes[..FLAGS_AT] != header(shape, nonce)[..FLAGS_AT]
+    if bytes[..FLAGS_AT] != header(shape, nonce, inode)[..FLAGS_AT]
         || bytes[FLAGS_AT + 4..NONCE_AT] != shape.size.to_le_bytes()
     {
+        return Ok(None);
+    }
+    if bytes[INODE_AT..INODE_AT + 8] == [0; 8] {
+        map.write_all_at(&inode.to_le_bytes(), INODE_AT as u64)?;
+    } else if bytes[INODE_AT..INODE_AT + 8] != inode.to_le_bytes() {
         return Ok(None);
     }
     if bytes[NONCE_AT..NONCE_AT + 8] != nonce.to_le_bytes() {
@@ -279,20 +321,20 @@ fn load(map: &File, shape: &Shape, nonce: u64) -> io::Result<Option<Bits>> {
 }
 
 /// Makes the map of an empty file. All of it is written, so that setting a bit needs no space on the disk.
-fn initialize(map: &File, shape: &Shape, nonce: u64) -> io::Result<Bits> {
+fn initialize(map: &File, shape: &Shape, nonce: u64, inode: u64) -> io::Result<Bits> {
     let width = width(shape.chunks);
-    let mut bytes = header(shape, nonce).to_vec();
+    let mut bytes = header(shape, nonce, inode).to_vec();
     bytes.resize(HEADER + 2 * width, 0);
-    map.set_len(0)?;
     map.write_all_at(&bytes, 0)?;
     Ok(Bits { present: vec![0; width], suspect: vec![0; width], missing: shape.chunks })
 }
 
-fn header(shape: &Shape, nonce: u64) -> [u8; HEADER] {
+fn header(shape: &Shape, nonce: u64, inode: u64) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&shape.chunks.to_le_bytes());
     header[16..24].copy_from_slice(&shape.size.to_le_bytes());
-    header[24..32].copy_from_slice(&nonce.to_le_bytes());
+    header[NONCE_AT..INODE_AT].copy_from_slice(&nonce.to_le_bytes());
+    header[INODE_AT..INODE_AT + 8].copy_from_slice(&inode.to_le_bytes());
     header
 }

@@ -282,3 +282,85 @@ fn a_map_whose_data_has_gone_vouches_for_nothing() {
         keep(&cache, &place, &pieces[1], content);
     }
 }
+
+#[test]
+fn who_has_data_without_a_name_spoils_no_map_of_what_came_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = b"0123456789ab";
+    let (place, pieces) = chunked(content);
+    let (data, map) = partial::names(&place.id);
+    for left in ["the map", "the data", "nothing"] {
+        let host = open(dir.path(), "one");
+        let guest = open(dir.path(), "one");
+        keep(&guest, &place, &pieces[0], content);
+        let held = guest.find(&place, Verify::Later).unwrap();
+        // Evicted by the host, which may die in between.
+        if left != "the data" {
+            std::fs::remove_file(dir.path().join(&data)).unwrap();
+        }
+        if left != "the map" {
+            std::fs::remove_file(dir.path().join(&map)).unwrap();
+        }
+        keep(&host, &place, &pieces[2], content);
+        // By somebody who opened it before it went.
+        let Content::Partial(partial) = &held else { unreachable!() };
+        partial.write_piece(&pieces[1], b"4567").unwrap();
+        drop((held, host, guest));
+        let cache = open(dir.path(), "one");
+        let found = cache.find(&place, Verify::Later).unwrap();
+        for piece in &pieces {
+            let from = usize::try_from(piece.offset).unwrap();
+            let read = cache.read_piece(piece, &found);
+            assert!(
+                read.is_none_or(|read| read == content[from..from + 4]),
+                "piece {} where {left} was left",
+                piece.n
+            );
+        }
+        assert!(cache.has_piece(&pieces[2], &found));
+        drop(found);
+        for name in [&data, &map] {
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_map_of_other_data_vouches_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = b"0123456789ab";
+    let (place, pieces) = chunked(content);
+    let (data, map) = partial::names(&place.id);
+    let path = |name: &str| dir.path().join(name);
+    keep(&open(dir.path(), "one"), &place, &pieces[0], content);
+    std::fs::rename(path(&data), path("tmp/data")).unwrap();
+    // As long as the data that the map is of, whose inode is not given to anybody meanwhile.
+    File::create(path(&data)).unwrap().set_len(place.size).unwrap();
+    assert!(open(dir.path(), "one").find(&place, Verify::Later).is_none());
+    let cache = open(dir.path(), "one");
+    keep(&cache, &place, &pieces[1], content);
+    let found = cache.find(&place, Verify::Later).unwrap();
+    assert!(cache.read_piece(&pieces[0], &found).is_none(), "zeros");
+    assert_eq!(cache.read_piece(&pieces[1], &found).unwrap(), &b"4567"[..]);
+    drop((found, cache));
+    // That of an earlier version does not say of which data it is.
+    let opened = File::options().write(true).open(path(&map)).unwrap();
+    opened.write_all_at(&[0; 8], 32).unwrap();
+    let cache = open(dir.path(), "one");
+    let found = cache.find(&place, Verify::Later).unwrap();
+    assert_eq!(cache.read_piece(&pieces[1], &found).unwrap(), &b"4567"[..]);
+}
+
+#[test]
+fn small_files_of_an_earlier_version_are_looked_for_only_where_there_are_some() {
+    let dir = tempfile::tempdir().unwrap();
+    for (kept, may_have) in [(None, false), (Some(100), false), (Some(50), true)] {
+        if let Some(size) = kept {
+            let (place, piece) = single(&vec![7; size]);
+            keep(&open(dir.path(), "one"), &place, &piece, &vec![7; size]);
+        }
+        let cache = open(dir.path(), "one");
+        cache.bound_segments(4, 60);
+        assert_eq!(cache.may_have_small_files(), may_have, "{kept:?}");
+    }
+}

@@ -1,6 +1,7 @@
 //! A byte budget: what is read stays right, what is counted stays true, and the fill does not fight it.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::Ordering;
 
 use super::*;
 
@@ -286,4 +287,95 @@ async fn what_was_spared_goes_when_it_is_closed_though_nothing_is_written_any_mo
         opened.closed(entry);
     }
     eventually("the budget is kept", || running.engine.cache_bytes().unwrap() <= BUDGET).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closing_what_was_spared_evicts_when_it_gives_enough_back() {
+    const LARGE: u64 = 288 << 10;
+    let mut builder = LayerBuilder::new();
+    for n in 0..24 {
+        builder = builder.file(&format!("file{n}"), &content(16 << 10, n), 64 << 10);
+    }
+    let (bed, layer) = (Bed::new(), builder.build());
+    let source = source(&layer);
+    let running = bed.engine_with("boot", bounded(LARGE));
+    let opened = running.open(&layer, &source);
+    let (digest, all) = (layer.digest, (0..24).map(|n| entry(&opened, &format!("file{n}"))));
+    let held: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new(all.collect()));
+    let open_files = Arc::clone(&held);
+    running.engine.protect(move |found| {
+        for entry in open_files.lock().unwrap().iter() {
+            found(digest, *entry);
+        }
+    });
+    for n in 0..24 {
+        opened.read(entry(&opened, &format!("file{n}")), 0, 1).await.unwrap();
+    }
+    eventually("everything is counted", || opened.is_complete()).await;
+    let shared = running.engine.shared();
+    let begun = || shared.eviction.begun_for_tests.load(Ordering::Acquire);
+    let ended = || shared.eviction.ended_for_tests.load(Ordering::Acquire);
+    eventually("what was begun by what was written has ended", || begun() == ended()).await;
+    // What was written while an eviction counted may be counted twice until the next one.
+    shared.evict();
+    assert_eq!(running.engine.cache_bytes(), Some(LARGE + (96 << 10)));
+    let before = begun();
+    let close = |name: &str| {
+        let entry = entry(&opened, name);
+        held.lock().unwrap().retain(|other| *other != entry);
+        opened.closed(entry);
+    };
+    close("file3");
+    assert_eq!(begun(), before, "16 KiB are not worth a look at every file");
+    close("file3");
+    assert_eq!(begun(), before, "nor is a file that was closed before");
+    close("file7");
+    assert_eq!(begun(), before + 1, "a sixteenth of the budget is");
+    eventually("both go", || running.engine.cache_bytes() == Some(LARGE + (64 << 10))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_may_not_evict_closes_nothing() {
+    let (bed, (files, layer)) = (Bed::new(), wide());
+    let source = source(&layer);
+    let host = bed.engine_with("boot", limits());
+    let guest = bed.engine_with("boot", bounded(1));
+    let opened = guest.open(&layer, &source);
+    let (file, len) = (entry(&opened, "small1"), 16 << 10);
+    assert_eq!(opened.read(file, 0, len).await.unwrap(), files[3].1);
+    assert!(opened.read_local(file, 0, len).unwrap().is_some());
+    let key = (opened.lane, file.0);
+    assert!(guest.engine.shared().table.get(key).is_some());
+    guest.engine.shared().evict();
+    assert!(guest.engine.shared().table.get(key).is_some(), "it stays open");
+    drop(host);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_lets_go_of_what_its_host_has_evicted() {
+    let (files, layer) = wide();
+    for (limits, whole) in
+        [(limits(), 24), (Limits { packed_file_bytes: 16 << 10, ..limits() }, 12)]
+    {
+        let (bed, source) = (Bed::new(), source(&layer));
+        let host = bed.engine_with("boot", limits.clone());
+        let guest = bed.engine_with("boot", limits);
+        let opened = guest.open(&layer, &source);
+        read_all(&opened, &files).await;
+        let published = || {
+            let folders = std::fs::read_dir(bed.path().join("sha256")).unwrap().flatten();
+            folders.map(|folder| std::fs::read_dir(folder.path()).unwrap().count()).sum::<usize>()
+        };
+        eventually("all is written", || opened.is_complete() && published() == whole).await;
+        host.engine.set_cache_budget(Some(0));
+        eventually("all is evicted", || content_on_disk(&bed) == 0).await;
+        let fetched = source.requests().len();
+        for (name, _) in &files {
+            assert_eq!(opened.read_local(entry(&opened, name), 0, 100).unwrap(), None, "{name}");
+        }
+        host.engine.set_cache_budget(None);
+        read_all(&opened, &files).await;
+        assert!(source.requests().len() > fetched);
+        assert!(content_on_disk(&bed) > 0, "what it brings has names again");
+    }
 }

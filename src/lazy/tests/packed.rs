@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -171,7 +172,13 @@ async fn segments_are_evicted_whole_except_those_of_open_files() {
     eventually("the layer is complete", || opened.is_complete()).await;
     let held = entry(&opened, "small7");
     let digest = layer.digest;
-    running.engine.protect(move |found| found(digest, held));
+    let is_held = Arc::new(AtomicBool::new(true));
+    let known = Arc::clone(&is_held);
+    running.engine.protect(move |found| {
+        if known.load(Ordering::Acquire) {
+            found(digest, held);
+        }
+    });
     running.engine.set_cache_budget(Some(1));
     eventually("all but one segment is evicted", || segments(&bed).len() == 1).await;
     eventually("and is not counted", || opened.local_bytes() <= 4096).await;
@@ -179,7 +186,9 @@ async fn segments_are_evicted_whole_except_those_of_open_files() {
     let fetched = source.requests().len();
     assert_eq!(opened.read(held, 0, 350).await.unwrap(), content(350, 7));
     assert_eq!(source.requests().len(), fetched);
+    is_held.store(false, Ordering::Release);
     opened.closed(held);
+    eventually("the last one goes when the file is closed", || segments(&bed).is_empty()).await;
     running.engine.set_cache_budget(None);
     read_all(&opened, &files).await;
     eventually("everything is back", || opened.is_complete()).await;
