@@ -93,7 +93,7 @@ fn wrong_use_has_its_own_exit_code() {
     let cli = Cli::new();
     cli.run(["frobnicate"]).failed(2);
     cli.run(["up", "--no-such-flag"]).failed(2);
-    cli.run(["pull"]).failed(2);
+    cli.run(["image", "pin"]).failed(2);
     // A name that is none would be another query to control.
     for command in ["logs", "events", "inspect", "wait", "ps", "stop"] {
         for name in ["a&follow=true", "a b"] {

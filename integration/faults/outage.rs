@@ -53,7 +53,8 @@ fn a_read_waits_for_a_registry_that_is_away_and_gets_the_content_when_it_is_back
         .unwrap();
     up.until("waits for its registry");
     assert!(reading.try_wait().unwrap().is_none(), "the read did not wait");
-    assert_eq!(cli.ps("app")["State"], "running");
+    let ps = cli.ps("app");
+    assert_eq!((&ps["State"], &ps["OfflineReady"]), (&"running".into(), &false.into()), "{ps}");
 
     let registry = FaultRegistry::start_at(address);
     image.put(&registry);
@@ -62,6 +63,28 @@ fn a_read_waits_for_a_registry_that_is_away_and_gets_the_content_when_it_is_back
     assert_eq!(said.split(' ').next(), Some(sum().as_str()));
     assert!(reading.wait().unwrap().success());
     up.until("answers again");
+}
+
+#[test]
+fn a_service_whose_image_was_pulled_completely_starts_and_reads_without_a_registry() {
+    let cli = Cli::new();
+    let registry = FaultRegistry::start();
+    let reference = Image::shell().and(big_layer()).put(&registry);
+    cli.services(&app(&reference, SAY));
+    // The images of the services file, and not unpacked.
+    let said = cli.run(["pull", "--complete"]).ok();
+    assert!(said.contains(&reference), "{said}");
+    let image = cli.image();
+    assert_eq!((&image["OfflineReady"], &image["ImageLocal"]), (&true.into(), &1.0.into()));
+    assert_eq!(image["LazyLayers"], 3);
+    cli.end_daemons();
+    drop(registry);
+
+    let mut up = cli.up();
+    up.until("| alive");
+    let said = cli.run(["exec", "-T", "app", "--", "sha256sum", "/big"]).ok();
+    assert_eq!(said.split(' ').next(), Some(sum().as_str()));
+    assert_eq!(cli.ps("app")["OfflineReady"], true);
 }
 
 #[test]

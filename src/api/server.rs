@@ -230,9 +230,8 @@ async fn pull(
 ) -> Result<Response, RequestError> {
     caller.require(Permission::ChangeImages)?;
     let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
-    tokio::spawn(
-        async move { context.control.pull(request.image, extent(request.full), sender).await },
-    );
+    let extent = if request.complete { Extent::Complete } else { extent(request.full) };
+    tokio::spawn(async move { context.control.pull(request.image, extent, sender).await });
     Ok(lines(received(receiver)))
 }
 

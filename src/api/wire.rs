@@ -213,9 +213,12 @@ pub struct ServicesQuery {
 pub struct PullRequest {
     /// Which image.
     pub image: String,
-    /// All content, not only index and prefetch.
+    /// All layers unpacked, not only index and prefetch.
     #[serde(default)]
     pub full: bool,
+    /// All content of lazy layers too; they stay lazy.
+    #[serde(default)]
+    pub complete: bool,
 }
 
 /// `POST /v1/prune`.

@@ -311,11 +311,17 @@ pub(super) struct ExecArguments {
 /// `pull`.
 #[derive(Debug, Args)]
 pub(super) struct PullArguments {
-    /// References: NAME[:TAG][@DIGEST], HOST/NAME…, oci:PATH[:TAG]
-    #[arg(required = true, value_name = "IMAGE")]
+    /// References: NAME[:TAG][@DIGEST], HOST/NAME…, oci:PATH[:TAG] (default: those of the services file)
+    #[arg(value_name = "IMAGE")]
     pub(super) images: Vec<String>,
-    /// All content, not only index and prefetch
+    /// Which services file, when no image is named.
+    #[command(flatten)]
+    pub(super) project: ProjectArguments,
+    /// All content of lazy layers too, so that the image needs no network any more; they stay lazy
     #[arg(long)]
+    pub(super) complete: bool,
+    /// All layers unpacked, and none lazy
+    #[arg(long, conflicts_with = "complete")]
     pub(super) full: bool,
     /// Print only the manifest digest
     #[arg(short, long)]

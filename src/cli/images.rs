@@ -20,7 +20,8 @@ pub(super) fn run(settings: &Settings, arguments: &ImagesArguments) -> anyhow::R
             images.iter().for_each(|image| output::line(&json_line(image).to_string()))
         }
         ListFormat::Table => {
-            let heading = ["IMAGE", "DIGEST", "PLATFORM", "SIZE", "PULLED", "LOCAL", "LAZY"];
+            let heading =
+                ["IMAGE", "DIGEST", "PLATFORM", "SIZE", "PULLED", "LOCAL", "OFFLINE", "LAZY"];
             let row = |image: &ImageReport| {
                 vec![
                     image.reference.clone(),
@@ -29,6 +30,7 @@ pub(super) fn run(settings: &Settings, arguments: &ImagesArguments) -> anyhow::R
                     output::bytes(image.size),
                     format!("{} ago", output::span(output::since(image.pulled_at)).to_lowercase()),
                     output::percent(image.content.local),
+                    ps::offline(&image.content),
                     ps::lazy(&image.content),
                 ]
             };
@@ -46,6 +48,7 @@ fn json_line(image: &ImageReport) -> serde_json::Value {
         "Size": image.size,
         "PulledAt": image.pulled_at.to_string(),
         "ImageLocal": image.content.local,
+        "OfflineReady": image.content.complete,
         "LazyLayers": image.content.lazy_layers,
         "Layers": image.content.layers,
         "NotLazyBecause": image.content.full_because,

@@ -39,7 +39,7 @@ pub(super) fn run(settings: &Settings, arguments: &PsArguments) -> anyhow::Resul
             let several = reports.iter().any(|report| Some(&report.project) != first);
             let heading = [
                 "PROJECT", "SERVICE", "IMAGE", "STATE", "PID", "UPTIME", "RESTARTS", "LOCAL",
-                "LAZY", "PORTS",
+                "OFFLINE", "LAZY", "PORTS",
             ];
             let skipped = usize::from(!several);
             // Most services that publish nothing need no column for it.
@@ -66,9 +66,15 @@ fn row(report: &ServiceReport) -> Vec<String> {
         uptime(report).unwrap_or_else(dash),
         restarts(report),
         report.content.as_ref().map_or_else(dash, |content| output::percent(content.local)),
+        report.content.as_ref().map_or_else(dash, offline),
         report.content.as_ref().map_or_else(dash, lazy),
         ports(report),
     ]
+}
+
+/// Whether it starts and runs without a network.
+pub(super) fn offline(content: &ContentReport) -> String {
+    if content.complete { "ready".to_owned() } else { "no".to_owned() }
 }
 
 /// As Docker writes them: `0.0.0.0:8080->80/tcp`.
@@ -164,6 +170,7 @@ fn json_line(report: &ServiceReport) -> serde_json::Value {
         "Restarts": report.restarts,
         "LastExit": report.last_exit,
         "ImageLocal": content.map_or(0.0, |content| content.local),
+        "OfflineReady": content.is_some_and(|content| content.complete),
         "Lazy": content.is_some_and(|content| content.lazy_layers > 0),
         "LazyLayers": content.map_or(0, |content| content.lazy_layers),
         "Layers": content.map_or(0, |content| content.layers),

@@ -1,6 +1,6 @@
 //! `supervisor pull`, and the progress display that other commands share.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
@@ -9,25 +9,39 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::args::PullArguments;
 use super::settings::Settings;
-use super::{connect, output};
+use super::{connect, output, project};
 use crate::api::{ApiClient, PullRequest};
 use crate::image::{Digest, ImageRef};
+use crate::spec::Interpolation;
 use crate::supervise::report::PullProgress;
 
 pub(super) fn run(settings: &Settings, arguments: &PullArguments) -> anyhow::Result<ExitCode> {
-    let images =
-        arguments.images.iter().map(|image| absolute(image)).collect::<anyhow::Result<Vec<_>>>()?;
+    let images = match &*arguments.images {
+        [] => of_file(settings, arguments)?,
+        named => named.iter().map(|image| absolute(image)).collect::<anyhow::Result<Vec<_>>>()?,
+    };
     connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
         let mut code = ExitCode::SUCCESS;
         for image in images {
-            let request = PullRequest { image, full: arguments.full };
+            let request = PullRequest { image, full: arguments.full, complete: arguments.complete };
             if !pull(&client, &request, arguments.quiet).await? {
                 code = ExitCode::FAILURE;
             }
         }
         Ok(code)
     })
+}
+
+/// The images that the services file names, each once.
+fn of_file(settings: &Settings, arguments: &PullArguments) -> anyhow::Result<Vec<String>> {
+    let selected = &arguments.project;
+    let name = selected.project_name.as_deref();
+    let composition =
+        project::compose(settings, &selected.file, name, &[], Interpolation::Replace)?;
+    let desired = project::check(&composition)?;
+    let images = desired.services.values().map(|service| service.image.to_string());
+    Ok(images.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
 /// The reference with the path of a layout made absolute: control has another working directory.
@@ -97,8 +111,9 @@ impl Display {
                     bar.set_position(*done);
                 }
             }
-            PullProgress::LayerReady { digest, lazy, why_full } => {
+            PullProgress::LayerReady { digest, lazy, complete, why_full } => {
                 let text = match (lazy, why_full) {
+                    (true, _) if *complete => "lazy, complete".to_owned(),
                     (true, _) => "lazy".to_owned(),
                     (false, None) => "complete".to_owned(),
                     (false, Some(why)) => format!("complete, not lazy: {why}"),

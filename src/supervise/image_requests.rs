@@ -21,6 +21,7 @@ impl Images {
         let (mut local, mut total) = (0.0, 0.0);
         let mut report = ContentReport {
             local: 0.0,
+            complete: true,
             lazy_layers: 0,
             layers: manifest.layers.len(),
             full_because: Vec::new(),
@@ -41,7 +42,12 @@ impl Images {
                 report.full_because.extend(why.filter(|why| !report.full_because.contains(why)));
             } else if layer.is_indexed_by(descriptor.toc_digest()) {
                 report.lazy_layers += 1;
-                local += size * self.lazy.share(&layer).await;
+                let share = self.lazy.share(&layer).await;
+                local += size * share;
+                // What is not complete is never told as all.
+                report.complete &= share >= 1.0;
+            } else {
+                report.complete = false;
             }
         }
         // Nothing is missing of an image without layers.

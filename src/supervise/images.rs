@@ -25,6 +25,8 @@ pub enum Extent {
     Index,
     /// Index and prefetch of lazy layers; the others whole.
     Lazy,
+    /// The same, and then all content of lazy layers, which stay lazy.
+    Complete,
     /// Every layer whole.
     Full,
 }
@@ -39,7 +41,7 @@ pub(super) struct LocalImage {
 }
 
 impl LocalImage {
-    fn wanted(&self) -> Vec<WantedLayer> {
+    pub(super) fn wanted(&self) -> Vec<WantedLayer> {
         let id = |place: usize| DiffId::Known(self.config.diff_ids.get(place).copied());
         WantedLayer::of_image(&self.manifest, &self.source, id)
     }
@@ -54,9 +56,9 @@ pub(super) struct MountedImage {
 
 /// Where one layer is.
 #[derive(Debug)]
-struct Mounted {
+pub(super) struct Mounted {
     path: PathBuf,
-    is_lazy: bool,
+    pub(super) is_lazy: bool,
 }
 
 /// Layers of one image that are asked for at the same time; each is a connection.
@@ -165,7 +167,7 @@ impl Images {
     ) -> Result<LocalImage, PullError> {
         let local = self.local(reference).map_err(store_failed(reference))?;
         match local {
-            Some(local) if extent != Extent::Full => Ok(local),
+            Some(local) if matches!(extent, Extent::Index | Extent::Lazy) => Ok(local),
             _ => self.pull(reference, extent, None).await,
         }
     }
@@ -244,6 +246,9 @@ impl Images {
         // Last, so that what the store lists is here.
         store.record_image(&record).map_err(&failed)?;
         self.settle();
+        if extent == Extent::Complete {
+            self.complete(&local, teller).await?;
+        }
         let attributes =
             [("image", reference.to_string()), ("digest", local.manifest_digest.to_string())];
         self.events.emit(
@@ -267,14 +272,16 @@ impl Images {
         let prepare = |manner| self.layers.prepare(wanted, manner, &told);
         let kept = match extent {
             Extent::Full => prepare(Manner::Full(None)).await?,
-            Extent::Index | Extent::Lazy if wanted.descriptor.toc_digest().is_some() => {
+            Extent::Index | Extent::Lazy | Extent::Complete
+                if wanted.descriptor.toc_digest().is_some() =>
+            {
                 let indexed = self.lazy.ensure_during(prepare(Manner::Lazy)).await;
                 match indexed {
                     Ok(kept) => kept?,
                     Err(reason) => prepare(Manner::Full(Some(reason))).await?,
                 }
             }
-            Extent::Index | Extent::Lazy => prepare(Manner::Lazy).await?,
+            Extent::Index | Extent::Lazy | Extent::Complete => prepare(Manner::Lazy).await?,
         };
         let why_full = self.note(digest, &kept);
         // The prefetch runs from here on; nobody waits for it.
@@ -284,7 +291,12 @@ impl Images {
                 tracing::debug!(layer = %digest, reason, "could not prefetch");
             }
         }
-        teller.ready(digest, kept == Kept::Indexed, why_full).await;
+        match kept {
+            Kept::Full(..) => teller.complete(digest, false, why_full).await,
+            // It is told when the rest is here too.
+            Kept::Indexed if extent == Extent::Complete => {}
+            Kept::Indexed => teller.indexed(digest).await,
+        }
         Ok(())
     }
 
@@ -346,7 +358,7 @@ impl Images {
         Ok(mounted)
     }
 
-    async fn mount_layer(&self, wanted: &WantedLayer) -> Result<Mounted, PullError> {
+    pub(super) async fn mount_layer(&self, wanted: &WantedLayer) -> Result<Mounted, PullError> {
         let digest = wanted.descriptor.digest;
         let layer = self.store().layer(digest);
         let mut full = Manner::Full(None);
@@ -367,19 +379,6 @@ impl Images {
             self.note(digest, &kept);
         }
         Ok(Mounted { path: layer.full_path(), is_lazy: false })
-    }
-
-    /// Watches over the lazy mount of an earlier control, if it left one. False if that is to be tried again.
-    pub(super) async fn resume_lazy(&self) -> bool {
-        self.lazy.resume().await
-    }
-
-    /// Takes the lazy mount down, unless somebody looks into an image. Such mounts outlive control, so the mount
-    /// table is asked, not memory.
-    pub(super) async fn stop_lazy_if_unused(&self) {
-        if crate::rootfs::image_mounts(self.lazy.instance()).is_ok_and(|mounts| mounts.is_empty()) {
-            self.lazy.stop_if_unused().await;
-        }
     }
 }
 

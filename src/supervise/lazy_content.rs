@@ -1,12 +1,24 @@
 //! What control asks of those who serve lazy layers about content: which layers they serve, and what may go.
 
 use super::lazy_side::LazySide;
-use crate::fuse::Spare;
+use crate::fuse::{LayerStatus, Spare};
 use crate::image::Digest;
 use crate::lazy::Found;
 use crate::telemetry::Chain;
 
 impl LazySide {
+    /// How a mounted layer is, asked now.
+    pub(super) async fn layer_status(&self, layer: Digest) -> Option<LayerStatus> {
+        let status = self.connected().await.ok()?.status().await.ok()?;
+        status.layers.into_iter().find(|status| status.digest == layer)
+    }
+
+    /// Has all of a mounted layer fetched.
+    pub(super) async fn background(&self, layer: Digest) -> Result<(), String> {
+        let begun = self.connected().await?.background(layer).await;
+        begun.map_err(|error| Chain(&error).to_string())
+    }
+
     /// The layers that are mounted. The error is why nobody can say.
     pub(super) async fn mounted(&self) -> Result<Vec<Digest>, String> {
         if !self.is_there() {

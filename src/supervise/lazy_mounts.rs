@@ -15,7 +15,7 @@ use super::ControlOptions;
 use super::events::EventLog;
 use super::lazy_link::{Generations, Users};
 use super::lazy_side::{Home, LazySide, MountRefusal};
-use crate::fuse::{Side, Spare};
+use crate::fuse::{LayerStatus, Side, Spare};
 use crate::image::Digest;
 use crate::lazy::Found;
 use crate::spec;
@@ -191,6 +191,18 @@ impl LazyMounts {
     pub(super) async fn release_unless(&self, is_needed: impl Fn(&Digest) -> bool) {
         self.main.release_unless(&is_needed).await;
         self.marked.release_unless(&is_needed).await;
+    }
+
+    /// How a mounted layer is, asked now.
+    pub(super) async fn layer_status(&self, layer: Digest) -> Option<LayerStatus> {
+        self.side(self.side_of(&layer)).layer_status(layer).await
+    }
+
+    /// Has all of a mounted layer fetched.
+    pub(super) async fn background(&self, layer: Digest) {
+        if let Err(reason) = self.side(self.side_of(&layer)).background(layer).await {
+            tracing::debug!(%layer, reason, "could not begin to fetch a layer");
+        }
     }
 
     /// The layers that are mounted. The error is why nobody can say.

@@ -16,6 +16,7 @@ mod bridges;
 mod changes;
 mod clock;
 mod collect;
+mod complete;
 mod control;
 mod disk;
 mod disk_report;

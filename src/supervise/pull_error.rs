@@ -1,7 +1,9 @@
 //! Why an image is not here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::image::Digest;
 use crate::layer::LayerError;
 use crate::registry::FetchError;
 use crate::store::StoreError;
@@ -21,6 +23,24 @@ pub enum PullError {
     /// A layer could not be had.
     #[error(transparent)]
     Layer(#[from] LayerError),
+    /// The content of a lazy layer does not come.
+    #[error(
+        "layer `{layer}` is not complete: {local} of {total} bytes are here, and no more came for {} s",
+        waited.as_secs()
+    )]
+    Incomplete {
+        /// Which layer.
+        layer: Digest,
+        /// Bytes of its content that are here.
+        local: u64,
+        /// Bytes of its content.
+        total: u64,
+        /// How long nothing came.
+        waited: Duration,
+    },
+    /// Nobody waits for it any more.
+    #[error("whoever asked has gone; what is here stays, and the rest comes in the background")]
+    Abandoned,
     /// The store refused.
     #[error("could not store the image `{image}`")]
     Store {
@@ -39,7 +59,8 @@ impl PullError {
         match self {
             Self::Resolve { source, .. } => source.is_transient(),
             Self::Layer(source) => source.is_transient(),
-            Self::Store { .. } => false,
+            Self::Incomplete { .. } => true,
+            Self::Abandoned | Self::Store { .. } => false,
         }
     }
 
@@ -49,6 +70,10 @@ impl PullError {
         match self {
             Self::Resolve { source, .. } => source.hint(),
             Self::Layer(source) => source.hint(),
+            Self::Incomplete { .. } => {
+                Some("`supervisor events` tells why; the rest comes in the background".to_owned())
+            }
+            Self::Abandoned => None,
             Self::Store { source, .. } => {
                 source.is_disk_full().then(|| "free some space in the state directory".to_owned())
             }

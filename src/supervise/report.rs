@@ -113,6 +113,9 @@ pub enum Standing {
 pub struct ContentReport {
     /// Share of its content that is local, 0 to 1.
     pub local: f64,
+    /// All of it is, so that it starts and runs without a network.
+    #[serde(default)]
+    pub complete: bool,
     /// Layers that are mounted lazily.
     pub lazy_layers: usize,
     /// All layers.
@@ -203,7 +206,10 @@ pub enum PullProgress {
         digest: Digest,
         /// Whether it is lazy.
         lazy: bool,
-        /// Why it is not.
+        /// All of its content is here.
+        #[serde(default)]
+        complete: bool,
+        /// Why it is not lazy.
         why_full: Option<String>,
     },
     /// Everything that was asked for is here.

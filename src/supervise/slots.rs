@@ -39,6 +39,19 @@ impl Driver {
 }
 
 impl Images {
+    /// Watches over the lazy mount of an earlier control, if it left one. False if that is to be tried again.
+    pub(super) async fn resume_lazy(&self) -> bool {
+        self.lazy.resume().await
+    }
+
+    /// Takes the lazy mount down, unless somebody looks into an image. Such mounts outlive control, so the mount
+    /// table is asked, not memory.
+    pub(super) async fn stop_lazy_if_unused(&self) {
+        if crate::rootfs::image_mounts(self.lazy.instance()).is_ok_and(|mounts| mounts.is_empty()) {
+            self.lazy.stop_if_unused().await;
+        }
+    }
+
     /// Gives up the slots of layers that neither `manifests` nor an image that is mounted for people need. Whoever
     /// needs a layer from now on mounts it again, as another slot. While somebody mounts it is only due.
     pub(super) async fn release_unneeded(

@@ -92,11 +92,34 @@ impl Teller<'_> {
         })
     }
 
-    pub(super) async fn ready(self, digest: Digest, lazy: bool, why_full: Option<String>) {
-        self.tally.ready(self.image, digest);
-        if let Some(progress) = self.progress {
-            let _ = progress.send(PullProgress::LayerReady { digest, lazy, why_full }).await;
+    /// A layer is here by its index.
+    pub(super) async fn indexed(self, digest: Digest) {
+        self.is_ready(PullProgress::LayerReady {
+            digest,
+            lazy: true,
+            complete: false,
+            why_full: None,
+        })
+        .await;
+    }
+
+    /// All content of a layer is here, which is no lazy one if there is a reason.
+    pub(super) async fn complete(self, digest: Digest, lazy: bool, why_full: Option<String>) {
+        self.is_ready(PullProgress::LayerReady { digest, lazy, complete: true, why_full }).await;
+    }
+
+    async fn is_ready(self, step: PullProgress) {
+        if let PullProgress::LayerReady { digest, .. } = &step {
+            self.tally.ready(self.image, *digest);
         }
+        if let Some(progress) = self.progress {
+            let _ = progress.send(step).await;
+        }
+    }
+
+    /// Whether the one who asked has gone.
+    pub(super) fn is_alone(self) -> bool {
+        self.progress.is_some_and(mpsc::Sender::is_closed)
     }
 }
 
