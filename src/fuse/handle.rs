@@ -208,27 +208,23 @@ impl Lazy {
     /// the beginning of the files that are about to be read: of each list in `wanted` the first path that there is.
     ///
     /// # Errors
-    /// When a layer is not mounted or nobody answers.
+    /// When nobody answers.
     pub async fn begin(
         &self,
         layers: &[Digest],
-        mut wanted: Vec<Vec<String>>,
+        wanted: Vec<Vec<String>>,
     ) -> Result<(), LazyError> {
-        for digest in layers {
-            let request = Request::Begin { digest: *digest, wanted: wanted.clone() };
-            match self.shared.worker(&request, &[]).await? {
-                // What an upper layer has hides what is below it.
-                Answer::Found { wanted: found } => {
-                    let mut place = 0..;
-                    wanted.retain(|_| place.next().is_some_and(|place| !found.contains(&place)));
-                }
-                Answer::Failed { kind: FailureKind::Unsupported, .. } => {
+        let request = Request::Begin { layers: layers.to_vec(), wanted };
+        match self.shared.worker(&request, &[]).await? {
+            // Of an older build.
+            Answer::Failed { kind: FailureKind::Unsupported, .. } => {
+                for digest in layers {
                     self.prefetch(*digest).await?;
                 }
-                other => done(other)?,
+                Ok(())
             }
+            other => done(other),
         }
-        Ok(())
     }
 
     /// Waits until no prefetch of `layers` runs any more.

@@ -56,9 +56,9 @@ pub(super) enum Request {
         #[serde(default)]
         paths: Vec<String>,
     },
-    /// Fetch what the layer marks as needed first; if it marks nothing, the beginning of what is read first: of each
-    /// list the first path that is a file of the layer.
-    Begin { digest: Digest, wanted: Vec<Vec<String>> },
+    /// Of an image with these layers, the uppermost first, fetch what they mark as needed first; of those that mark
+    /// nothing, the beginning of what is read first: of each list the first path that is a file.
+    Begin { layers: Vec<Digest>, wanted: Vec<Vec<String>> },
     /// Fetch everything.
     Background { digest: Digest },
     /// Remove content of the cache that neither an open layer nor one of these has (an older worker refuses).
@@ -118,10 +118,6 @@ pub(super) enum Answer {
         status: WorkerStatus,
         layers: Vec<LayerStatus>,
         more: bool,
-    },
-    /// Places of the lists of which the layer has a file.
-    Found {
-        wanted: Vec<usize>,
     },
     Event {
         event: ConnectionEvent,

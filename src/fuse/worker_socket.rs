@@ -13,7 +13,7 @@ use super::connect::Granted;
 use super::protocol::{Answer, ConnectionEvent, FailureKind, Request, WorkerStatus, hello_answer};
 use super::translator::Served;
 use super::worker_layers::{Layers, LayersError};
-use crate::lazy::LazyEvent;
+use crate::lazy::{LazyEvent, LazyLayer};
 use crate::sys::process::ProcessIdentity;
 use crate::telemetry;
 
@@ -143,14 +143,16 @@ fn answer(shared: &Shared, request: Request, descriptors: Vec<OwnedFd>) -> Answe
                 paths => layer.prefetch_paths(paths),
             };
         })),
-        Request::Begin { digest, wanted } => match shared.layers.find(digest) {
-            Ok(layer) => {
+        Request::Begin { layers, wanted } => {
+            // One that cannot be served tells so to who reads it.
+            let found = layers.into_iter().filter_map(|digest| shared.layers.find(digest).ok());
+            let layers: Vec<Arc<LazyLayer>> = found.collect();
+            for layer in &layers {
                 layer.start_prefetch();
-                let places = 0..wanted.len();
-                Answer::Found { wanted: places.filter(|n| layer.expect(&wanted[*n])).collect() }
             }
-            Err(error) => refusal(&error),
-        },
+            LazyLayer::expect(layers, &wanted);
+            Answer::Done
+        }
         Request::Background { digest } => {
             done(shared.layers.find(digest).map(|layer| layer.start_background()))
         }

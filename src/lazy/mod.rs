@@ -30,6 +30,7 @@ mod engine;
 mod error;
 mod event;
 mod evict;
+mod expect;
 mod extent;
 mod fetch;
 mod fill;

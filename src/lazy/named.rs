@@ -9,23 +9,10 @@ const LINKS: u32 = 40;
 const FILES: usize = 100_000;
 
 impl LazyLayer {
-    /// Reads the beginning of the first of `paths` that is a file of this layer, because somebody is about to: the wait
-    /// for it, and what is fetched along, are the same, only that they begin now. False if it has none of them.
-    pub fn expect<P: AsRef<[u8]>>(&self, paths: &[P]) -> bool {
-        let is_file = |entry: &EntryNo| {
-            self.index.entry(*entry).is_some_and(|found| found.kind == EntryKind::Regular)
-        };
-        let mut files = paths.iter().filter_map(|path| self.resolve(path.as_ref())).filter(is_file);
-        let Some(entry) = files.next() else { return false };
-        // What the maker of the layer marked has this too, in fewer requests.
-        if !self.is_complete()
-            && self.prefetch_numbers().is_none()
-            && let Ok(layer) = self.strong()
-        {
-            // Whoever comes to read it is told what goes wrong.
-            self.shared.runtime.spawn(async move { drop(layer.read(entry, 0, 1).await) });
-        }
-        true
+    /// The file at `path`, if this layer has one.
+    pub(super) fn file_at(&self, path: &[u8]) -> Option<EntryNo> {
+        let entry = self.resolve(path)?;
+        (self.index.entry(entry)?.kind == EntryKind::Regular).then_some(entry)
     }
 
     /// The file at `path`, or all files below it. Symbolic links are followed as far as this layer has what they

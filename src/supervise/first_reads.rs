@@ -2,7 +2,8 @@
 //!
 //! The users are looked up, and then the kernel reads the program, its loader, and that the C library: one after the
 //! other, and each a round trip to the registry where nothing is here yet. Known beforehand, all are asked for at once,
-//! while the container is made. What more a program needs is known only from its content.
+//! while the container is made. What more a program needs is known only from its content: of a script, the worker reads
+//! there who interprets it.
 
 use crate::container::Process;
 use crate::image::Platform;
