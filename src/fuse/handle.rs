@@ -37,8 +37,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 pub(super) const RETRY: Duration = Duration::from_millis(20);
 /// Events that wait for a reader.
 const EVENT_ROOM: usize = 1024;
-/// Between two looks at whether a prefetch has ended, of a start that waits for it.
-const PREFETCH_POLL: Duration = Duration::from_millis(20);
 
 /// Layers that one request names at most.
 const MOST_KEPT: usize = 1000;
@@ -75,7 +73,7 @@ pub struct LazyStatus {
 /// The lazy side of one run directory. Cheap to clone. Dropping it stops nothing; see [`Lazy::stop`].
 #[derive(Debug, Clone)]
 pub struct Lazy {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Ends the watching when the last handle is dropped.
     _watching: Arc<DropGuard>,
 }
@@ -170,78 +168,6 @@ impl Lazy {
             Err(LazyError::Refused { kind: FailureKind::NotMounted, .. }) => Ok(()),
             other => done(other?),
         }
-    }
-
-    /// Begins to fetch what the layer marks as needed first.
-    ///
-    /// # Errors
-    /// When the layer is not mounted or nobody answers.
-    pub async fn prefetch(&self, digest: Digest) -> Result<(), LazyError> {
-        let request = Request::Prefetch { digest, paths: Vec::new() };
-        done(self.shared.worker(&request, &[]).await?)
-    }
-
-    /// Begins to fetch what the layer has of `paths`, which are paths of the image: files, and folders with all that is
-    /// below them. A worker of an older build fetches what the layer marks instead.
-    ///
-    /// # Errors
-    /// When the layer is not mounted or nobody answers.
-    pub async fn prefetch_paths(&self, digest: Digest, paths: &[String]) -> Result<(), LazyError> {
-        // Bounded by what fits into a message, with all that JSON escapes.
-        let mut rest = paths;
-        while !rest.is_empty() {
-            let mut room = 16 << 10;
-            let fits = rest.iter().take_while(|path| {
-                let has_room = room > 0;
-                room -= room.min(path.len() + 3);
-                has_room
-            });
-            let (now, later) = rest.split_at(fits.count());
-            let request = Request::Prefetch { digest, paths: now.to_vec() };
-            done(self.shared.worker(&request, &[]).await?)?;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    /// Begins to fetch what layers of one image, the uppermost first, mark as needed first; of those that mark nothing,
-    /// the beginning of the files that are about to be read: of each list in `wanted` the first path that there is.
-    ///
-    /// # Errors
-    /// When nobody answers.
-    pub async fn begin(
-        &self,
-        layers: &[Digest],
-        wanted: Vec<Vec<String>>,
-    ) -> Result<(), LazyError> {
-        let request = Request::Begin { layers: layers.to_vec(), wanted };
-        match self.shared.worker(&request, &[]).await? {
-            // Of an older build.
-            Answer::Failed { kind: FailureKind::Unsupported, .. } => {
-                for digest in layers {
-                    self.prefetch(*digest).await?;
-                }
-                Ok(())
-            }
-            other => done(other),
-        }
-    }
-
-    /// Waits until no prefetch of `layers` runs any more.
-    ///
-    /// # Errors
-    /// When nobody answers.
-    pub async fn prefetched(&self, layers: &[Digest]) -> Result<(), LazyError> {
-        while self
-            .status()
-            .await?
-            .layers
-            .iter()
-            .any(|layer| layer.is_prefetching && layers.contains(&layer.digest))
-        {
-            tokio::time::sleep(PREFETCH_POLL).await;
-        }
-        Ok(())
     }
 
     /// Begins to fetch the whole layer, giving way to reads.
@@ -366,7 +292,7 @@ impl Lazy {
     }
 }
 
-fn done(answer: Answer) -> Result<(), LazyError> {
+pub(super) fn done(answer: Answer) -> Result<(), LazyError> {
     match answer {
         Answer::Done => Ok(()),
         other => Err(unexpected(other)),

@@ -71,6 +71,7 @@ mod connect;
 mod copy;
 mod errno;
 mod handle;
+mod handle_ahead;
 mod handle_error;
 mod handle_start;
 mod handles;
