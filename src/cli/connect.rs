@@ -5,6 +5,9 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::api::{ApiClient, ClientError};
 use crate::sys::process::{RoleChild, RoleCommand, SealedExe};
@@ -17,6 +20,8 @@ use super::settings::Settings;
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// So long a control that is ending may break connections.
 const DYING: Duration = Duration::from_secs(3);
+/// Controls that may die of one call.
+const ATTEMPTS: u32 = 5;
 const START_POLL: Duration = Duration::from_millis(10);
 
 /// A Tokio runtime for one command.
@@ -48,6 +53,26 @@ pub(super) async fn connect_or_start(settings: &Settings) -> anyhow::Result<ApiC
                 tokio::time::sleep(START_POLL).await;
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Calls until there is an answer: control may die before it gives one, and the next one is asked again. For what does no
+/// harm when it is asked for twice. A control that dies each time is not asked for ever.
+pub(super) async fn call_again<T: DeserializeOwned>(
+    settings: &Settings,
+    client: &ApiClient,
+    path: &str,
+    request: &(impl Serialize + Sync),
+) -> anyhow::Result<T> {
+    let mut attempts = 1;
+    loop {
+        match client.call(Method::POST, path, request).await {
+            Err(ClientError::Lost(_) | ClientError::NotRunning { .. }) if attempts < ATTEMPTS => {
+                attempts += 1;
+                connect_or_start(settings).await?;
+            }
+            answer => return Ok(answer?),
         }
     }
 }

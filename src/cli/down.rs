@@ -3,12 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use hyper::Method;
 
 use super::args::ProjectArguments;
 use super::settings::Settings;
 use super::{connect, output, project};
-use crate::api::{ApiClient, DownAnswer, DownRequest, StopRequest};
+use crate::api::{ApiClient, ClientError, DownAnswer, DownRequest, StopRequest};
 use crate::spec::Interpolation;
 
 /// `down`.
@@ -49,14 +48,18 @@ pub(super) fn run(settings: &Settings, arguments: DownArguments) -> anyhow::Resu
         if arguments.volumes {
             return with_volumes(settings, &client, &project, request, &arguments.project).await;
         }
-        let removed: Vec<String> = match client.call(Method::POST, &path, &request).await {
-            Ok(removed) => removed,
-            Err(error) if whole && crate::api::ApiClient::is_not_found(&error) => {
-                output::note(&format!("project `{project}` does not run; nothing to do"));
-                return Ok(ExitCode::SUCCESS);
-            }
-            Err(error) => return Err(error.into()),
+        let is_gone = |error: &anyhow::Error| {
+            let error = error.downcast_ref::<ClientError>();
+            whole && error.is_some_and(ApiClient::is_not_found)
         };
+        let removed: Vec<String> =
+            match connect::call_again(settings, &client, &path, &request).await {
+                Err(error) if is_gone(&error) => {
+                    output::note(&format!("project `{project}` does not run; nothing to do"));
+                    return Ok(ExitCode::SUCCESS);
+                }
+                removed => removed?,
+            };
         output::containers(&project, &removed, "Removed");
         Ok(ExitCode::SUCCESS)
     })
@@ -73,7 +76,7 @@ async fn with_volumes(
     let volumes = volumes_of_file(settings, project, selected);
     let request = DownRequest { stop, volumes };
     let path = format!("/v1/projects/{project}/down-with-volumes");
-    let gone: DownAnswer = client.call(Method::POST, &path, &request).await?;
+    let gone: DownAnswer = connect::call_again(settings, client, &path, &request).await?;
     output::became(&gone.containers, "Removed");
     for volume in &gone.volumes {
         output::done(&format!("Volume {volume}  Removed"));

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use hyper::Method;
 
 use super::args::ProjectArguments;
 use super::settings::Settings;
-use super::{connect, output, project, start};
+use super::{connect, output, project};
 use crate::api::KillRequest;
 use crate::container::{Signal, SignalError};
 
@@ -39,7 +40,9 @@ pub(super) fn run(settings: &Settings, arguments: KillArguments) -> anyhow::Resu
         let project = project::selected(settings, &client, &arguments.project).await?;
         let signal = arguments.signal.to_string();
         let request = KillRequest { services: arguments.services, signal: signal.clone() };
-        let told = start::ask(&client, &project, "kill", &request).await?;
+        let path = format!("/v1/projects/{project}/kill");
+        // Once: the same signal again could meet another run.
+        let told: Vec<String> = client.call(Method::POST, &path, &request).await?;
         let what = if arguments.signal == Signal::KILL { "Killed" } else { "Signalled" };
         output::containers(&project, &told, what);
         Ok(ExitCode::SUCCESS)

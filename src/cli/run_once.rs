@@ -124,7 +124,10 @@ pub(super) fn run(settings: &Settings, arguments: RunArguments) -> anyhow::Resul
             }
         }
         let project = &run.up.project;
-        let (client, container) = begin(settings, project, &run).await?;
+        let client = connect::connect_or_start(settings).await?;
+        let path = format!("/v1/projects/{project}/run");
+        // One that a control began before it died is not begun again.
+        let container: String = connect::call_again(settings, &client, &path, &run).await?;
         if arguments.detach {
             output::line(&container);
             return Ok(ExitCode::SUCCESS);
@@ -143,22 +146,6 @@ fn with_value(settings: &Settings, pair: &str) -> String {
     match settings.environment.get(pair) {
         Some(value) if !pair.contains('=') => format!("{pair}={value}"),
         _ => pair.to_owned(),
-    }
-}
-
-/// Asks for the run until it has begun. One that a control began before it died is not begun again.
-async fn begin(
-    settings: &Settings,
-    project: &str,
-    run: &RunRequest,
-) -> anyhow::Result<(ApiClient, String)> {
-    let path = format!("/v1/projects/{project}/run");
-    loop {
-        let client = connect::connect_or_start(settings).await?;
-        match client.call(Method::POST, &path, run).await {
-            Err(ClientError::Lost(_) | ClientError::NotRunning { .. }) => {}
-            answer => return Ok((client, answer?)),
-        }
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) fn run(settings: &Settings, arguments: StopArguments) -> anyhow::Resu
             timeout: arguments.timeout,
             ..StopRequest::default()
         };
-        let stopped = start::ask(&client, &project, "stop", &request).await?;
+        let stopped = start::ask(settings, &client, &project, "stop", &request).await?;
         output::containers(&project, &stopped, "Stopped");
         Ok(ExitCode::SUCCESS)
     })
