@@ -92,11 +92,8 @@ pub(super) fn each_file(
     last_use: impl Fn(&Digest) -> Option<u64>,
     mut found: impl FnMut(Candidate),
 ) -> io::Result<()> {
-    each_whole(root, |directory| {
-        each_in(directory, &last_use, &mut |candidate, _| found(candidate))?;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    // Of an incomplete file, data and map together.
+    // Of an incomplete file, data and map together. These first: one that is published meanwhile is then seen twice. The
+    // other way round it is not seen at all, and whoever counts believes that there is less than there is.
     let mut partials: HashMap<[u8; 32], Candidate> = HashMap::new();
     each_in(&directory(root, "partial")?, &last_use, &mut |candidate, is_map| {
         let both = Candidate { is_partial: true, ..candidate };
@@ -106,8 +103,11 @@ pub(super) fn each_file(
             pair.last_use = candidate.last_use;
         }
     })?;
-    partials.into_values().for_each(found);
-    Ok(())
+    partials.into_values().for_each(&mut found);
+    each_whole(root, |directory| {
+        each_in(directory, &last_use, &mut |candidate, _| found(candidate))?;
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 /// Whether a complete file of up to so many bytes is there.
