@@ -1,7 +1,8 @@
 //! Named volumes: filled from the image once, kept by `down`, shared by services.
 
+use super::image::Readable;
 use super::{IDLE, file, service};
-use crate::support::program::Program;
+use crate::support::program::{Program, crash};
 
 #[test]
 fn a_named_volume_begins_with_the_image_s_files_and_outlives_containers() {
@@ -56,5 +57,65 @@ fn configs_and_secrets_are_files_of_the_container_alone() {
     std::fs::write(program.folder().join("app.conf"), "two\n").unwrap();
     program.ok(["restart", "web"]);
     assert_eq!(shown("cat /etc/app.conf"), "two\n");
+    program.interrupt(up);
+}
+
+#[test]
+fn another_image_is_seen_read_only_and_nothing_of_it_is_unpacked() {
+    let program = Program::new();
+    let code = Readable::pack(&program, 7, 3);
+    let volume = |target: &str, subpath: &str| {
+        let source = code.local();
+        format!(
+            "{{type: image, source: '{source}', target: {target}, image: {{subpath: {subpath}}}}}"
+        )
+    };
+    let volumes = [volume("/all", "."), volume("/code", "data"), volume("/one", "/data/0001")];
+    let web = service("web", IDLE).key(&format!("volumes: [{}]", volumes.join(", ")));
+    program.services(&file(&[web]));
+    let up = program.up();
+    let process = program.running("web");
+    let shown = |script: &str| program.ok(["exec", "web", "--", "sh", "-c", script]);
+    let sums = code.sums.join("\n") + "\n";
+    assert_eq!(shown("cd /all && sha256sum data/*").replace("  data", "  /data"), sums);
+    assert_eq!(shown("cd /code && sha256sum *").replace("  ", "  /data/"), sums);
+    assert!(code.sums[1].starts_with(shown("sha256sum < /one").split(' ').next().unwrap()));
+    for script in ["echo x > /code/0000", "rm /all/data/0000", "mkdir /code/new", "echo x > /one"] {
+        let refused = program.run(["exec", "web", "--", "sh", "-c", script]);
+        assert!(!refused.status.success(), "{script}");
+    }
+    let layers = std::fs::read_dir(program.folder().join("state/layers")).unwrap();
+    for layer in layers {
+        assert!(!layer.unwrap().path().join("fs").exists(), "a lazy layer was unpacked");
+    }
+    // Another control, and another run of the container.
+    crash(up);
+    let up = program.up();
+    assert_eq!(program.running("web"), process);
+    // It is in use.
+    program.ok(["prune", "--all"]);
+    assert!(!program.run(["image", "rm", &code.local()]).status.success());
+    program.ok(["restart", "web"]);
+    assert_eq!(shown("cat /code/* | wc -c"), "300000\n");
+    // What runs once beside it sees it too.
+    let ran = program.ok(["run", "--rm", "-T", "web", "--", "sh", "-c", "cat /one | wc -c"]);
+    assert_eq!(ran, "100000\n");
+    program.interrupt(up);
+}
+
+#[test]
+fn a_path_that_an_image_does_not_have_is_told() {
+    let program = Program::new();
+    let code = Readable::pack(&program, 8, 1);
+    let volume = format!(
+        "volumes: [{{type: image, source: '{}', target: /code, image: {{subpath: dist}}}}]",
+        code.local()
+    );
+    program.services(&file(&[service("web", IDLE).key(&volume)]));
+    let up = program.up();
+    program.until("the reason is told", || {
+        let told = program.service("web")?.to_string();
+        told.contains("could not mount the image at `/code`").then_some(())
+    });
     program.interrupt(up);
 }

@@ -12,7 +12,7 @@ use super::{look_up, output, project, run};
 use crate::api::{ApiClient, SOCKET_NAME};
 use crate::doctor::{Check, Health, Patient, examine};
 use crate::image::ImageRef;
-use crate::spec::Interpolation;
+use crate::spec::{Interpolation, Service};
 use crate::supervise::instance_of;
 use crate::telemetry::Chain;
 
@@ -116,7 +116,7 @@ fn services_file(
         .and_then(|composition| Ok((project::check(&composition)?, composition)));
     match read {
         Ok((desired, composition)) => {
-            images.extend(desired.services.values().map(|service| service.image.clone()));
+            images.extend(desired.services.values().flat_map(Service::images).cloned());
             let count = services(desired.services.len());
             let message = format!("`{}`: {count}", composition.main_file());
             check(name, Health::Ok, message, None)

@@ -3,8 +3,8 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Component, Path};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 
@@ -48,6 +48,14 @@ impl ImageRoot {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat2(&self.0, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
         Ok(())
+    }
+
+    /// Where `path` is on the host, links followed as they lead below the root. Good for as long as nothing is changed
+    /// there.
+    pub(super) fn path_of(&self, path: &Path) -> io::Result<PathBuf> {
+        let path = path.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+        let found = self.resolve(path, OFlags::PATH)?;
+        std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
     }
 
     /// Opens a directory; `None` where there is none.

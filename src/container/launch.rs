@@ -172,6 +172,14 @@ pub enum MountKind {
         /// While it is empty, fill it with what the image has at the target.
         copy: bool,
     },
+    /// The layers of an image, lowest first; read-only whatever is said.
+    Image {
+        /// Absolute paths.
+        layers: Vec<PathBuf>,
+        /// What of it is seen, relative; all where `None`.
+        #[serde(default)]
+        subpath: Option<PathBuf>,
+    },
     /// A file that is written at the start.
     Content(Content),
     /// An empty file system in memory.
@@ -339,10 +347,13 @@ impl Launch {
             return Err(LaunchProblem::NoLayers);
         }
         let absolute = [&self.run_dir, &self.state_dir, &self.log.path];
-        let sources = self.mounts.iter().filter_map(|mount| match &mount.kind {
-            MountKind::Bind { source, .. } | MountKind::Volume { source, .. } => Some(source),
-            MountKind::Content(content) => content.file.as_ref(),
-            MountKind::Tmpfs { .. } => None,
+        let sources = self.mounts.iter().flat_map(|mount| match &mount.kind {
+            MountKind::Bind { source, .. } | MountKind::Volume { source, .. } => {
+                std::slice::from_ref(source)
+            }
+            MountKind::Image { layers, .. } => layers,
+            MountKind::Content(content) => content.file.as_slice(),
+            MountKind::Tmpfs { .. } => &[],
         });
         let targets = self.mounts.iter().map(|mount| &mount.target);
         for path in absolute.into_iter().chain(&self.rootfs.layers).chain(sources).chain(targets) {

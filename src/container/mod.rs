@@ -23,6 +23,7 @@ mod handle;
 mod health;
 mod id;
 mod image_root;
+mod image_volume;
 mod join;
 mod launch;
 mod monitor;

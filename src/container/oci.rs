@@ -1,5 +1,6 @@
 //! From a launch and what the image and the host say to the configuration of the runtime specification. Pure.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -46,6 +47,8 @@ pub(super) struct Facts {
     pub(super) groups: Option<PathBuf>,
     /// Files of ours by their path in the container, such as `/etc/hosts`.
     pub(super) files: Vec<(&'static str, PathBuf)>,
+    /// Where images are mounted, by their path in the container.
+    pub(super) images: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// The configuration of the container.
@@ -299,7 +302,7 @@ fn mounts(launch: &Launch, facts: &Facts) -> Value {
     let mut own: Vec<&Mount> = launch.mounts.iter().collect();
     own.sort_by_key(|mount| depth(&mount.target));
     let paths = launch.paths();
-    list.extend(own.into_iter().map(|mount| mount_json(mount, &paths)));
+    list.extend(own.into_iter().map(|mount| mount_json(mount, &paths, facts)));
     Value::Array(list)
 }
 
@@ -307,12 +310,16 @@ fn depth(path: &Path) -> usize {
     path.components().count()
 }
 
-fn mount_json(mount: &Mount, paths: &RunPaths) -> Value {
+fn mount_json(mount: &Mount, paths: &RunPaths, facts: &Facts) -> Value {
     let access = if mount.read_only { "ro" } else { "rw" };
     match &mount.kind {
         MountKind::Bind { source, .. } | MountKind::Volume { source, .. } => json!({
             "destination": mount.target, "type": "bind", "source": source,
             "options": ["rbind", "rprivate", access],
+        }),
+        MountKind::Image { .. } => json!({
+            "destination": mount.target, "type": "bind", "source": facts.images.get(&mount.target),
+            "options": ["rbind", "rprivate", "ro", "nodev"],
         }),
         MountKind::Content(_) => json!({
             "destination": mount.target, "type": "bind", "source": content::path(paths, &mount.target),

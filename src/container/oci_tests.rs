@@ -37,6 +37,7 @@ fn facts(layout: CgroupLayout) -> Facts {
         hostname: "web".to_owned(),
         network: Some(PathBuf::from("/proc/self/fd/9")),
         groups: None,
+        images: BTreeMap::from([("/code".into(), "/run/images/1".into())]),
         files: vec![("/etc/hosts", PathBuf::from("/run/s/containers/web-1/hosts"))],
     }
 }

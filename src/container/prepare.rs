@@ -1,6 +1,7 @@
 //! What a container needs before the runtime makes it: its root file system, the files and folders that are mounted into
 //! it, its control group and the view that it has of that. In the child that starts it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +16,7 @@ use super::record::WritableState;
 use super::start::StartError;
 use super::user::{self, ResolvedUser};
 use super::writable::{self, WritableLayer};
-use super::{Lack, Launch, MountKind, Network, RunPaths, content, volume};
+use super::{Lack, Launch, MountKind, Network, RunPaths, content, image_volume, volume};
 use crate::boundary::Boundary;
 use crate::logs::Stream;
 use crate::sys::cgroup;
@@ -27,6 +28,8 @@ pub(super) struct Prepared {
     pub(super) writable: WritableState,
     pub(super) streams: Streams,
     pub(super) files: Vec<(&'static str, PathBuf)>,
+    /// See [`super::oci::Facts`].
+    pub(super) images: BTreeMap<PathBuf, PathBuf>,
     pub(super) layout: CgroupLayout,
     /// See [`super::oci::Facts`].
     pub(super) groups: Option<PathBuf>,
@@ -60,7 +63,7 @@ pub(super) fn prepare(
 
     let user = look_into_image(launch, paths)?;
     let streams = streams(launch, paths, &user)?;
-    make_sources(launch, paths)?;
+    let images = make_sources(launch, paths)?;
     let files = write_files(launch, paths)?;
     let layout =
         if launch.lacks(Lack::Cgroup) { CgroupLayout::Absent } else { CgroupLayout::of_host() };
@@ -70,7 +73,7 @@ pub(super) fn prepare(
         .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
     Boundary::GROUP_ENTERED.reach(&launch.run_dir);
     let groups = show_groups(launch, paths, layout)?;
-    Ok(Prepared { user, writable, streams, files, layout, groups })
+    Ok(Prepared { user, writable, streams, files, images, layout, groups })
 }
 
 /// Mounts what the container sees of version 1 of control groups. The runtime can do so itself, but resolves each path
@@ -126,7 +129,12 @@ fn open_output(fifo: &Path, user: &ResolvedUser) -> Result<OwnedFd, StartError> 
     open().map_err(|error| StartError::Prepare(fifo.to_owned(), error))
 }
 
-fn make_sources(launch: &Launch, paths: &RunPaths) -> Result<(), StartError> {
+/// Makes what is mounted in the container. Returns where the images are, by their place in the container.
+fn make_sources(
+    launch: &Launch,
+    paths: &RunPaths,
+) -> Result<BTreeMap<PathBuf, PathBuf>, StartError> {
+    let mut images = BTreeMap::new();
     for mount in &launch.mounts {
         let (source, create) = match &mount.kind {
             MountKind::Bind { source, create } => (source, create),
@@ -134,6 +142,14 @@ fn make_sources(launch: &Launch, paths: &RunPaths) -> Result<(), StartError> {
                 ImageRoot::open(&paths.rootfs)
                     .and_then(|root| volume::prepare(&root, &mount.target, source, *copy))
                     .map_err(|error| StartError::Volume(mount.target.clone(), error))?;
+                continue;
+            }
+            MountKind::Image { layers, subpath } => {
+                let (target, call) = (mount.target.clone(), launch.rootfs.mount_call());
+                let source =
+                    image_volume::prepare(paths, &target, layers, subpath.as_deref(), call)
+                        .map_err(|error| StartError::ImageVolume(target.clone(), error))?;
+                images.insert(target, source);
                 continue;
             }
             MountKind::Content(content) => {
@@ -151,7 +167,7 @@ fn make_sources(launch: &Launch, paths: &RunPaths) -> Result<(), StartError> {
             Err(error) => return Err(StartError::Prepare(source.clone(), error)),
         }
     }
-    Ok(())
+    Ok(images)
 }
 
 pub(super) fn hostname(launch: &Launch) -> String {

@@ -66,6 +66,8 @@ pub(super) enum StartError {
     Content(PathBuf, #[source] io::Error),
     #[error("could not prepare the volume that is mounted at `{0}`")]
     Volume(PathBuf, #[source] io::Error),
+    #[error("could not mount the image at `{0}`")]
+    ImageVolume(PathBuf, #[source] io::Error),
     #[error("volume source `{0}` does not exist")]
     NoSource(PathBuf),
     #[error("could not take over the standard streams of the caller")]
@@ -128,7 +130,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         let prepared = prepare::prepare(launch, &paths, &|state| tell(&Progress::Mounted(state)));
         (prepared, making.join())
     });
-    let Prepared { user, writable, streams, files, layout, groups } = prepared?;
+    let Prepared { user, writable, streams, files, images, layout, groups } = prepared?;
     let died = |_| Err(StartError::Network(io::ErrorKind::Other.into()));
     // Stays open until the container has joined it.
     let network = network.unwrap_or_else(died)?;
@@ -138,6 +140,7 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
             .map(|fd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))),
         hostname: prepare::hostname(launch),
         files,
+        images,
         layout,
         groups,
         user,

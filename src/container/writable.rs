@@ -111,6 +111,13 @@ fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
+impl Rootfs {
+    /// Which call mounts overlays.
+    pub(super) fn mount_call(&self) -> MountCall {
+        if self.legacy_mount { MountCall::Legacy } else { MountCall::Best }
+    }
+}
+
 /// Mounts the root file system at `target`. May block on lazy layers.
 pub(super) fn mount(rootfs: &Rootfs, layer: &WritableLayer, target: &Path) -> io::Result<()> {
     fs::create_dir_all(target)?;
@@ -119,11 +126,10 @@ pub(super) fn mount(rootfs: &Rootfs, layer: &WritableLayer, target: &Path) -> io
         work: layer.work.clone(),
         volatile: rootfs.writable == Writable::Volatile,
     };
-    let call = if rootfs.legacy_mount { MountCall::Legacy } else { MountCall::Best };
     mount::overlay(
         mount::Overlay { source: "supervisor", lower: &rootfs.layers, upper: Some(&upper) },
         target,
-        call,
+        rootfs.mount_call(),
     )
 }
 

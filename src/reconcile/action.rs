@@ -99,6 +99,8 @@ pub enum Action {
         fingerprint: Fingerprint,
         /// The manifest to create it from.
         manifest: Digest,
+        /// The manifests of the images that are mounted in it.
+        mounted: BTreeMap<ImageRef, Digest>,
         /// The request it serves; recorded with the container, and with the failure if there is one.
         request: u64,
     },

@@ -119,6 +119,8 @@ pub struct Container {
     pub fingerprint: Fingerprint,
     /// The manifest that it was created from.
     pub manifest: Digest,
+    /// The manifests of images that are mounted in it.
+    pub mounted: BTreeMap<ImageRef, Digest>,
     /// What it does.
     pub state: ContainerState,
     /// The process that looks after it.

@@ -180,7 +180,7 @@ fn assemble(decisions: Vec<(ServiceKey, Decision)>, dependents: &Dependents<'_>)
     let mut steps: Vec<((usize, usize), Step)> = Vec::new();
     for (n, (key, decision)) in decisions.into_iter().enumerate() {
         plan.wake_at = [plan.wake_at, decision.wake_at].into_iter().flatten().min();
-        if let Some((image, attempt, cause)) = decision.pull {
+        for (image, attempt, cause) in decision.pulls {
             let pull = pulls.entry(image).or_insert_with(|| (attempt, cause, Vec::new()));
             pull.2.push(key.clone());
         }

@@ -3,6 +3,7 @@
 use super::action::{Action, Cause, ServiceStatus, StartTarget, Step, StepNo};
 use super::depend::{Readiness, Surroundings};
 use super::gate::Gate;
+use super::observed::ImageState;
 use super::observed::{
     Container, ContainerKey, ContainerState, ManualStop, Observed, Run, ServiceKey, ServiceRecord,
     WritableLayer,
@@ -19,8 +20,8 @@ use crate::spec::Service;
 pub(super) struct Decision {
     pub(super) steps: Vec<Step>,
     pub(super) status: ServiceStatus,
-    /// The image to pull, the attempt, and the cause.
-    pub(super) pull: Option<(ImageRef, u32, Cause)>,
+    /// The images to pull, the attempt, and the cause.
+    pub(super) pulls: Vec<(ImageRef, u32, Cause)>,
     pub(super) wake_at: Option<Millis>,
 }
 
@@ -35,7 +36,7 @@ pub(super) struct Decider<'a> {
     pub(super) moment: Moment,
     pub(super) around: Surroundings,
     steps: Vec<Step>,
-    pull: Option<(ImageRef, u32, Cause)>,
+    pulls: Vec<(ImageRef, u32, Cause)>,
     wake_at: Option<Millis>,
 }
 
@@ -47,8 +48,8 @@ impl<'a> Decider<'a> {
         around: Surroundings,
     ) -> Self {
         let record = observed.records.get(key).cloned().unwrap_or_default();
-        let (steps, pull, wake_at) = (Vec::new(), None, None);
-        Self { key, observed, record, moment, around, steps, pull, wake_at }
+        let (steps, pulls, wake_at) = (Vec::new(), Vec::new(), None);
+        Self { key, observed, record, moment, around, steps, pulls, wake_at }
     }
 
     /// The service should run as `wanted`.
@@ -167,7 +168,7 @@ impl<'a> Decider<'a> {
         pending: Option<Cause>,
     ) -> Decision {
         let status = ServiceStatus { phase, container: container.cloned(), pending };
-        Decision { steps: self.steps, status, pull: self.pull, wake_at: self.wake_at }
+        Decision { steps: self.steps, status, pulls: self.pulls, wake_at: self.wake_at }
     }
 
     /// Gives the kept container what it wants, after the steps `before`.
@@ -316,6 +317,7 @@ impl<'a> Decider<'a> {
             settings: Box::new(target.wanted.clone()),
             fingerprint: target.fingerprint.clone(),
             manifest,
+            mounted: target.mounted.clone(),
             request: run.request,
         };
         let created = self.step(create, cause.clone(), before);
@@ -323,13 +325,25 @@ impl<'a> Decider<'a> {
     }
 
     fn wait_for_image(&mut self, target: &Target<'_>) -> Phase {
-        let image = &target.wanted.image;
-        let status = pull_status(image, self.observed.images.get(image), self.moment);
-        self.pull = status.start.map(|(attempt, cause)| (image.clone(), attempt, cause));
-        if let Some(at) = status.wake_at {
-            self.wake(at);
+        // All that are not here are pulled at once. What keeps one of them from coming is told first.
+        let mut told: Option<Phase> = None;
+        for image in target.wanted.images() {
+            let state = self.observed.images.get(image);
+            if matches!(state, Some(ImageState::Ready { .. })) {
+                continue;
+            }
+            let status = pull_status(image, state, self.moment);
+            self.pulls.extend(status.start.map(|(attempt, cause)| (image.clone(), attempt, cause)));
+            if let Some(at) = status.wake_at {
+                self.wake(at);
+            }
+            if told.as_ref().is_none_or(|phase| matches!(phase, Phase::Pulling { .. })) {
+                let is_news = !matches!(status.phase, Phase::Pulling { .. }) || told.is_none();
+                told = if is_news { Some(status.phase) } else { told };
+            }
         }
-        status.phase
+        // Never without one: it is only asked for where something is not here.
+        told.unwrap_or(Phase::Pulling { percent: None })
     }
 
     /// Whether a container like this may be created; only another one, or a new request, is tried at once.

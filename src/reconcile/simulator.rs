@@ -215,7 +215,7 @@ impl Host {
                 let manifest = self.registry[image];
                 self.observed.images.insert(image.clone(), ImageState::Ready { manifest });
             }
-            Action::Create { service, fingerprint, manifest, request, .. } => {
+            Action::Create { service, fingerprint, manifest, mounted, request, .. } => {
                 assert!(!self.ours(service).any(|_| true), "{service} has a container already");
                 self.serial += 1;
                 let key = ContainerKey::new(format!("{service}-{}", self.serial));
@@ -225,6 +225,7 @@ impl Host {
                     serial: self.serial,
                     fingerprint: fingerprint.clone(),
                     manifest: *manifest,
+                    mounted: mounted.clone(),
                     state: ContainerState::Created,
                     monitor: Monitor::Alive,
                     writable: WritableLayer::Usable,

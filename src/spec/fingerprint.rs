@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Access, CopyUp, Dns, ExtraHost, Grant, GrantContent, GrantKind, HealthTest, Healthcheck,
-    HostAddress, Limits, NamedVolume, Port, Privileges, Probe, ProbeTarget, Service, Swap,
-    SystemCalls, Tmpfs,
+    Access, Bind, CopyUp, Dns, ExtraHost, Grant, GrantContent, GrantKind, HealthTest, Healthcheck,
+    HostAddress, ImageVolume, Limits, NamedVolume, Port, Privileges, Probe, ProbeTarget, Service,
+    Swap, SystemCalls, Tmpfs,
 };
 use crate::image::{Digest, Hasher};
 
@@ -91,6 +91,7 @@ impl Service {
             container_name: _,
             logging,
             named_volumes,
+            image_volumes,
             grants,
             tmpfs,
             hostname,
@@ -118,13 +119,7 @@ impl Service {
         }
         add("working_dir", working_dir.as_ref().map(|path| json!(path)));
         add("user", user.as_ref().map(|user| json!(user)));
-        let volume = |bind: &super::Bind| {
-            // Bytes, since a path need not be UTF-8.
-            let source = bind.source.as_os_str().as_encoded_bytes();
-            json!([source, bind.target, matches!(bind.access, super::Access::ReadOnly)])
-        };
-        let volumes = (!volumes.is_empty()).then(|| volumes.iter().map(volume).collect());
-        add("volumes", volumes.map(Value::Array));
+        add("volumes", some(volumes).map(volumes_json));
         add("read_only", read_only.map(|value| json!(value)));
         add("stop_signal", stop_signal.map(|signal| json!(signal.number())));
         let grace = stop_grace_period.map(|grace| json!(grace.as_nanos().to_string()));
@@ -137,6 +132,7 @@ impl Service {
         let logging = logging.as_ref().filter(|logging| **logging != super::Logging::default());
         add("logging", logging.map(super::Logging::written));
         add("named_volumes", some(named_volumes).map(named_volumes_json));
+        add("image_volumes", some(image_volumes).map(image_volumes_json));
         for kind in GrantKind::ALL {
             let of_kind: Vec<&Grant> = grants.iter().filter(|grant| grant.kind == kind).collect();
             add(kind.key(), some(&of_kind).map(grants_json));
@@ -191,6 +187,21 @@ fn nanos(time: Option<Duration>) -> Option<String> {
 
 fn some<T>(list: &[T]) -> Option<&[T]> {
     (!list.is_empty()).then_some(list)
+}
+
+fn volumes_json(volumes: &[Bind]) -> Value {
+    let one = |bind: &Bind| {
+        // Bytes, since a path need not be UTF-8.
+        let source = bind.source.as_os_str().as_encoded_bytes();
+        json!([source, bind.target, matches!(bind.access, Access::ReadOnly)])
+    };
+    Value::Array(volumes.iter().map(one).collect())
+}
+
+fn image_volumes_json(volumes: &[ImageVolume]) -> Value {
+    let one =
+        |volume: &ImageVolume| json!([volume.image.to_string(), volume.target, volume.subpath]);
+    Value::Array(volumes.iter().map(one).collect())
 }
 
 fn named_volumes_json(volumes: &[NamedVolume]) -> Value {

@@ -85,7 +85,8 @@ pub use problem::{Position, Problem, ProblemKind, Problems, Unsupported};
 pub use published::{Port, Protocol};
 pub use selection::Selection;
 pub use service::{
-    Access, Bind, CopyUp, Desired, NamedVolume, NetworkMode, RestartPolicy, Service, Tmpfs,
+    Access, Bind, CopyUp, Desired, ImageVolume, NamedVolume, NetworkMode, RestartPolicy, Service,
+    Tmpfs,
 };
 pub use service_networks::ServiceNetwork;
 pub use signal::{Signal, SignalError};

@@ -93,6 +93,7 @@ fn bare(name: ServiceName) -> Service {
         container_name: None,
         logging: None,
         named_volumes: Vec::new(),
+        image_volumes: Vec::new(),
         grants: Vec::new(),
         tmpfs: Vec::new(),
         hostname: None,
@@ -180,6 +181,7 @@ fn grant(checker: &mut Checker<'_>, found: &Found<'_>, kind: GrantKind, service:
 fn is_taken(service: &Service, target: &str) -> bool {
     service.volumes.iter().any(|bind| bind.target == target)
         || service.named_volumes.iter().any(|named| named.target == target)
+        || service.image_volumes.iter().any(|image| image.target == target)
         || service.tmpfs.iter().any(|tmpfs| tmpfs.target == target)
         || service.grants.iter().any(|grant| grant.target == target)
 }
@@ -202,6 +204,7 @@ fn mount(
             Mounted::Bind(bind) => service.volumes.push(bind),
             Mounted::Tmpfs(tmpfs) => service.tmpfs.push(tmpfs),
             Mounted::Named(named) => service.named_volumes.push(named),
+            Mounted::Image(image) => service.image_volumes.push(image),
         }
     }
 }

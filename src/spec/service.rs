@@ -64,6 +64,8 @@ pub struct Service {
     pub logging: Option<Logging>,
     /// Named volumes; targets are unique among these and the others.
     pub named_volumes: Vec<NamedVolume>,
+    /// Other images, seen in the container; targets are unique among these and all that is mounted.
+    pub image_volumes: Vec<ImageVolume>,
     /// Configs and secrets; targets are unique among these and all that is mounted.
     pub grants: Vec<Grant>,
     /// Folders in memory; targets are unique among these and the volumes.
@@ -91,6 +93,13 @@ pub struct Service {
 impl Service {
     /// Grace period of a service that names none, as in compose.
     pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
+    /// The images that it needs: its own first, then those that are mounted in it, each once.
+    pub fn images(&self) -> impl Iterator<Item = &ImageRef> {
+        let mounted = self.image_volumes.iter().map(|volume| &volume.image);
+        let mut seen = std::collections::BTreeSet::new();
+        std::iter::once(&self.image).chain(mounted).filter(move |image| seen.insert(*image))
+    }
 
     /// The restart policy that holds: `no` unless the file says otherwise, as in compose.
     #[must_use]
@@ -158,6 +167,17 @@ pub struct NamedVolume {
     pub access: Access,
     /// Whether it gets the image's files.
     pub copy_up: CopyUp,
+}
+
+/// Another image, seen in the container; nothing can be written there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageVolume {
+    /// The image.
+    pub image: ImageRef,
+    /// Absolute, normalized path in the container.
+    pub target: String,
+    /// The folder or file of the image that is seen, relative and without `..`; all of it where `None`.
+    pub subpath: Option<String>,
 }
 
 /// Whether a volume gets what the image has where it is mounted.

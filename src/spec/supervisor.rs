@@ -86,6 +86,12 @@ impl Lazy {
         self.prefetch.unwrap_or_default()
     }
 
+    /// The same for images that are mounted in the service: the paths are those of its own.
+    #[must_use]
+    pub fn without_paths(&self) -> Self {
+        Self { prefetch_paths: None, ..self.clone() }
+    }
+
     /// The files that the service reads first, in the order of the file; empty: those that the image names.
     #[must_use]
     pub fn prefetch_paths(&self) -> &[String] {

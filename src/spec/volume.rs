@@ -1,12 +1,12 @@
-//! Volumes, which are folders and files of the host, named ones, and memory: in the short form `SOURCE:TARGET[:OPTION[,OPTION…]]`, and in the
-//! long one, a mapping with `type`.
+//! Volumes, which are folders and files of the host, named ones, other images, and memory: in the short form
+//! `SOURCE:TARGET[:OPTION[,OPTION…]]`, and in the long one, a mapping with `type`.
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use super::field::{Checker, Refusal, normalize};
 use super::keys;
 use super::raw::{Entry, Node, Value};
-use super::{Access, Bind, CopyUp, NamedVolume, Tmpfs};
+use super::{Access, Bind, CopyUp, ImageVolume, NamedVolume, Tmpfs};
 
 /// What one item of `volumes` is.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,6 +15,7 @@ pub(super) enum Mounted {
     Tmpfs(Tmpfs),
     /// With the key of the file as its name, until it is looked up.
     Named(NamedVolume),
+    Image(ImageVolume),
 }
 
 impl Mounted {
@@ -23,6 +24,7 @@ impl Mounted {
             Self::Bind(bind) => &bind.target,
             Self::Tmpfs(tmpfs) => &tmpfs.target,
             Self::Named(named) => &named.target,
+            Self::Image(image) => &image.target,
         }
     }
 }
@@ -72,7 +74,7 @@ impl Checker<'_> {
         entries: &[Entry],
     ) -> Option<Mounted> {
         let (mut source, mut target, mut access) = (None, None, Access::ReadWrite);
-        let (mut size, mut mode) = (None, None);
+        let (mut size, mut mode, mut image, mut subpath) = (None, None, None, None);
         let kind = node.get("type").and_then(Node::scalar);
         if let Err(refusal) = check_type(kind.as_deref(), node) {
             let at = node.get("type").unwrap_or(node);
@@ -80,6 +82,8 @@ impl Checker<'_> {
         }
         let is_tmpfs = kind.as_deref() == Some("tmpfs");
         let is_named = kind.as_deref() == Some("volume");
+        let is_image = kind.as_deref() == Some("image");
+        let is_bind = !is_tmpfs && !is_named && !is_image;
         let mut copy_up = CopyUp::IfEmpty;
         let before = self.problems.len();
         for Entry { key, at, value } in entries {
@@ -87,16 +91,24 @@ impl Checker<'_> {
             match key.as_str() {
                 "type" => {}
                 _ if value.value == Value::Null || key.starts_with("x-") => {}
+                "source" if is_image => {
+                    image = self.image(path, value);
+                    source = image.as_ref().map(ToString::to_string);
+                }
                 "source" if !is_tmpfs => source = self.text(path, value),
                 "target" => target = self.absolute(path, value),
                 "read_only" => {
                     if self.boolean(path, value)? {
                         access = Access::ReadOnly;
+                    } else if is_image {
+                        let message = "an image is mounted read-only";
+                        self.problem(Some(value.at), path, message);
                     }
                 }
                 // For Docker Desktop only; it changes nothing here.
                 "consistency" => {}
-                "bind" if !is_tmpfs && !is_named => self.bind_options(path, value),
+                "bind" if is_bind => self.bind_options(path, value),
+                "image" if is_image => subpath = self.image_options(path, value),
                 "volume" if is_named => copy_up = self.volume_options(path, value),
                 "tmpfs" if is_tmpfs => (size, mode) = self.tmpfs_options(path, value),
                 "bind" | "volume" | "tmpfs" | "image" | "source" => {
@@ -125,6 +137,9 @@ impl Checker<'_> {
         if is_tmpfs {
             return Some(Mounted::Tmpfs(Tmpfs { target, size, mode, access }));
         }
+        if let Some(image) = image {
+            return Some(Mounted::Image(ImageVolume { image, target, subpath }));
+        }
         let source = source?;
         if is_named {
             let volume = source;
@@ -137,6 +152,31 @@ impl Checker<'_> {
         }
         let source = normalize(&self.input.base_dir.join(source));
         Some(Mounted::Bind(Bind { source, target, access }))
+    }
+
+    /// The folder or file of an image that is mounted: a path in it, without `..`; `None` is all of it.
+    fn image_options(&mut self, path: &str, node: &Node) -> Option<String> {
+        let mut subpath = None;
+        for found in self.entries(path, node, keys::IMAGE_OPTIONS) {
+            match found.key.name {
+                "subpath" => {
+                    let text = self.text(&found.path, found.value)?;
+                    let parts = Path::new(&text).components();
+                    let is_above = |part: &Component<'_>| matches!(part, Component::ParentDir);
+                    let message = format!("`{text}` leads out of the image");
+                    let inside = if parts.clone().any(|part| is_above(&part)) {
+                        Err(message)
+                    } else {
+                        let names = parts.filter(|part| matches!(part, Component::Normal(_)));
+                        let inside: PathBuf = names.collect();
+                        Ok(inside.to_string_lossy().into_owned())
+                    };
+                    subpath = self.checked(&found.path, found.value, inside);
+                }
+                _ => self.leave(&found),
+            }
+        }
+        subpath.filter(|path| !path.is_empty())
     }
 
     fn bind_options(&mut self, path: &str, node: &Node) {
@@ -184,16 +224,19 @@ fn check_type(kind: Option<&str>, node: &Node) -> Result<(), Refusal> {
     let field = |key: &str| node.get(key).and_then(Node::scalar);
     let target = field("target").unwrap_or_else(|| "/data".to_owned());
     Err(match kind {
-        Some("bind" | "tmpfs") => return Ok(()),
+        Some("bind" | "tmpfs" | "image") => return Ok(()),
         Some("volume") if field("source").is_some_and(|source| !source.is_empty()) => return Ok(()),
         None => {
             "the volume has no `type:`; it is `bind` for a folder of the host".to_owned().into()
         }
         Some("volume") => anonymous(&target),
-        Some(kind @ ("image" | "npipe" | "cluster")) => Refusal::unsupported(format!(
+        Some(kind @ ("npipe" | "cluster")) => Refusal::unsupported(format!(
             "a volume of type `{kind}` is not supported in this version; use `bind`"
         )),
-        Some(kind) => format!("unknown type `{kind}` of a volume; use `bind` or `tmpfs`").into(),
+        Some(kind) => {
+            format!("unknown type `{kind}` of a volume; use `bind`, `volume`, `image` or `tmpfs`")
+                .into()
+        }
     })
 }
 
@@ -290,6 +333,56 @@ mod tests {
         ] {
             let message = parse(text, Path::new("/base")).unwrap_err().message;
             assert!(message.contains(expected), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn images_are_volumes_with_a_path_in_them() {
+        let parsed = |volume: &str| {
+            let text = format!("services: {{web: {{image: i, volumes: [{volume}]}}}}");
+            let environment = std::collections::BTreeMap::new();
+            let input = crate::spec::ParseInput {
+                file: "services.yaml",
+                project: "p".parse().unwrap(),
+                project_choice: crate::spec::ProjectChoice::Explicit,
+                base_dir: Path::new("/base"),
+                environment: &environment,
+            };
+            crate::spec::parse(&text, &input).map(|desired| desired.services["web"].clone())
+        };
+        for (volume, image, subpath) in [
+            ("{type: image, source: code, target: /code}", "docker.io/library/code:latest", None),
+            (
+                "{type: image, source: 'oci:./code:v1', target: //code/, image: {subpath: /dist/./js/}}",
+                "oci:/base/code:v1",
+                Some("dist/js"),
+            ),
+            (
+                "{type: image, source: r.example/a:1, target: /code, read_only: true, image: {subpath: .}}",
+                "r.example/a:1",
+                None,
+            ),
+        ] {
+            let service = parsed(volume).unwrap();
+            let [only] = service.image_volumes.as_slice() else { panic!("{volume}") };
+            assert_eq!(only.image.to_string(), image);
+            assert_eq!((only.target.as_str(), only.subpath.as_deref()), ("/code", subpath));
+            assert_eq!(service.images().count(), 2);
+        }
+        for (volume, expected) in [
+            ("{type: image, target: /code}", "the volume has no `source:`"),
+            ("{type: image, source: ' ', target: /code}", "source"),
+            ("{type: image, source: c, target: /code, read_only: false}", "mounted read-only"),
+            (
+                "{type: image, source: c, target: /c, image: {subpath: a/../../b}}",
+                "out of the image",
+            ),
+            ("{type: image, source: c, target: /c, image: {path: a}}", "path"),
+            ("{type: bind, source: /c, target: /c, image: {subpath: a}}", "no meaning"),
+            ("{type: image, source: c, target: /c}, '/x:/c'", "is mounted at `/c` already"),
+        ] {
+            let error = parsed(volume).unwrap_err().to_string();
+            assert!(error.contains(expected), "{volume}: {error}");
         }
     }
 }

@@ -270,7 +270,8 @@ impl Driver {
         let mut state = status.phase.word().to_owned();
         let mut text = match (&status.phase, wanted) {
             (Phase::Pulling { .. }, Some(wanted)) => {
-                let percent = self.host.images.pulled_percent(&wanted.image);
+                let percents = wanted.images().filter_map(|i| self.host.images.pulled_percent(i));
+                let percent = percents.min();
                 Phase::Pulling { percent }.render(self.clock.now())
             }
             (phase, _) => phase.render(self.clock.now()),

@@ -40,7 +40,7 @@ impl Driver {
                 let extent = if wants_marked { Extent::Lazy } else { Extent::Index };
                 tokio::spawn(async move { host.pull(image, extent, attempt, outcomes).await });
             }
-            Action::Create { service, settings, fingerprint, manifest, request } => {
+            Action::Create { service, settings, fingerprint, manifest, mounted, request } => {
                 let record = ContainerRecord {
                     instance: host.instance.to_string(),
                     project: service.project.clone(),
@@ -49,6 +49,7 @@ impl Driver {
                     fingerprint,
                     image: settings.image.clone(),
                     manifest,
+                    mounted,
                     command: Vec::new(),
                     created_at: jiff::Timestamp::now(),
                     request,

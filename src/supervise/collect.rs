@@ -80,8 +80,11 @@ impl Images {
             let path = store.root().join("containers").join(&id).join(CONTAINER_RECORD);
             // A folder without one is of a container that is being made, from an image that a services file names.
             let Some(record) = store.load::<ContainerRecord>(&path).ok()? else { continue };
-            let ContainerRecord { image: reference, manifest, .. } = record;
-            images.push(ContainerImage { id, reference, manifest });
+            let ContainerRecord { image, manifest, mounted, .. } = record;
+            let all = mounted.into_iter().chain([(image, manifest)]);
+            let used =
+                |(reference, manifest)| ContainerImage { id: id.clone(), reference, manifest };
+            images.extend(all.map(used));
         }
         Some(images)
     }

@@ -17,7 +17,9 @@ impl Driver {
         let mut users = Users::new();
         for (project, wanted) in &self.projects {
             for (name, service) in &wanted.desired.services {
-                users.entry(service.image.clone()).or_insert_with(|| format!("{project}/{name}"));
+                for image in service.images() {
+                    users.entry(image.clone()).or_insert_with(|| format!("{project}/{name}"));
+                }
             }
         }
         users

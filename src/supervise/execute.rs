@@ -165,6 +165,7 @@ impl Host {
                 // A container whose record cannot be read may need anything.
                 let record = store.load::<ContainerRecord>(&path).ok()??;
                 manifests.push((record.image, record.manifest));
+                manifests.extend(record.mounted);
             }
             Some(manifests)
         };
@@ -191,11 +192,7 @@ impl Host {
         record: &mut ContainerRecord,
         service: &Service,
     ) -> Result<Vec<String>, String> {
-        let image = self
-            .images
-            .local_manifest(&record.image, record.manifest)
-            .map_err(|error| Chain(&error).to_string())?
-            .ok_or_else(|| format!("image `{}` is not here any more", record.image))?;
+        let image = self.image_here(&record.image, record.manifest)?;
         record.command = launch::command_line(service, &image.config);
         if record.command.is_empty() {
             return Err("no command is given, neither by the image nor by the service".to_owned());
@@ -230,11 +227,8 @@ impl Host {
         start: &Start,
     ) -> Result<MonitorHandle, String> {
         let Start { service, network_owner, synced } = start;
-        let image = self
-            .images
-            .local_manifest(&record.image, record.manifest)
-            .map_err(|error| Chain(&error).to_string())?
-            .ok_or_else(|| format!("image `{}` is not here any more", record.image))?;
+        let image = self.image_here(&record.image, record.manifest)?;
+        let volumes = self.images_here(&record.mounted)?;
         // One that is only missing is tried: the kernel may have got it meanwhile.
         let overlay = &self.features.overlay;
         if overlay.is_forced_off() {
@@ -245,15 +239,16 @@ impl Host {
             .map_err(|error| Chain(&error).to_string())?;
         // From before the mounts: a connection that is lost between them is not taken for the container's.
         let mut before = self.images.lazy.generations();
-        let mount =
-            async || self.images.mount(&image).await.map_err(|error| Chain(&error).to_string());
+        let mount = async || self.mount_all(&image, &volumes).await;
         let mut mounted = mount().await?;
         // One that was just being taken down, because nothing used it, has served nothing of this. Mounted once more it
         // is known which one does.
         if before.was_replaced(self.images.lazy.generations()) {
             (before, mounted) = (self.images.lazy.generations(), mount().await?);
         }
-        record.set_connections(self.images.lazy.generations_of(&mounted.lazy, before));
+        let (mounted, beside) = mounted;
+        let lazy = [mounted.lazy.as_slice(), &beside.lazy].concat();
+        record.set_connections(self.images.lazy.generations_of(&lazy, before));
         Boundary::LAYERS_MOUNTED.reach(&self.run_dir);
         self.exits.flush().await;
         // Nothing of a start outlives a power cut: no process, mount or group, and a writable layer of another boot is
@@ -283,13 +278,19 @@ impl Host {
             log: self.log_of(id, record),
             volumes: self.store.root().join("volumes"),
         };
-        let mut launch =
-            launch::launch(service, &image.config, mounted.layers, place, &self.features);
+        let mut launch = launch::launch(
+            service,
+            &image.config,
+            mounted.layers,
+            &beside.layers,
+            place,
+            &self.features,
+        );
         launch.caller = record.one_off.as_ref().and_then(|one_off| one_off.streams.clone());
         self.give_network(&mut launch, record, service, network_owner.as_ref()).await?;
         let wish = &service.extensions.lazy;
         let reads = first_reads::of(&launch.process, &image.config.platform);
-        let ahead = self.images.lazy.prefetch_for(&mounted.lazy, wish, reads);
+        let ahead = self.prefetch_all(&mounted.lazy, &beside, wish, reads);
         let launching = waiting.launch(&self.exe, &launch);
         let launched = if wish.prefetch() == Prefetch::Before {
             ahead.await;

@@ -33,6 +33,9 @@ pub(super) struct ContainerRecord {
     pub(super) fingerprint: Fingerprint,
     pub(super) image: ImageRef,
     pub(super) manifest: Digest,
+    /// The images that are mounted in it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) mounted: BTreeMap<ImageRef, Digest>,
     pub(super) command: Vec<String>,
     pub(super) created_at: Timestamp,
     #[serde(default)]
@@ -127,6 +130,7 @@ impl ContainerRecord {
             fingerprint: Fingerprint::none(),
             image,
             manifest: Digest::of(&[]),
+            mounted: BTreeMap::new(),
             command: Vec::new(),
             created_at: Timestamp::now(),
             request: 0,
@@ -296,6 +300,7 @@ impl Held {
             serial: self.record.serial,
             fingerprint: self.record.fingerprint.clone(),
             manifest: self.record.manifest,
+            mounted: self.record.mounted.clone(),
             state,
             monitor: match (self.busy, self.monitor_lost) {
                 (Some(Operation::Adopt), _) => Monitor::Adopting,

@@ -1,5 +1,6 @@
 //! From a service and its image to what a monitor launches. Pure.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::container::{
     MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
 };
 use crate::host::Features;
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, ImageRef};
 use crate::network::names;
 use crate::spec::{
     self, Access, CopyUp, GrantContent, HostAddress, LogDriver, LogMode, Service, Swap, SystemCalls,
@@ -62,6 +63,7 @@ pub(super) fn launch(
     service: &Service,
     image: &ImageConfig,
     layers: Vec<PathBuf>,
+    mounted: &BTreeMap<ImageRef, Vec<PathBuf>>,
     place: Place,
     features: &Features,
 ) -> Launch {
@@ -105,6 +107,14 @@ pub(super) fn launch(
                 copy: named.copy_up == CopyUp::IfEmpty,
             },
             read_only: named.access == Access::ReadOnly,
+        }))
+        .chain(service.image_volumes.iter().map(|volume| Mount {
+            target: PathBuf::from(&volume.target),
+            kind: MountKind::Image {
+                layers: mounted.get(&volume.image).cloned().unwrap_or_default(),
+                subpath: volume.subpath.as_ref().map(PathBuf::from),
+            },
+            read_only: true,
         }))
         .chain(service.grants.iter().map(granted))
         .chain(service.tmpfs.iter().map(|tmpfs| Mount {
@@ -305,6 +315,7 @@ mod tests {
             &service(fields),
             &image(),
             vec![PathBuf::from("/l/1")],
+            &BTreeMap::new(),
             place(),
             &Features::assumed(),
         );
@@ -324,6 +335,7 @@ mod tests {
                 &service(fields),
                 &image(),
                 vec![PathBuf::from("/l/1")],
+                &BTreeMap::new(),
                 place(),
                 &Features::assumed(),
             )
@@ -356,6 +368,7 @@ mod tests {
             &service(""),
             &image(),
             vec![PathBuf::from("/l/1")],
+            &BTreeMap::new(),
             place(),
             &Features::assumed(),
         );

@@ -35,6 +35,7 @@ mod health;
 mod heartbeat;
 mod held;
 mod image_requests;
+mod image_volumes;
 mod images;
 mod inspect;
 mod joining;

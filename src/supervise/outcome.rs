@@ -1,5 +1,6 @@
 //! What the driver learns from finished actions and from monitors.
 
+use crate::spec::Service;
 use std::collections::BTreeSet;
 
 use super::driver::Driver;
@@ -345,7 +346,7 @@ impl Driver {
         let Some(project) = self.projects.get(name) else { return };
         // Services often share one.
         let wanted: BTreeSet<ImageRef> =
-            project.desired.services.values().map(|service| service.image.clone()).collect();
+            project.desired.services.values().flat_map(Service::images).cloned().collect();
         for image in wanted {
             if matches!(self.images.get(&image), Some(ImageState::Pulling { .. })) {
                 continue;

@@ -31,19 +31,15 @@ impl Driver {
             let key = Self::service_key(&name, service);
             observed.records.insert(key, record.clone());
         }
-        for service in project.desired.services.values() {
-            let state = match self.host.images.local(&service.image) {
-                _ if matches!(
-                    observed.images.get(&service.image),
-                    Some(ImageState::Pulling { .. })
-                ) =>
-                {
+        for image in project.desired.services.values().flat_map(Service::images) {
+            let state = match self.host.images.local(image) {
+                _ if matches!(observed.images.get(image), Some(ImageState::Pulling { .. })) => {
                     continue;
                 }
                 Ok(Some(local)) => ImageState::Ready { manifest: local.manifest_digest },
                 Ok(None) | Err(_) => ImageState::Missing,
             };
-            observed.images.insert(service.image.clone(), state);
+            observed.images.insert(image.clone(), state);
         }
         let goals = BTreeMap::from([(name, project.goal())]);
         let moment = Moment { now: self.clock.now(), jitter_seed: self.jitter_seed };

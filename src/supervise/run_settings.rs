@@ -65,6 +65,7 @@ pub(super) fn settings(
         let is_replaced = |target: &str| more.volumes.iter().any(|bind| bind.target == target);
         settings.volumes.retain(|bind| !is_replaced(&bind.target));
         settings.named_volumes.retain(|named| !is_replaced(&named.target));
+        settings.image_volumes.retain(|image| !is_replaced(&image.target));
         settings.volumes.extend(more.volumes);
     }
     settings.user = options.user.clone().or(settings.user);

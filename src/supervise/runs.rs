@@ -14,7 +14,7 @@ use super::report::RunEnd;
 use super::run_ends::Ended;
 use super::run_settings::{RunOptions, settings};
 use crate::container::{ContainerId, Phase as RunPhase};
-use crate::image::Digest;
+use crate::image::{Digest, ImageRef};
 use crate::network::MemberWish;
 use crate::reconcile::{Action, ContainerKey, Operation, ServiceKey};
 use crate::spec::Service;
@@ -48,7 +48,8 @@ pub(super) struct ReadyRun {
     service: ServiceKey,
     settings: Box<Service>,
     options: RunOptions,
-    manifest: Result<Digest, String>,
+    /// Of its image, and of those that are mounted in it.
+    manifests: Result<(Digest, BTreeMap<ImageRef, Digest>), String>,
     reply: Reply<String>,
 }
 
@@ -71,9 +72,14 @@ impl Driver {
         let working = host.images.work();
         tokio::spawn(async move {
             let image = host.images.ensure(&settings.image, Extent::Lazy).await;
-            let manifest =
-                image.map(|image| image.manifest_digest).map_err(|error| Chain(&error).to_string());
-            let run = ReadyRun { service, settings, options, manifest, reply };
+            let manifests = match image {
+                Ok(image) => host
+                    .ensure_beside(&settings)
+                    .await
+                    .map(|beside| (image.manifest_digest, beside)),
+                Err(error) => Err(Chain(&error).to_string()),
+            };
+            let run = ReadyRun { service, settings, options, manifests, reply };
             let _ = outcomes.send(Outcome::RunReady(Box::new(run))).await;
             drop(working);
         });
@@ -86,10 +92,10 @@ impl Driver {
         if let Some(key) = named.filter(|key| self.is_leaving(key)) {
             return self.runs.postponed.push((key, run));
         }
-        let ReadyRun { service, settings, options, manifest, reply } = run;
+        let ReadyRun { service, settings, options, manifests, reply } = run;
         let failed = |message: String| RequestError::new(RequestErrorKind::Failed, message);
-        let manifest = match manifest {
-            Ok(manifest) => manifest,
+        let (manifest, mounted) = match manifests {
+            Ok(manifests) => manifests,
             Err(message) => return drop(reply.send(Err(failed(message)))),
         };
         let id = match options.name.as_deref().map(str::parse::<ContainerId>) {
@@ -114,7 +120,7 @@ impl Driver {
         );
         record.serial = self.next_serial();
         record.fingerprint = settings.fingerprint();
-        record.manifest = manifest;
+        (record.manifest, record.mounted) = (manifest, mounted);
         record.implied_network = ImpliedNetwork::Project;
         record.one_off = Some(OneOff {
             remove: options.remove,

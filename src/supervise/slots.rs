@@ -22,7 +22,11 @@ impl Driver {
             .filter(|(image, _)| {
                 self.projects.values().any(|project| {
                     project.record.wish == Wish::Up
-                        && project.desired.services.values().any(|service| service.image == *image)
+                        && project
+                            .desired
+                            .services
+                            .values()
+                            .any(|service| service.images().any(|i| i == image))
                 })
             })
             .collect();

@@ -20,6 +20,7 @@ pub mod notify;
 pub mod probe;
 pub mod process;
 pub mod process_info;
+pub mod read_only_overlay;
 pub mod readiness;
 pub mod signal;
 pub mod socket;

@@ -1,5 +1,6 @@
 //! Single situations in words, then the laws over random hosts, goals and faults.
 
+mod changes;
 mod depend;
 mod properties;
 mod wishes;

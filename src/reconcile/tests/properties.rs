@@ -142,6 +142,7 @@ fn container() -> impl Strategy<Value = Container> {
                 serial,
                 fingerprint: made.fingerprint(),
                 manifest: Digest::of(if is_current { name.as_bytes() } else { b"older" }),
+                mounted: BTreeMap::new(),
                 monitor: match monitor {
                     0 if runs => Monitor::Lost,
                     1 if runs => Monitor::Adopting,

@@ -1,9 +1,9 @@
 //! The tables as a document for people.
 
 use super::{
-    Class, DEPLOY, GRANT, GRANTED, HEALTHCHECK, IPAM, IPAM_CONFIG, Key, LAZY, LIMITS, NAMED_VOLUME,
-    NETWORK, PROBE, RESERVATIONS, RESTART_POLICY, SERVICE, SERVICE_NETWORK, SUPERVISOR, TOP,
-    VOLUME, VOLUME_OPTIONS,
+    Class, DEPLOY, GRANT, GRANTED, HEALTHCHECK, IMAGE_OPTIONS, IPAM, IPAM_CONFIG, Key, LAZY,
+    LIMITS, NAMED_VOLUME, NETWORK, PROBE, RESERVATIONS, RESTART_POLICY, SERVICE, SERVICE_NETWORK,
+    SUPERVISOR, TOP, VOLUME, VOLUME_OPTIONS,
 };
 
 const INTRODUCTION: &str = "\
@@ -28,6 +28,7 @@ pub(in super::super) fn document() -> String {
         ("Restarts", "restart_policy.", RESTART_POLICY),
         ("A volume of a service, in its long form", "", VOLUME),
         ("Its options, if it is a named one", "volume.", VOLUME_OPTIONS),
+        ("Its options, if it is an image", "image.", IMAGE_OPTIONS),
         ("A volume at the top of the file", "", NAMED_VOLUME),
         ("A network of a service, in its long form", "", SERVICE_NETWORK),
         ("A network at the top of the file", "", NETWORK),

@@ -194,7 +194,7 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done(
         "volumes",
         Items,
-        "`HOST:CONTAINER[:ro]`, `NAME:CONTAINER[:ro,nocopy]`, or mappings of type `bind`, `volume` or `tmpfs`",
+        "`HOST:CONTAINER[:ro]`, `NAME:CONTAINER[:ro,nocopy]`, or mappings of type `bind`, `volume`, `image` or `tmpfs`",
     ),
     rejected("volumes_from", "name the volumes in `volumes`"),
     done("working_dir", Text, "where the process starts"),

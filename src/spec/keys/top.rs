@@ -31,12 +31,16 @@ pub(in super::super) const TOP: &[Key] = &[
 pub(in super::super) const VOLUME: &[Key] = &[
     done("bind", Any, "`create_host_path: true`; `selinux` has no effect"),
     accepted("consistency", Text, "it is for Docker Desktop"),
-    rejected("image", "images are not mounted as volumes in this version"),
+    done("image", Object(IMAGE_OPTIONS), "options of an image"),
     done("read_only", Bool, "`true`: the container cannot write there"),
-    done("source", Text, "folder or file of this host, or the key of a named volume"),
+    done("source", Text, "folder or file of this host, the key of a named volume, or an image"),
     done("target", Text, "absolute path in the container"),
     done("tmpfs", Any, "`size`, `mode`"),
-    done("type", Choice(&["bind", "volume", "tmpfs"]), "`bind`, `volume` or `tmpfs`"),
+    done(
+        "type",
+        Choice(&["bind", "volume", "image", "tmpfs"]),
+        "`bind`, `volume`, `image` (another image, read-only) or `tmpfs`",
+    ),
     done("volume", Object(VOLUME_OPTIONS), "options of a named volume"),
 ];
 
@@ -58,6 +62,10 @@ pub(in super::super) const VOLUME_OPTIONS: &[Key] = &[
     done("nocopy", Bool, "`true`: an empty volume does not get what the image has at the target"),
     rejected("subpath", "the whole volume is mounted"),
 ];
+
+/// The keys of `image` of a volume of a service.
+pub(in super::super) const IMAGE_OPTIONS: &[Key] =
+    &[done("subpath", Text, "the folder or file of the image that is mounted, without `..`")];
 
 /// The keys of a config or secret at the top of the file.
 pub(in super::super) const GRANT: &[Key] = &[
