@@ -22,6 +22,7 @@ mod projects;
 mod reconcile;
 mod roles;
 mod runs;
+mod space;
 mod volumes;
 mod wishes;
 

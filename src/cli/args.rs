@@ -7,9 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::completion::CompletionArguments;
 use super::config::ConfigArguments;
 use super::cp::CpArguments;
+use super::disk_arguments::DiskArguments;
 use super::doctor::DoctorArguments;
 use super::down::DownArguments;
 use super::events::EventsArguments;
+use super::image::ImageNamesArguments;
 use super::image_write::{ImageConvertArguments, ImagePackArguments};
 use super::inspect::InspectArguments;
 use super::install::InstallArguments;
@@ -127,6 +129,9 @@ pub(super) struct GlobalArguments {
         value_delimiter = ':'
     )]
     pub(super) hosts_dir: Vec<PathBuf>,
+    /// Bounds on the disk.
+    #[command(flatten)]
+    pub(super) disk: DiskArguments,
     /// error, warn, info, debug, trace, or directives such as info,supervisor::registry=debug
     #[arg(
         long,
@@ -358,14 +363,6 @@ pub(super) enum ImageCommand {
     Pack(Box<ImagePackArguments>),
     /// Rewrite an image so that its layers can be mounted lazily
     Convert(Box<ImageConvertArguments>),
-}
-
-/// `image rm`, `image pin` and `image unpin`.
-#[derive(Debug, Args)]
-pub(super) struct ImageNamesArguments {
-    /// The images, as `images` shows them
-    #[arg(required = true, value_name = "IMAGE")]
-    pub(super) images: Vec<String>,
 }
 
 /// `image mount`.

@@ -151,6 +151,11 @@ fn spawn(settings: &Settings, log_path: &std::path::Path) -> anyhow::Result<Role
     let mut command = command.log_to(&log)?;
     command.args.extend(["--state-dir".into(), settings.state_dir.clone().into_os_string()]);
     command.args.extend(["--run-dir".into(), settings.run_dir.clone().into_os_string()]);
+    let bounds =
+        [("--disk-budget", settings.disk.budget), ("--disk-reserve", settings.disk.reserve)];
+    for (flag, bytes) in bounds {
+        command.args.extend(bytes.into_iter().flat_map(|n| [flag.into(), n.to_string().into()]));
+    }
     if let Some(group) = settings.socket_group {
         command.args.extend(["--socket-group".into(), group.to_string().into()]);
     }

@@ -14,6 +14,14 @@ use crate::rootfs;
 use crate::supervise::report::{MountableImage, PruneReport};
 use crate::sys;
 
+/// `image rm`, `image pin` and `image unpin`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ImageNamesArguments {
+    /// The images, as `images` shows them
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(super) images: Vec<String>,
+}
+
 pub(super) fn main(settings: &Settings, command: ImageCommand) -> anyhow::Result<ExitCode> {
     match command {
         ImageCommand::Mount(arguments) => mount(settings, &arguments),

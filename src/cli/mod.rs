@@ -10,6 +10,7 @@ pub mod completion;
 mod config;
 mod connect;
 mod cp;
+mod disk_arguments;
 mod doctor;
 mod doctor_view;
 mod down;

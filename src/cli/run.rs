@@ -35,6 +35,7 @@ pub(super) fn start(
         run_dir: settings.run_dir.clone(),
         registry: registry(settings),
         lazy_cache_bytes: None,
+        disk: settings.disk,
         log_level: settings.log.level.clone(),
         features: host::probe(&settings.forced()?, &settings.state_dir),
         idle_limit,

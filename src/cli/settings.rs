@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 
 use crate::host::{FeatureName, Forced};
 use crate::spec::Unsupported;
-use crate::supervise;
+use crate::supervise::{self, DiskLimits};
 use crate::sys::mount::MountCall;
 use crate::sys::notify::{Notifier, received_descriptors};
 use crate::telemetry::{LogFormat, LogOptions};
@@ -33,6 +33,8 @@ pub(super) struct Settings {
     pub(super) run_dir: PathBuf,
     /// Who besides root may use the API socket of a control that is started.
     pub(super) socket_group: Option<u32>,
+    /// What a control that is started may occupy.
+    pub(super) disk: DiskLimits,
     /// As typed, to hand to a background control.
     pub(super) log: LogOptions,
     /// docker's `config.json`, where registry credentials are.
@@ -84,6 +86,7 @@ impl Settings {
             state_dir: absolute(&global.state_dir)?,
             run_dir: absolute(&global.run_dir)?,
             socket_group: global.socket_group.as_deref().map(group_id).transpose()?,
+            disk: global.disk.limits(),
             log: LogOptions {
                 level: global.log_level.clone().unwrap_or_else(|| default_level.to_owned()),
                 format: match global.log_format {

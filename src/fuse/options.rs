@@ -102,6 +102,8 @@ pub struct LazyOptions {
     /// What the content of lazy layers may occupy on disk; as much as there is without it. A worker that runs keeps to
     /// what it was started with.
     pub cache_bytes: Option<u64>,
+    /// Bytes of the disk that content of lazy layers leaves free.
+    pub reserve_bytes: u64,
     /// Log directives of keeper and worker.
     pub log_level: String,
     /// How long a keeper may take to serve.
@@ -133,6 +135,7 @@ impl LazyOptions {
             registry: ClientOptions::default(),
             read_deadline: Duration::from_secs(120),
             cache_bytes: None,
+            reserve_bytes: 0,
             log_level: "info".to_owned(),
             start_timeout: Duration::from_secs(30),
             worker_patience: Duration::from_secs(20),
@@ -171,6 +174,8 @@ pub(super) struct RoleConfig {
     pub(super) read_deadline: Duration,
     #[serde(default)]
     pub(super) cache_bytes: Option<u64>,
+    #[serde(default)]
+    pub(super) reserve_bytes: u64,
     pub(super) log_level: String,
     #[serde(default = "default_patience")]
     pub(super) worker_patience: Duration,
@@ -218,6 +223,7 @@ impl RoleConfig {
             registry: options.registry.clone(),
             read_deadline: options.read_deadline,
             cache_bytes: options.cache_bytes,
+            reserve_bytes: options.reserve_bytes,
             log_level: options.log_level.clone(),
             worker_patience: options.worker_patience,
             build: options.build.clone(),

@@ -120,6 +120,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
     let (sink, engine_events) = EventSink::channel(EVENT_ROOM);
     let mut limits = Limits { wait_limit: Some(config.read_deadline), ..Limits::default() };
     limits.cache_bytes = config.cache_bytes;
+    limits.reserve_bytes = config.reserve_bytes;
     limits.open_files = limits.open_files.min(open_files);
     let options = EngineOptions { files_dir: store.files_dir(), boot_id, limits, events: sink };
     let engine = Engine::open(options, runtime.handle().clone())?;

@@ -18,6 +18,9 @@ use crate::unpack::{self, ChildError, DigestCheck, UnpackInput};
 /// Pieces of the network that wait for the unpacking child; each is at most a few hundred KiB.
 const PIECES: usize = 32;
 
+/// Bytes of a layer between two looks at the free space; unpacked they are some times as many.
+const LOOK: u64 = 2 << 20;
+
 /// Layers that are unpacked at the same time: all processors are busy with two or three, and a small layer, which is
 /// mostly waiting for its first byte, should not keep others from beginning.
 pub(super) fn parallel() -> usize {
@@ -49,11 +52,15 @@ impl Layers {
         let child = unpack::run_child(&self.exe, &input, DigestCheck::Caller, staging, reader)
             .map_err(failed)?;
         let unpacking = tokio::task::spawn_blocking(move || child.wait());
-        let fed = feed(&blob, writer, progress).await;
+        let has_room = || self.store.has_free(self.reserve);
+        let fed = feed(&blob, writer, has_room, progress).await;
         let unpacked =
             unpacking.await.map_err(|error| failed(ChildError::Report(error.to_string())))?;
         // The child sees only a stream that ended early when the fetch fails, so the fetch's error comes first.
         let fed = fed.map_err(|source| fetch_failed(&blob, source))?;
+        if fed == Fed::NoRoom {
+            return Err(store_failed(layer)(self.store.no_room()));
+        }
         let finished = unpacked.map_err(failed)?;
         if fed == Fed::InPart {
             let detail = "it reports success and did not read the whole layer".to_owned();
@@ -80,10 +87,17 @@ enum Fed {
     Whole,
     /// Not all; its report says why.
     InPart,
+    /// Not all, because the disk has no more than what is to stay free.
+    NoRoom,
 }
 
 /// Writes the blob into the pipe, and verifies it. A child that has gone away ends it without an error.
-async fn feed(blob: &Blob, writer: OwnedFd, progress: &Progress) -> Result<Fed, FetchError> {
+async fn feed(
+    blob: &Blob,
+    writer: OwnedFd,
+    has_room: impl Fn() -> bool,
+    progress: &Progress,
+) -> Result<Fed, FetchError> {
     let (pieces, mut waiting) = mpsc::channel::<Bytes>(PIECES);
     let mut pipe = File::from(writer);
     let writing = tokio::task::spawn_blocking(move || {
@@ -94,11 +108,17 @@ async fn feed(blob: &Blob, writer: OwnedFd, progress: &Progress) -> Result<Fed, 
         }
         Fed::Whole
     });
-    let mut done = 0;
+    let (mut done, mut look_at) = (0, 0);
     let result = async {
         let mut stream = blob.stream().await?;
         while let Some(piece) = stream.next().await {
             let piece = piece?;
+            if done >= look_at {
+                look_at = done + LOOK;
+                if !has_room() {
+                    return Ok(Fed::NoRoom);
+                }
+            }
             done += piece.len() as u64;
             progress(done, blob.size());
             if pieces.send(piece).await.is_err() {
@@ -110,5 +130,9 @@ async fn feed(blob: &Blob, writer: OwnedFd, progress: &Progress) -> Result<Fed, 
     .await;
     drop(pieces);
     let written = writing.await.unwrap_or(Fed::InPart);
-    result.map(|streamed| if streamed == written { streamed } else { Fed::InPart })
+    result.map(|streamed| match streamed {
+        Fed::NoRoom => Fed::NoRoom,
+        streamed if streamed == written => streamed,
+        Fed::Whole | Fed::InPart => Fed::InPart,
+    })
 }

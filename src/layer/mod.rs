@@ -25,7 +25,7 @@ use crate::image::{Descriptor, Digest, Manifest};
 use crate::registry::{BlobSource, Client, FetchError};
 use crate::store::{LayerDir, LayerSource, Store, StoreError};
 use crate::sys::process::SealedExe;
-use crate::unpack::ChildError;
+use crate::unpack::{ChildError, FailureKind};
 
 pub use index::NotLazy;
 
@@ -154,14 +154,22 @@ impl LayerError {
         matches!(self, Self::Fetch { source, .. } if source.is_transient())
     }
 
+    /// Whether it is for want of space, which may return.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Store { source, .. } => source.is_disk_full(),
+            Self::Unpack { source, .. } => source.kind() == FailureKind::DiskFull,
+            Self::MediaType { .. } | Self::Fetch { .. } => false,
+        }
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Fetch { source, .. } => source.hint(),
-            Self::Store { source, .. } if source.is_disk_full() => {
-                Some("free some space in the state directory".to_owned())
-            }
+            _ if self.is_disk_full() => Some("free some space in the state directory".to_owned()),
             _ => None,
         }
     }
@@ -185,6 +193,8 @@ pub struct Layers {
     large_tails: tokio::sync::Semaphore,
     /// One permit for each layer that is unpacked: each takes a process, connections, and tens of megabytes.
     unpacking: tokio::sync::Semaphore,
+    /// Bytes of the disk that unpacking leaves free.
+    reserve: u64,
 }
 
 impl Layers {
@@ -199,7 +209,14 @@ impl Layers {
             reading: tokio::sync::Mutex::default(),
             large_tails: tokio::sync::Semaphore::new(LARGE_TAILS),
             unpacking: tokio::sync::Semaphore::new(full::parallel()),
+            reserve: 0,
         }
+    }
+
+    /// Leaves so many bytes of the disk free.
+    #[must_use]
+    pub fn keep_free(self, reserve: u64) -> Self {
+        Self { reserve, ..self }
     }
 
     /// The store that they are in.

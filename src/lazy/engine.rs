@@ -82,6 +82,7 @@ impl Engine {
                     path: files_dir.display().to_string(),
                     source,
                 })?;
+        cache.keep_free(limits.reserve_bytes);
         cache.bound_segments(limits.open_files / 4, limits.packed_file_bytes);
         let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let table = OpenTable::new(limits.open_files, cache.clock());

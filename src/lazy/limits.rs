@@ -20,6 +20,8 @@ pub struct Limits {
     pub memory_cache_bytes: u64,
     /// What the cache may occupy on disk; what was used longest ago makes room. `None`: as much as there is.
     pub cache_bytes: Option<u64>,
+    /// Bytes of the disk that the cache leaves free: content is kept in memory then, as on a full disk.
+    pub reserve_bytes: u64,
     /// Files of the cache that are kept open between reads, over all layers; and a fourth of that in segments.
     pub open_files: usize,
     /// Files of so many bytes and of one chunk are packed into segments; larger ones have a file each. 0: all have.
@@ -72,6 +74,7 @@ impl Default for Limits {
             in_flight_bytes: 48 * MIB,
             memory_cache_bytes: 32 * MIB,
             cache_bytes: None,
+            reserve_bytes: 0,
             open_files: 512,
             packed_file_bytes: 32 << 10,
             segment_bytes: 4 << 20,

@@ -91,6 +91,8 @@ pub enum ImageState {
 pub enum PullFault {
     /// The registry did not answer properly; retried after 1 s, doubling to 60 s.
     Unreachable,
+    /// There is no room for it here; retried in the same way.
+    NoSpace,
     /// It answered no (not found, not authorized, content that cannot be used); retried every 60 s.
     Refused,
 }

@@ -20,6 +20,13 @@ pub enum Phase {
         /// When the next attempt is due.
         retry_at: Millis,
     },
+    /// There is no room on the disk; the pull is tried again at `retry_at`.
+    WaitingForSpace {
+        /// What the last attempt said.
+        reason: String,
+        /// When the next attempt is due.
+        retry_at: Millis,
+    },
     /// It starts as soon as another one is where it has to be.
     Blocked {
         /// The other one.
@@ -101,7 +108,7 @@ impl Phase {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Pulling { .. } => "pulling",
-            Self::WaitingForRegistry { .. } => "waiting",
+            Self::WaitingForRegistry { .. } | Self::WaitingForSpace { .. } => "waiting",
             Self::Blocked { .. } => "blocked",
             Self::Starting => "starting",
             Self::Running { .. } | Self::Unhealthy { .. } => "running",
@@ -123,6 +130,9 @@ impl Phase {
             Self::Pulling { percent: Some(percent) } => format!("pulling {percent}%"),
             Self::WaitingForRegistry { reason, retry_at } => {
                 format!("waiting for registry, retry in {} s: {reason}", seconds(*retry_at))
+            }
+            Self::WaitingForSpace { reason, retry_at } => {
+                format!("waiting for disk space, retry in {} s: {reason}", seconds(*retry_at))
             }
             Self::Restarting { at, status, row } => {
                 let why = match status {
@@ -192,6 +202,10 @@ mod tests {
             (
                 Phase::WaitingForRegistry { reason: "refused".into(), retry_at: 3_001 },
                 "waiting for registry, retry in 2 s: refused",
+            ),
+            (
+                Phase::WaitingForSpace { reason: "full".into(), retry_at: 3_001 },
+                "waiting for disk space, retry in 2 s: full",
             ),
             (
                 Phase::Restarting { at: 5_000, status: ExitStatus::Signal(9), row: 1 },

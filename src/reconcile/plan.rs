@@ -85,7 +85,7 @@ pub(super) fn pull_status(
         Some(ImageState::Pulling { percent }) => pulling(*percent, None),
         Some(ImageState::Failed { failure, fault }) => {
             let retry_at = match fault {
-                PullFault::Unreachable => {
+                PullFault::Unreachable | PullFault::NoSpace => {
                     moment.retry_at(&image.to_string(), failure.attempts, failure.at)
                 }
                 PullFault::Refused => moment.bounded(failure.at.saturating_add(LONGEST_DELAY)),
@@ -97,6 +97,7 @@ pub(super) fn pull_status(
             let reason = failure.reason.clone();
             let phase = match fault {
                 PullFault::Unreachable => Phase::WaitingForRegistry { reason, retry_at },
+                PullFault::NoSpace => Phase::WaitingForSpace { reason, retry_at },
                 PullFault::Refused => Phase::Failed { reason, retry_at: Some(retry_at) },
             };
             PullStatus { phase, start: None, wake_at: Some(retry_at) }

@@ -50,7 +50,7 @@ mod selection;
 mod service;
 mod service_networks;
 mod signal;
-mod size;
+pub(crate) mod size;
 mod supervisor;
 mod tag;
 mod tmpfs;

@@ -1,8 +1,11 @@
 //! What folders of the state directory occupy on disk.
 
 use std::collections::HashSet;
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+
+use super::{Store, StoreError, failed};
 
 /// Files, and the bytes that they occupy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,6 +43,27 @@ pub fn usage(path: &Path) -> Usage {
         }
     }
     usage
+}
+
+impl Store {
+    /// Whether more than `reserve` bytes can be written. Where that cannot be told, writing tells.
+    #[must_use]
+    pub fn has_free(&self, reserve: u64) -> bool {
+        reserve == 0 || self.free().is_none_or(|free| free > reserve)
+    }
+
+    /// Bytes that can be written, if the file system says.
+    #[must_use]
+    pub fn free(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(self.root()).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// The error of what was not written, because some space is to stay free.
+    #[must_use]
+    pub fn no_room(&self) -> StoreError {
+        failed("keep some space free in", self.root())(io::ErrorKind::StorageFull.into())
+    }
 }
 
 #[cfg(test)]

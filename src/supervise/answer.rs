@@ -56,6 +56,7 @@ fn standing(phase: &Phase) -> Standing {
         Phase::Stopped { .. } => Standing::Stopped,
         Phase::Pulling { .. }
         | Phase::WaitingForRegistry { .. }
+        | Phase::WaitingForSpace { .. }
         | Phase::Running { health: Health::Starting, .. }
         | Phase::Blocked { .. }
         | Phase::Unhealthy { .. }

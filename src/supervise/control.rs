@@ -23,6 +23,7 @@ use super::heartbeat::ServiceManager;
 use super::images::Images;
 use super::lazy_mounts::LazyMounts;
 use super::report::EventLevel;
+use super::room::{DiskLimits, Room};
 use crate::host::Features;
 use crate::image::Digest;
 use crate::layer::Layers;
@@ -42,6 +43,8 @@ pub struct ControlOptions {
     pub registry: ClientOptions,
     /// What the content of lazy layers may occupy on disk; as much as there is without it.
     pub lazy_cache_bytes: Option<u64>,
+    /// What images, layers and their content may occupy together, and what stays free.
+    pub disk: DiskLimits,
     /// Log directives of the other roles.
     pub log_level: String,
     /// What this host offers, and what of it is not to be used: [`crate::host::probe`].
@@ -72,6 +75,7 @@ impl ControlOptions {
             run_dir,
             registry: ClientOptions::default(),
             lazy_cache_bytes: None,
+            disk: DiskLimits::default(),
             log_level: "warn".to_owned(),
             features,
             idle_limit: None,
@@ -127,19 +131,21 @@ impl Control {
     ///
     /// # Errors
     /// When the directories cannot be used, another control uses them, or a newer program has used the state directory.
-    pub fn start(options: ControlOptions) -> Result<Self, ControlError> {
+    pub fn start(mut options: ControlOptions) -> Result<Self, ControlError> {
         // Before anything is touched; again when the directory is ours.
         store::check_version(&options.state_dir)?;
         let lock = take_run_dir(&options.run_dir)?;
         // Paths are compared and shown to the kernel by other processes, so links in them are resolved once, here.
         let run_dir = resolved(&options.run_dir)?;
         let store = Store::open(&options.state_dir)?;
+        options.disk = options.disk.on(store.root());
         let exe = Arc::new(SealedExe::of_current().map_err(ControlError::Executable)?);
         let instance: Arc<str> = instance_of(&run_dir).into();
         let client = Client::new(options.registry.clone())?;
         let events = EventLog::open(&store.root().join("events"));
         tell_what_is_lost(&options.features, &events);
-        let layers = Layers::new(store.clone(), client.clone(), Arc::clone(&exe));
+        let layers = Layers::new(store.clone(), client.clone(), Arc::clone(&exe))
+            .keep_free(options.disk.reserve.unwrap_or(0));
         let lazy = LazyMounts::new(
             &options,
             &run_dir,
@@ -148,8 +154,11 @@ impl Control {
             Arc::clone(&exe),
             events.clone(),
         );
-        let images = Arc::new(Images::new(client, layers, lazy, events.clone()));
         let (requests, queue) = mpsc::channel(REQUEST_QUEUE);
+        let mut images = Images::new(client, layers, lazy, events.clone());
+        images.room =
+            Room::new(options.disk, options.features.fuse.is_present(), requests.downgrade());
+        let images = Arc::new(images);
         let handle = ControlHandle {
             requests,
             events: events.clone(),

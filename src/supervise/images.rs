@@ -12,10 +12,11 @@ use super::events::{EventLog, Subject};
 use super::lazy_mounts::LazyMounts;
 use super::pull_error::PullError;
 use super::report::{EventLevel, PullProgress};
+use super::room::Room;
 use super::tally::{Tally, Teller, nobody};
 use crate::image::{Digest, ImageConfig, ImageRef, Manifest, Platform};
 use crate::layer::{DiffId, Kept, Layers, Manner, WantedLayer};
-use crate::registry::{BlobSource, Client, Located};
+use crate::registry::{BlobSource, Client};
 use crate::store::{ImageRecord, Store, StoreError};
 
 /// How much of an image is brought here.
@@ -83,6 +84,8 @@ pub(super) struct Images {
     pub(super) mounting: tokio::sync::RwLock<()>,
     /// Slots are to be given up as soon as nobody mounts.
     pub(super) release_due: AtomicBool,
+    /// What may still be brought here.
+    pub(super) room: Room,
     /// One lock per reference that is being pulled.
     pub(super) flights: Mutex<HashMap<ImageRef, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -101,6 +104,7 @@ impl Images {
             tally: Arc::default(),
             mounting: tokio::sync::RwLock::default(),
             release_due: AtomicBool::default(),
+            room: Room::default(),
             flights: Mutex::default(),
         }
     }
@@ -205,7 +209,8 @@ impl Images {
         let failed = store_failed(reference);
         let store = self.store();
         // Before anything is looked for, and until the record says that it is in use.
-        let _lease = store.lease(parts(&located));
+        let _lease = store.lease(super::room::parts(&located));
+        let _promise = self.make_room(reference, &located.manifest, extent).await?;
         if let Some((_, bytes)) = &located.index {
             store.write_blob(bytes).map_err(&failed)?;
         }
@@ -380,14 +385,6 @@ impl Images {
         }
         Ok(Mounted { path: layer.full_path(), is_lazy: false })
     }
-}
-
-/// Everything of an image that the store keeps.
-fn parts(located: &Located) -> Vec<Digest> {
-    let layers = located.manifest.layers.iter().map(|layer| layer.digest);
-    let index = located.index.as_ref().map(|(digest, _)| *digest);
-    let documents = [located.manifest_digest, located.manifest.config.digest];
-    documents.into_iter().chain(index).chain(layers).collect()
 }
 
 fn store_failed(reference: &ImageRef) -> impl Fn(StoreError) -> PullError {

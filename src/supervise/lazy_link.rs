@@ -117,7 +117,8 @@ pub(super) fn lazy_options(options: &ControlOptions, instance: &str, side: Side)
     let group = || format!("/supervisor-{instance}/{}", side.directory());
     lazy.cgroup = features.cgroup.is_present().then(group);
     lazy.registry = options.registry.clone();
-    lazy.cache_bytes = options.lazy_cache_bytes;
+    lazy.cache_bytes = options.disk.content(options.lazy_cache_bytes);
+    lazy.reserve_bytes = options.disk.reserve.unwrap_or(0);
     lazy.log_level.clone_from(&options.log_level);
     lazy.fuse = wanted(&features.fuse);
     lazy.passthrough = wanted(&features.passthrough);

@@ -61,8 +61,11 @@ impl Driver {
                     message,
                     attributes,
                 );
-                let fault =
-                    if error.is_transient() { PullFault::Unreachable } else { PullFault::Refused };
+                let fault = match (error.is_no_space(), error.is_transient()) {
+                    (true, _) => PullFault::NoSpace,
+                    (false, true) => PullFault::Unreachable,
+                    (false, false) => PullFault::Refused,
+                };
                 let failure = Failure { reason, at: self.clock.now(), attempts: attempt };
                 ImageState::Failed { failure, fault }
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::room::Bound;
 use crate::image::Digest;
 use crate::layer::LayerError;
 use crate::registry::FetchError;
@@ -41,6 +42,22 @@ pub enum PullError {
     /// Nobody waits for it any more.
     #[error("whoever asked has gone; what is here stays, and the rest comes in the background")]
     Abandoned,
+    /// There is no room for it, also after what nothing needs was removed.
+    #[error(
+        "no room for `{image}`: it needs about {} MB, and {bound} leaves {} MB",
+        needed.div_ceil(1_000_000),
+        room / 1_000_000
+    )]
+    NoRoom {
+        /// Which image.
+        image: String,
+        /// Bytes that it will occupy, roughly.
+        needed: u64,
+        /// Bytes that it may.
+        room: u64,
+        /// Who says so.
+        bound: Bound,
+    },
     /// The store refused.
     #[error("could not store the image `{image}`")]
     Store {
@@ -60,7 +77,18 @@ impl PullError {
             Self::Resolve { source, .. } => source.is_transient(),
             Self::Layer(source) => source.is_transient(),
             Self::Incomplete { .. } => true,
-            Self::Abandoned | Self::Store { .. } => false,
+            Self::NoRoom { .. } | Self::Abandoned | Self::Store { .. } => false,
+        }
+    }
+
+    /// Whether it is for want of space, which may return.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Layer(source) => source.is_disk_full(),
+            Self::Store { source, .. } => source.is_disk_full(),
+            Self::Resolve { .. } | Self::Incomplete { .. } | Self::Abandoned => false,
         }
     }
 
@@ -74,6 +102,7 @@ impl PullError {
                 Some("`supervisor events` tells why; the rest comes in the background".to_owned())
             }
             Self::Abandoned => None,
+            Self::NoRoom { bound, .. } => Some(bound.hint().to_owned()),
             Self::Store { source, .. } => {
                 source.is_disk_full().then(|| "free some space in the state directory".to_owned())
             }

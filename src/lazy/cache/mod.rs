@@ -49,7 +49,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use bytes::Bytes;
@@ -145,6 +145,8 @@ pub(super) struct FileCache {
     is_degraded: AtomicBool,
     events: EventSink,
     budget: Arc<Budget>,
+    /// Bytes of the disk that are left free.
+    reserve: AtomicU64,
     /// Held by the one who evicts.
     evicting: Mutex<()>,
     /// Shared by whoever opens or writes content, alone for each that is evicted.
@@ -197,6 +199,7 @@ impl FileCache {
             is_degraded: AtomicBool::new(false),
             events,
             budget: Arc::default(),
+            reserve: AtomicU64::new(0),
             evicting: Mutex::default(),
             gate: RwLock::default(),
             open: Mutex::default(),

@@ -364,3 +364,14 @@ fn small_files_of_an_earlier_version_are_looked_for_only_where_there_are_some() 
         assert_eq!(cache.may_have_small_files(), may_have, "{kept:?}");
     }
 }
+
+#[test]
+fn some_of_the_disk_stays_free_and_the_cache_writes_again_when_there_is_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (events, _receiver) = EventSink::channel(8);
+    let cache = FileCache::open(dir.path(), "boot", 1 << 20, events).unwrap();
+    cache.keep_free(u64::MAX);
+    assert_eq!(cache.writable().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    cache.keep_free(1);
+    cache.writable().unwrap();
+}

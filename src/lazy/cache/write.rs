@@ -155,13 +155,21 @@ impl FileCache {
         }
     }
 
-    #[cfg_attr(
-        not(any(test, feature = "testing")),
-        expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "the seam of a full disk")
-    )]
+    /// Leaves so many bytes of the disk free from now on.
+    pub(in crate::lazy) fn keep_free(&self, bytes: u64) {
+        self.reserve.store(bytes, Ordering::Release);
+    }
+
     pub(super) fn writable(&self) -> io::Result<()> {
         #[cfg(any(test, feature = "testing"))]
         if self.is_full_for_tests.load(Ordering::Acquire) {
+            return Err(Errno::NOSPC.into());
+        }
+        let reserve = self.reserve.load(Ordering::Acquire);
+        if reserve > 0
+            && let Ok(stat) = rustix::fs::fstatvfs(&self.root)
+            && stat.f_bavail.saturating_mul(stat.f_frsize) <= reserve
+        {
             return Err(Errno::NOSPC.into());
         }
         Ok(())

@@ -166,7 +166,8 @@ fn container() -> impl Strategy<Value = Container> {
 }
 
 fn image_state(name: &'static str) -> impl Strategy<Value = ImageState> {
-    let fault = prop::sample::select(vec![PullFault::Unreachable, PullFault::Refused]);
+    let fault =
+        prop::sample::select(vec![PullFault::Unreachable, PullFault::NoSpace, PullFault::Refused]);
     prop_oneof![
         3 => Just(ImageState::Ready { manifest: Digest::of(name.as_bytes()) }),
         1 => Just(ImageState::Missing),
