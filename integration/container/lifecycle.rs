@@ -341,10 +341,15 @@ async fn a_monitor_that_waits_can_be_launched_replaced_and_dropped() {
     let first = waiting();
     let handle = first.launch(&bench.exe, &launch).await.unwrap();
     assert_eq!(ended(&handle).await.outcome, Outcome::Exited { code: 0 });
+    // Also the monitor of the run has ended then.
+    bench.assert_tidy();
 
     let second = waiting();
     let mut killed = 0;
-    for line in bench.leftovers() {
+    // It is known by its arguments once it has executed its program.
+    eventually_async(|| !bench.leftovers().is_empty()).await;
+    let lines = bench.leftovers();
+    for line in &lines {
         let pid = line.strip_prefix("/proc/").and_then(|line| line.split(':').next());
         let Some(pid) = pid.and_then(|pid| pid.parse().ok()) else { continue };
         let pidfd = open_pidfd(pid).unwrap();
@@ -353,7 +358,7 @@ async fn a_monitor_that_waits_can_be_launched_replaced_and_dropped() {
         rustix::event::poll(&mut poll, None).unwrap();
         killed += 1;
     }
-    assert_eq!(killed, 1, "the one that waits");
+    assert_eq!(killed, 1, "the one that waits: {lines:?}");
     let handle = second.launch(&bench.exe, &launch).await.unwrap();
     assert_eq!(ended(&handle).await.outcome, Outcome::Exited { code: 0 });
     bench.assert_tidy();

@@ -12,8 +12,8 @@ fn the_completion_of_bash_is_a_script_that_completes() {
     fs::write(&path, program.ok(["completion", "bash"])).unwrap();
     let parsed = Command::new("bash").arg("-n").arg(&path).output().unwrap();
     assert!(parsed.status.success(), "{parsed:?}");
-    let ask = "source $0; COMP_WORDS=(supervisor lo); COMP_CWORD=1; \
-        _supervisor_or_services supervisor lo supervisor; echo ${COMPREPLY[@]}";
+    let ask = "source $0; COMP_WORDS=(supervisor logs); COMP_CWORD=1; \
+        _supervisor_or_services supervisor logs supervisor; echo ${COMPREPLY[@]}";
     let asked = Command::new("bash").args(["-c", ask]).arg(&path).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), "logs", "{asked:?}");
     // Nothing runs here: there are no services, and asking starts nothing.

@@ -134,10 +134,19 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{what}");
 }
 
-/// All of a file, and the engine's word that it is complete.
+/// All of a file, and the engine's word that it is complete. It is that a moment after its last chunk is here, when its
+/// digest is verified.
 async fn complete_content(layer: &LazyLayer, entry: EntryNo) -> Vec<u8> {
     use std::io::Read as _;
-    let Opened::Complete(file) = layer.open(entry).await.unwrap() else { panic!("not complete") };
+    let open = async {
+        loop {
+            if let Opened::Complete(file) = layer.open(entry).await.unwrap() {
+                return file;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let file = tokio::time::timeout(PATIENCE, open).await.expect("complete");
     let mut bytes = Vec::new();
     (&*file).read_to_end(&mut bytes).unwrap();
     bytes
