@@ -58,7 +58,7 @@ pub(super) async fn connect_or_start(settings: &Settings) -> anyhow::Result<ApiC
 }
 
 /// Calls until there is an answer: control may die before it gives one, and the next one is asked again. For what does no
-/// harm when it is asked for twice. A control that dies each time is not asked for ever.
+/// harm when it is asked for twice: a stop, but no start, which would run a job that has ended meanwhile once more. A control that dies each time is not asked for ever.
 pub(super) async fn call_again<T: DeserializeOwned>(
     settings: &Settings,
     client: &ApiClient,

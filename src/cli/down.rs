@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use hyper::Method;
 
 use super::args::ProjectArguments;
 use super::settings::Settings;
@@ -76,7 +77,8 @@ async fn with_volumes(
     let volumes = volumes_of_file(settings, project, selected);
     let request = DownRequest { stop, volumes };
     let path = format!("/v1/projects/{project}/down-with-volumes");
-    let gone: DownAnswer = connect::call_again(settings, client, &path, &request).await?;
+    // Once: the next control would know the volumes of the file alone, if the project is down already.
+    let gone: DownAnswer = client.call(Method::POST, &path, &request).await?;
     output::became(&gone.containers, "Removed");
     for volume in &gone.volumes {
         output::done(&format!("Volume {volume}  Removed"));

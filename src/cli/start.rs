@@ -65,7 +65,7 @@ pub(super) fn run(settings: &Settings, arguments: StartArguments) -> anyhow::Res
         let project = project::or_only(&client, named?).await?;
         let request = StartRequest { services: arguments.services.clone() };
         let limit = Duration::from_secs(arguments.wait_timeout);
-        let asked = ask(settings, &client, &project, "start", &request);
+        let asked = ask(&client, &project, "start", &request);
         let Ok(started) = tokio::time::timeout(limit, asked).await else {
             let waiting: Vec<String> = reports(&client, &project, &arguments.services)
                 .await?
@@ -104,24 +104,20 @@ pub(super) fn restart(
             timeout: arguments.timeout,
             ..StopRequest::default()
         };
-        let path = format!("/v1/projects/{project}/restart");
-        // Once: the next control completes it, and asked again it would restart them again.
-        let restarted: Vec<String> = client.call(Method::POST, &path, &request).await?;
+        let restarted = ask(&client, &project, "restart", &request).await?;
         output::containers(&project, &restarted, "Restarted");
         Ok(ExitCode::SUCCESS)
     })
 }
 
-/// Asks for what `verb` says, whatever control dies of it, and gives the names of the containers that it was done to.
-pub(super) async fn ask(
-    settings: &Settings,
+/// Asks for what `verb` says, once, and gives the names of the containers that it was done to.
+async fn ask(
     client: &ApiClient,
     project: &str,
     verb: &str,
     request: &(impl Serialize + Sync),
 ) -> anyhow::Result<Vec<String>> {
-    let path = format!("/v1/projects/{project}/{verb}");
-    connect::call_again(settings, client, &path, request).await
+    Ok(client.call(Method::POST, &format!("/v1/projects/{project}/{verb}"), request).await?)
 }
 
 async fn reports(

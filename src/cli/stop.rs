@@ -7,7 +7,7 @@ use hyper::Method;
 
 use super::args::ProjectArguments;
 use super::settings::Settings;
-use super::{connect, output, project, start};
+use super::{connect, output, project};
 use crate::api::StopRequest;
 
 /// `stop`.
@@ -37,7 +37,8 @@ pub(super) fn run(settings: &Settings, arguments: StopArguments) -> anyhow::Resu
             timeout: arguments.timeout,
             ..StopRequest::default()
         };
-        let stopped = start::ask(settings, &client, &project, "stop", &request).await?;
+        let path = format!("/v1/projects/{project}/stop");
+        let stopped: Vec<String> = connect::call_again(settings, &client, &path, &request).await?;
         output::containers(&project, &stopped, "Stopped");
         Ok(ExitCode::SUCCESS)
     })
