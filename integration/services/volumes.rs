@@ -1,8 +1,10 @@
 //! Named volumes: filled from the image once, kept by `down`, shared by services.
 
+use rustix::process::Signal;
+
 use super::image::Readable;
 use super::{IDLE, file, service};
-use crate::support::program::{Program, crash};
+use crate::support::program::{Program, crash, signal};
 
 #[test]
 fn a_named_volume_begins_with_the_image_s_files_and_outlives_containers() {
@@ -100,6 +102,31 @@ fn another_image_is_seen_read_only_and_nothing_of_it_is_unpacked() {
     // What runs once beside it sees it too.
     let ran = program.ok(["run", "--rm", "-T", "web", "--", "sh", "-c", "cat /one | wc -c"]);
     assert_eq!(ran, "100000\n");
+    program.interrupt(up);
+}
+
+#[test]
+fn an_image_that_cannot_be_had_is_no_empty_folder() {
+    let program = Program::new();
+    let code = Readable::pack(&program, 9, 1);
+    let with = |source: &str| {
+        let volume = format!("volumes: [{{type: image, source: '{source}', target: /code}}]");
+        program.services(&file(&[service("web", IDLE).key("restart: always").key(&volume)]));
+    };
+    with(&code.local());
+    let up = program.up();
+    let process = program.running("web");
+    with("oci:/nowhere:code");
+    let events = || program.ok(["events", "--no-follow"]);
+    program
+        .until("the file is followed", || events().contains("services file changed").then_some(()));
+    assert_eq!(program.running("web"), process, "what runs goes on");
+    signal(process, Signal::KILL);
+    program.until("it is told", || events().contains("is not here yet").then_some(()));
+    with(&code.local());
+    program.running("web");
+    let shown = program.ok(["exec", "web", "--", "sh", "-c", "cat /code/data/* | wc -c"]);
+    assert_eq!(shown, "100000\n");
     program.interrupt(up);
 }
 

@@ -11,7 +11,7 @@ use super::settings::Settings;
 use super::signals::Signals;
 use super::{connect, output, run};
 use crate::registry::keyring::{self, Keeper};
-use crate::registry::{Client, Welcome};
+use crate::registry::{Client, FetchErrorKind, Welcome};
 
 /// Arguments of `login`.
 #[derive(Debug, Args)]
@@ -61,10 +61,11 @@ pub(super) fn log_in(settings: &Settings, arguments: &LoginArguments) -> anyhow:
     let welcome = match welcome {
         Ok(welcome) => welcome,
         Err(error) => {
-            let remedy = "check name and password; nothing was kept";
+            let is_refused = error.kind() == FetchErrorKind::Unauthorized;
+            let remedy = if is_refused { "check name and password; " } else { "" };
             output::failure(
                 &format!("could not log in at `{host}`: {}", error.reason()),
-                Some(remedy),
+                Some(&format!("{remedy}nothing was kept")),
             );
             return Ok(ExitCode::FAILURE);
         }

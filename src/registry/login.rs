@@ -7,7 +7,6 @@ use reqwest::StatusCode;
 use super::auth;
 use super::error::{FetchError, FetchErrorKind, Subject};
 use super::exchange::{Request, Shared};
-use super::hosts::Purpose;
 use super::status::status_error;
 use super::visit::Visit;
 
@@ -27,29 +26,10 @@ impl Shared {
         user: &str,
         password: &str,
     ) -> Result<Welcome, FetchError> {
-        let subject = Subject {
-            what: "leave to log in".to_owned(),
-            place: host.to_owned(),
-            host: host.to_owned(),
-            digest: None,
-        };
-        let request = Request {
-            subject: &subject,
-            host,
-            repository: "library",
-            path: "",
-            purpose: Purpose::Pull,
-            accept: Some("application/json"),
-            range: None,
-        };
-        let endpoints = self.endpoints(&request).await?;
-        // Mirrors come first: the registry itself is the last one.
-        let endpoint = endpoints.last().expect("a registry has an address");
-        let url = endpoint.greeting().ok_or_else(|| {
-            let detail = "its address is not valid";
-            FetchError::because(FetchErrorKind::Malformed, &subject, detail).build()
-        })?;
-        let visit = Visit { shared: self, request: &request, endpoint };
+        let subject = Subject::of_registry("leave to log in", host);
+        let request = Request::greeting(&subject, host);
+        let (endpoint, url) = self.greeted(&request).await?;
+        let visit = Visit { shared: self, request: &request, endpoint: &endpoint };
         let answer = visit.send(&url, None).await?;
         if answer.status().is_success() {
             return Ok(Welcome::NotAsked);

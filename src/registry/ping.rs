@@ -1,10 +1,14 @@
 //! Whether a registry answers at all, and what time it has: for the doctor.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
+use reqwest::Url;
 use reqwest::header::DATE;
 
 use super::error::{FetchError, FetchErrorKind, Subject};
 use super::exchange::{Request, Shared};
+use super::hosts::Endpoint;
 use super::hosts::Purpose;
 use super::visit::Visit;
 
@@ -19,32 +23,43 @@ pub struct Pong {
     pub is_encrypted: bool,
 }
 
+impl Subject {
+    /// A registry as a whole, which is asked for `what`.
+    pub(super) fn of_registry(what: &str, host: &str) -> Self {
+        let (place, host) = (host.to_owned(), host.to_owned());
+        Self { what: what.to_owned(), place, host, digest: None }
+    }
+}
+
+impl<'a> Request<'a> {
+    /// The question that every registry answers, and answers differently to those whom it knows.
+    pub(super) fn greeting(subject: &'a Subject, host: &'a str) -> Self {
+        let (purpose, accept) = (Purpose::Pull, Some("application/json"));
+        Self { subject, host, repository: "library", path: "", purpose, accept, range: None }
+    }
+}
+
 impl Shared {
-    /// Asks the registry's first address, without credentials.
-    pub(super) async fn ping(&self, host: &str) -> Result<Pong, FetchError> {
-        let subject = Subject {
-            what: "the registry's greeting".to_owned(),
-            place: host.to_owned(),
-            host: host.to_owned(),
-            digest: None,
-        };
-        let request = Request {
-            subject: &subject,
-            host,
-            repository: "library",
-            path: "",
-            purpose: Purpose::Pull,
-            accept: Some("application/json"),
-            range: None,
-        };
+    /// Where a registry itself, and none of its mirrors, is greeted.
+    pub(super) async fn greeted(
+        &self,
+        request: &Request<'_>,
+    ) -> Result<(Arc<Endpoint>, Url), FetchError> {
         // Mirrors come first: the registry itself is the last one.
-        let endpoints = self.endpoints(&request).await?;
-        let endpoint = endpoints.last().expect("a registry has an address");
+        let endpoint = self.endpoints(request).await?.pop().expect("a registry has an address");
         let url = endpoint.greeting().ok_or_else(|| {
             let detail = "its address is not valid";
-            FetchError::because(FetchErrorKind::Malformed, &subject, detail).build()
+            FetchError::because(FetchErrorKind::Malformed, request.subject, detail).build()
         })?;
-        let visit = Visit { shared: self, request: &request, endpoint };
+        Ok((endpoint, url))
+    }
+
+    /// Asks the registry's first address, without credentials.
+    pub(super) async fn ping(&self, host: &str) -> Result<Pong, FetchError> {
+        let subject = Subject::of_registry("the registry's greeting", host);
+        let request = Request::greeting(&subject, host);
+        let (endpoint, url) = self.greeted(&request).await?;
+        let visit = Visit { shared: self, request: &request, endpoint: &endpoint };
         let answer = visit.send(&url, None).await?;
         let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
         let parser = jiff::fmt::rfc2822::DateTimeParser::new();

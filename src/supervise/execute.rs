@@ -24,7 +24,7 @@ use crate::container::{self, ContainerId, Link, MonitorHandle, Phase, Seen, Wait
 use crate::host::Features;
 use crate::image::{Digest, ImageRef};
 use crate::reconcile::ContainerKey;
-use crate::spec::{Prefetch, Service};
+use crate::spec::{ImageVolume, Prefetch, Service};
 use crate::store::{CONTAINER_RECORD, Store, record};
 use crate::sys::cgroup;
 use crate::sys::process::SealedExe;
@@ -228,6 +228,11 @@ impl Host {
     ) -> Result<MonitorHandle, String> {
         let Start { service, network_owner, synced } = start;
         let image = self.image_here(&record.image, record.manifest)?;
+        // A container of an earlier file: what the file names now, it has not, and an empty folder would be no volume.
+        let is_missing = |volume: &&ImageVolume| !record.mounted.contains_key(&volume.image);
+        if let Some(volume) = service.image_volumes.iter().find(is_missing) {
+            return Err(format!("image `{}`, a volume of it, is not here yet", volume.image));
+        }
         let volumes = self.images_here(&record.mounted)?;
         // One that is only missing is tried: the kernel may have got it meanwhile.
         let overlay = &self.features.overlay;
