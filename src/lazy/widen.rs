@@ -19,6 +19,8 @@ use crate::estargz::EntryNo;
 /// Compressed bytes that one request less is worth while nothing was wasted. Of a link of 100 Mbit/s and 20 ms it is a
 /// tenth of that; but a neighbour seldom stands alone, and each that is used saves a wait of the reader too.
 const REQUEST: f64 = 2_000_000.0;
+/// What a request costs besides its round trip: the reader and the worker are woken.
+const OVERHEAD: Duration = Duration::from_millis(1);
 /// How far the value of a window may fall behind that of a smaller one before the search ends.
 const SLACK: f64 = 32_768.0;
 /// How long the link may be busy with neighbours on one side, and how much less with those in front: the reader waits
@@ -89,7 +91,8 @@ impl LazyLayer {
             learned.fetched(kind, directory, true);
         }
         let ledger = &self.shared.ledger;
-        let request = REQUEST * ledger.thrift(limits.widen_base, limits.widen_share);
+        let spare = REQUEST * ledger.thrift(limits.widen_base, limits.widen_share);
+        let request = spare.max(self.round_trip());
         let (low, high) = {
             let mut search = Search {
                 layer: self,
@@ -128,6 +131,13 @@ impl LazyLayer {
         if let Some(wide) = wide {
             *extent = wide;
         }
+    }
+
+    /// Compressed bytes that the link carries while a request is answered. They cost a reader no more than the request
+    /// that they save, so they are spent however much was fetched in vain.
+    #[expect(clippy::cast_precision_loss, reason = "a value needs no exact bytes")]
+    fn round_trip(&self) -> f64 {
+        self.shared.link.bytes_in(self.pace.least() + OVERHEAD).unwrap_or_default() as f64
     }
 
     /// Counts a chunk that was fetched along and is read now.

@@ -62,13 +62,40 @@ async fn what_is_never_used_is_fetched_less_and_less() {
     let limits = Limits { widen_base: 100_000, widen_share: 0.5, ..wide() };
     let running = bed.engine_with("boot", limits);
     let opened = running.open(&layer, &source);
+    let link = &running.engine.shared().link;
     for n in (0..400_u32).step_by(40) {
+        // However fast this machine is: on a link that carries next to nothing during a round trip.
+        (0..100).for_each(|_| link.reckon(1_000_000, Duration::from_secs(1)));
         let file = entry(&opened, &format!("node/p{n:03}/f.js"));
         assert_eq!(complete_content(&opened, file).await, content(8000, n));
     }
     let asked: u64 = source.requests().iter().map(|range| range.end - range.start).sum();
     let needed = 10 * 8200;
     assert!(asked <= needed + 100_000 + needed / 2 + (400 << 10), "{asked}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_was_wasted_a_request_stays_worth_what_the_link_carries_meanwhile() {
+    let (bed, mut builder) = (Bed::new(), LayerBuilder::new());
+    for n in 0..400_u32 {
+        builder = builder.file(&format!("node/f{n:03}.js"), &content(2000, n), 1 << 20);
+    }
+    let layer = builder.build();
+    let source = source(&layer);
+    // Nothing may be in vain, and after the first read much was.
+    let limits = Limits { widen_base: 0, widen_share: 0.0, ..wide() };
+    let running = bed.engine_with("boot", limits);
+    let opened = running.open(&layer, &source);
+    let link = &running.engine.shared().link;
+    let mut lengths = Vec::new();
+    for (n, rate) in [(0, 1 << 36), (390, 1_000_000), (250, 1 << 36)] {
+        (0..100).for_each(|_| link.reckon(rate, Duration::from_secs(1)));
+        let file = entry(&opened, &format!("node/f{n:03}.js"));
+        assert_eq!(complete_content(&opened, file).await, content(2000, n));
+        lengths.extend(source.requests().last().map(|range| range.end - range.start));
+    }
+    let [first, alone, along] = lengths[..] else { panic!("{lengths:?}") };
+    assert!(first > 20 * 2000 && alone < 2 * 2200 && along > 20 * 2000, "{lengths:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
