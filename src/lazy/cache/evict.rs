@@ -261,6 +261,7 @@ impl FileCache {
             return false;
         }
         let (data, map) = partial::names(&key);
+        let Some(_held) = partial::hold_to_remove(self.root.as_fd(), &data) else { return false };
         unlink(&map);
         unlink(&data)
     }

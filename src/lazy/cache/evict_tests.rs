@@ -281,3 +281,55 @@ fn the_background_fill_gets_room_below_the_budget_only_and_tells_its_end_once() 
     assert!(matches!(told.try_recv(), Ok(LazyEvent::CacheFull { budget: 40_960 })));
     assert!(told.try_recv().is_err());
 }
+
+#[test]
+fn who_opens_what_is_evicted_has_data_and_map_of_one_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest) = (open(dir.path(), Some(0)), open(dir.path(), None));
+    let (place, pieces) = chunked(1);
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..600 {
+                let (piece, bytes) = &pieces[round % 4];
+                drop(host.keep(&place, piece, bytes));
+                evict(&host, &[]);
+            }
+            is_done.store(true, Ordering::Release);
+        });
+        while !is_done.load(Ordering::Acquire) {
+            let Some(found) = guest.find(&place, Verify::Now) else { continue };
+            for (piece, bytes) in &pieces {
+                let read = guest.read_piece(piece, &found);
+                assert!(read.is_none_or(|read| read == *bytes), "zeros for content");
+            }
+        }
+    });
+    assert!(!guest.is_degraded() && !host.is_degraded());
+    // Whatever the guest did, it did not take the map from the data that the host has.
+    let (piece, bytes) = &pieces[2];
+    drop(host.keep(&place, piece, bytes));
+    drop((host, guest));
+    let cache = open(dir.path(), None);
+    let found = cache.find(&place, Verify::Later).expect("data and map");
+    assert!(cache.has_piece(piece, &found));
+}
+
+#[test]
+fn a_file_is_not_published_by_who_has_lost_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, guest) = (open(dir.path(), Some(0)), open(dir.path(), None));
+    let (place, pieces) = chunked(1);
+    for (piece, bytes) in &pieces {
+        drop(guest.keep(&place, piece, bytes));
+    }
+    let Some(Content::Complete(_)) = guest.find(&place, Verify::Now) else { panic!("complete") };
+    let held = guest.partial(&place.shape(), Missing::Leave).unwrap();
+    evict(&host, &[]);
+    host.set_budget(None);
+    drop(host.keep(&place, &pieces[0].0, &pieces[0].1));
+    // As where it was being hashed meanwhile.
+    assert!(held.hold(guest.root.as_fd()).is_err());
+    let found = host.find(&place, Verify::Now).expect("what came after it");
+    assert!(host.has_piece(&pieces[0].0, &found));
+}

@@ -39,6 +39,7 @@ mod budget;
 mod epoch;
 mod evict;
 mod files;
+mod map;
 mod memory;
 mod packed;
 mod partial;

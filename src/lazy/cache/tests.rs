@@ -336,7 +336,12 @@ fn a_map_of_other_data_vouches_for_nothing() {
     std::fs::rename(path(&data), path("tmp/data")).unwrap();
     // As long as the data that the map is of, whose inode is not given to anybody meanwhile.
     File::create(path(&data)).unwrap().set_len(place.size).unwrap();
-    assert!(open(dir.path(), "one").find(&place, Verify::Later).is_none());
+    let cache = open(dir.path(), "one");
+    let found = cache.find(&place, Verify::Later).expect("it may be a copy");
+    let Content::Partial(partial) = &found else { panic!("nothing is verified") };
+    assert!(!partial.has(0));
+    assert!(cache.read_piece(&pieces[0], &found).is_none(), "zeros");
+    drop((found, cache));
     let cache = open(dir.path(), "one");
     keep(&cache, &place, &pieces[1], content);
     let found = cache.find(&place, Verify::Later).unwrap();
@@ -345,10 +350,58 @@ fn a_map_of_other_data_vouches_for_nothing() {
     drop((found, cache));
     // That of an earlier version does not say of which data it is.
     let opened = File::options().write(true).open(path(&map)).unwrap();
-    opened.write_all_at(&[0; 8], 32).unwrap();
+    opened.write_all_at(&[0; 16], 32).unwrap();
     let cache = open(dir.path(), "one");
     let found = cache.find(&place, Verify::Later).unwrap();
     assert_eq!(cache.read_piece(&pieces[1], &found).unwrap(), &b"4567"[..]);
+}
+
+/// As `rsync -a` does: with the times, to other inodes.
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+            let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+            let options = File::options().read(true).open(&to).unwrap();
+            options.set_modified(time).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_copy_of_the_cache_has_what_the_cache_has_once_it_was_verified() {
+    for boot in ["one", "two"] {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let content = b"0123456789ab";
+        let (place, pieces) = chunked(content);
+        let (whole, whole_piece) = single(b"content");
+        let cache = open(dir.path(), "one");
+        keep(&cache, &place, &pieces[0], content);
+        keep(&cache, &place, &pieces[1], content);
+        keep(&cache, &whole, &whole_piece, b"content");
+        copy(dir.path(), other.path());
+        // What was written while it was being copied may be in the map and not in the data.
+        let (data, _) = partial::names(&place.id);
+        let data = File::options().write(true).open(other.path().join(data)).unwrap();
+        data.write_all_at(b"\0\0\0\0", 4).unwrap();
+        // The second time by the next process, which finds the map that the first one made.
+        for _ in 0..2 {
+            let copied = open(other.path(), boot);
+            let found = copied.find(&place, Verify::Later).expect("some of it is here");
+            assert!(copied.has_piece(&pieces[0], &found), "{boot}");
+            assert_eq!(copied.read_piece(&pieces[0], &found).unwrap(), &b"0123"[..]);
+            assert!(copied.read_piece(&pieces[1], &found).is_none(), "{boot}: zeros");
+            assert!(copied.find(&whole, Verify::Now).is_some());
+        }
+        let copied = open(other.path(), boot);
+        keep(&copied, &place, &pieces[1], content);
+        keep(&copied, &place, &pieces[2], content);
+        assert_eq!(copied.finish(&place), Finished::Published);
+    }
 }
 
 #[test]

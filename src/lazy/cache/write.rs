@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -84,6 +85,7 @@ impl FileCache {
                 return Ok(Finished::Mismatch { expected, found });
             }
             let (data, map) = partial::names(&partial.id);
+            let _held = partial.hold(self.root.as_fd())?;
             let publishing = self.epoch.begin();
             publishing.mark(partial.data())?;
             self.rename_to_whole(&data, &expected)?;
