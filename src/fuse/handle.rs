@@ -179,16 +179,22 @@ impl Lazy {
     }
 
     /// Removes content that neither a mounted layer of this connection nor one of `keep` has, nor, for
-    /// [`Spare::Stored`], any layer of the state directory. `None` where another process has the cache, which then is
+    /// [`Spare::Stored`], any layer of the state directory; given `bytes`, only as much as is needed for them, the coldest
+    /// first. `None` where another process has the cache, which then is
     /// to be asked.
     ///
     /// # Errors
     /// When nobody answers, the worker is of an older build, or the cache cannot be read.
-    pub async fn evict(&self, keep: &[Digest], spare: Spare) -> Result<Option<Found>, LazyError> {
+    pub async fn evict(
+        &self,
+        keep: &[Digest],
+        spare: Spare,
+        bytes: Option<u64>,
+    ) -> Result<Option<Found>, LazyError> {
         // More would not fit into a message; whose content stays then is the next one's to find.
         let stored = spare == Spare::Stored || keep.len() > MOST_KEPT;
         let keep = keep.iter().take(MOST_KEPT).copied().collect();
-        match self.shared.worker(&Request::Evict { keep, stored }, &[]).await? {
+        match self.shared.worker(&Request::Evict { keep, stored, bytes }, &[]).await? {
             Answer::Evicted { found } => Ok(found),
             other => Err(unexpected(other)),
         }

@@ -67,6 +67,9 @@ pub(super) enum Request {
         /// Also keep the content of every layer in the state directory.
         #[serde(default)]
         stored: bool,
+        /// Only as much as is needed for these (an older worker removes all of it).
+        #[serde(default)]
+        bytes: Option<u64>,
     },
     /// End the connection and everybody who serves it.
     Stop { how: Stop },

@@ -216,17 +216,23 @@ impl Layers {
         Ok(())
     }
 
-    /// Removes content that neither an open layer nor one of `keep` has, nor any of the store if these count. Blocks.
-    pub(super) fn evict(&self, mut keep: Vec<Digest>, stored: bool) -> io::Result<Option<Found>> {
+    /// Removes content that neither an open layer nor one of `keep` has, nor any of the store if these count; given
+    /// `bytes`, only as much as is needed for them. Blocks.
+    pub(super) fn evict(
+        &self,
+        mut keep: Vec<Digest>,
+        stored: bool,
+        bytes: Option<u64>,
+    ) -> io::Result<Option<Found>> {
         if stored {
             let layers = self.store.layers().map_err(io::Error::other)?;
             keep.extend(layers.iter().map(LayerDir::digest));
         }
-        let kept = keep.into_iter().filter_map(|digest| {
-            let index = File::open(self.store.layer(digest).index_path()).ok()?;
-            Some(LayerSpec { digest, index: MappedFile::open(&index).ok()? })
-        });
-        self.engine.evict_unused(kept.collect())
+        let mut kept = Vec::with_capacity(keep.len());
+        for digest in keep {
+            kept.extend(LayerSpec::open(digest, &self.store.layer(digest).index_path())?);
+        }
+        self.engine.evict_unused(kept, bytes)
     }
 
     /// The open layer of a digest.

@@ -156,7 +156,7 @@ fn answer(shared: &Shared, request: Request, descriptors: Vec<OwnedFd>) -> Answe
         Request::Background { digest } => {
             done(shared.layers.find(digest).map(|layer| layer.start_background()))
         }
-        Request::Evict { keep, stored } => match shared.layers.evict(keep, stored) {
+        Request::Evict { keep, stored, bytes } => match shared.layers.evict(keep, stored, bytes) {
             Ok(found) => Answer::Evicted { found },
             Err(error) => Answer::Failed {
                 kind: FailureKind::Other,

@@ -46,6 +46,21 @@ pub struct LayerSpec {
     pub index: MappedFile,
 }
 
+impl LayerSpec {
+    /// Opens the index at `path`; `None` if there is none.
+    ///
+    /// # Errors
+    /// When it cannot be told what the layer has.
+    pub fn open(digest: Digest, path: &std::path::Path) -> std::io::Result<Option<Self>> {
+        let index = match std::fs::File::open(path) {
+            Ok(index) => MappedFile::open(&index)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Self { digest, index }))
+    }
+}
+
 /// All lazy layers of a process: content cache, scheduler, events. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Engine(Arc<Shared>);

@@ -60,18 +60,22 @@ impl Survey {
 }
 
 impl Engine {
-    /// Evicts what neither `kept` nor an open layer has. `None` while another process uses the cache, which then has to
-    /// be asked instead. Blocks.
+    /// Evicts what neither `kept` nor an open layer has; of that, given `bytes`, only so much as is needed for them, the
+    /// coldest first. `None` while another process uses the cache, which then has to be asked instead. Blocks.
     ///
     /// # Errors
     /// When the cache cannot be read.
-    pub fn evict_unused(&self, kept: Vec<LayerSpec>) -> io::Result<Option<Found>> {
+    pub fn evict_unused(
+        &self,
+        kept: Vec<LayerSpec>,
+        bytes: Option<u64>,
+    ) -> io::Result<Option<Found>> {
         let shared = self.shared();
         let layers = shared.open_layers();
         shared.close_idle_files(&layers);
         let open = layers.iter().map(|layer| layer.digest);
         let digests: HashSet<Digest> = kept.iter().map(|layer| layer.digest).chain(open).collect();
-        shared.cache.evict_unused(&digests, |survey| {
+        shared.cache.evict_unused(&digests, bytes, |survey| {
             for layer in shared.open_layers() {
                 survey.take_index(&layer.index, &shared.limits);
             }
@@ -90,11 +94,12 @@ pub fn evict_unused(
     files_dir: &Path,
     boot_id: &str,
     kept: Vec<LayerSpec>,
+    bytes: Option<u64>,
 ) -> io::Result<Option<Found>> {
     let (events, _) = EventSink::channel(1);
     let cache = FileCache::open(files_dir, boot_id, 0, events)?;
     let digests: HashSet<Digest> = kept.iter().map(|layer| layer.digest).collect();
-    cache.evict_unused(&digests, |survey| {
+    cache.evict_unused(&digests, bytes, |survey| {
         for layer in kept {
             survey.take_layer(layer.index, &Limits::default());
         }

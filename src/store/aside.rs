@@ -142,6 +142,34 @@ fn forget_oldest(path: &Path) {
     }
 }
 
+/// What was set aside of the record at `path`, or of its previous copy.
+fn copies_of(path: &Path) -> Vec<PathBuf> {
+    let (Some(folder), Some(record)) = (path.parent(), path.file_name()) else { return Vec::new() };
+    let is_copy = |name: &&String| {
+        let Some(rest) = name.strip_prefix(&*record.to_string_lossy()) else { return false };
+        let rest = rest.strip_prefix(".prev").unwrap_or(rest);
+        rest.starts_with(UNREADABLE) || rest.starts_with(VERSION)
+    };
+    let names = super::names(folder).unwrap_or_default();
+    names.iter().filter(is_copy).map(|name| folder.join(name)).collect()
+}
+
+/// Whether something was set aside of the record at `path`.
+pub fn is_set_aside(path: &Path) -> bool {
+    !copies_of(path).is_empty()
+}
+
+/// Removes what was set aside of the record at `path`, for who gives it up. Best effort.
+pub fn forget(path: &Path) {
+    for copy in copies_of(path) {
+        if let (Some(folder), Some(name)) = (copy.parent(), copy.file_name())
+            && let Ok(folder) = super::open_folder(folder)
+        {
+            let _ = tree::remove(folder, name);
+        }
+    }
+}
+
 /// Everything below a state directory that was set aside, also by earlier processes, sorted. What cannot be listed
 /// is left out.
 #[must_use]

@@ -1,9 +1,12 @@
 //! Images: what a reference stood for when it was pulled.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Record, Store, StoreError, record};
+use super::{Record, Store, StoreError, aside, record};
 use crate::image::{Digest, ImageRef, Platform};
+use crate::telemetry::Chain;
 
 /// One pulled image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,22 +54,44 @@ impl Store {
     /// # Errors
     /// When the file system refuses.
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        Ok(self.images_and_doubt()?.0)
+    }
+
+    /// The same, and why there may be more: a record that cannot be read, or was set aside and never replaced.
+    pub(super) fn images_and_doubt(
+        &self,
+    ) -> Result<(Vec<ImageRecord>, Option<String>), StoreError> {
         let folder = self.root.join("images");
-        let mut keys: Vec<String> = super::names(&folder)?
-            .into_iter()
-            // A record of which a crash left only the previous copy counts too.
-            .map(|name| name.strip_suffix(".prev").map(str::to_owned).unwrap_or(name))
-            .filter(|name| Digest::from_hex(name).is_ok())
-            .collect();
-        keys.sort_unstable();
-        keys.dedup();
+        // A record of which a crash left only the previous copy counts too, and so does what was set aside.
+        let keys = || -> Result<BTreeSet<String>, StoreError> {
+            let names = super::names(&folder)?;
+            let keys = names.iter().filter_map(|name| name.split('.').next());
+            Ok(keys.filter(|key| Digest::from_hex(key).is_ok()).map(str::to_owned).collect())
+        };
         let mut images = Vec::new();
-        for key in keys {
-            // One that cannot be read now does not hide the others.
-            images.extend(self.load::<ImageRecord>(&folder.join(key)).unwrap_or_default());
+        let mut found = BTreeSet::new();
+        let mut doubt = None;
+        for key in keys()? {
+            match self.load::<ImageRecord>(&folder.join(&key)) {
+                Ok(Some(image)) => {
+                    images.push(image);
+                    found.insert(key);
+                }
+                Ok(None) => {}
+                // One that cannot be read now does not hide the others.
+                Err(error) => doubt = Some(Chain(&error).to_string()),
+            }
+        }
+        // Asked again: one may have been removed meanwhile, or set aside just now.
+        if let Some(lost) = keys()?.into_iter().find(|key| !found.contains(key)) {
+            let path = folder.join(lost);
+            doubt.get_or_insert_with(|| {
+                let path = path.display();
+                format!("the record of an image cannot be read; pull its image again, or give it up by removing `{path}.*`")
+            });
         }
         images.sort_by(|a, b| a.reference.cmp(&b.reference));
-        Ok(images)
+        Ok((images, doubt))
     }
 
     /// Forgets what `reference` stands for. Its blobs and layers stay until they are collected.
@@ -74,7 +99,11 @@ impl Store {
     /// # Errors
     /// When the file system refuses.
     pub fn remove_image(&self, reference: &ImageRef) -> Result<(), StoreError> {
-        Ok(record::remove(&self.image_path(reference))?)
+        let path = self.image_path(reference);
+        record::remove(&path)?;
+        // Whoever gives the image up gives up what was unreadable of it.
+        aside::forget(&path);
+        Ok(())
     }
 
     /// The key is a digest, since a reference holds `/` and may be longer than a file name.

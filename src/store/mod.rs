@@ -27,6 +27,7 @@ mod layer;
 mod lease;
 mod pin;
 pub mod record;
+mod sizes;
 mod tree;
 mod usage;
 mod version;
@@ -38,16 +39,17 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::FlockOperation;
 
-pub use aside::{Finding, Kept, SetAside, set_aside_below};
-pub use collect::{Class, Inventory, Item, Leftover, Reach, Uses};
+pub use aside::{Finding, Kept, SetAside, forget as forget_aside, is_set_aside, set_aside_below};
+pub use collect::{Class, Inventory, Item, Leftover, Reach, Taken, Uses};
 pub use container::CONTAINER_RECORD;
 pub use image::ImageRecord;
 pub use layer::{LayerDir, LayerSource, Staging};
 pub use lease::Lease;
+pub use pin::Pinned;
 pub(crate) use tree::remove as remove_tree;
 pub use usage::{Usage, usage};
 pub use version::{NewerState, check_version};
@@ -64,6 +66,9 @@ pub struct Store {
     root: Arc<Path>,
     findings: Arc<aside::Findings>,
     leases: Arc<lease::Leases>,
+    sizes: Arc<sizes::Sizes>,
+    /// Held while records of images go, or are pinned.
+    changing: Arc<Mutex<()>>,
     /// Held as long as one clone lives; `None` in roles that share the store.
     _lock: Option<Arc<OwnedFd>>,
 }
@@ -142,6 +147,8 @@ impl Store {
             root: state_dir.into(),
             findings,
             leases: Arc::default(),
+            sizes: Arc::default(),
+            changing: Arc::default(),
             _lock: Some(Arc::new(lock)),
         };
         store.sweep();
@@ -160,6 +167,8 @@ impl Store {
             root: state_dir.into(),
             findings: Arc::default(),
             leases: Arc::default(),
+            sizes: Arc::default(),
+            changing: Arc::default(),
             _lock: None,
         })
     }

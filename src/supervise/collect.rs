@@ -4,28 +4,22 @@
 //! serve lazy layers. Pulls go on meanwhile; what they bring is leased. Nothing is mounted while something is removed, so
 //! that no layer goes between the question and the mount.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use tokio::sync::RwLockWriteGuard;
+use tokio::sync::{RwLockWriteGuard, oneshot};
 
 use super::events::Subject;
-use super::handle::{RequestError, RequestErrorKind};
+use super::handle::{Request, RequestError, RequestErrorKind};
 use super::held::ContainerRecord;
 use super::images::Images;
 use super::report::{EventLevel, PruneReport, Pruned};
-use crate::fuse::Spare;
 use crate::image::{Digest, ImageRef};
-use crate::lazy::{Found, LayerSpec, Limits, Survey};
+use crate::lazy::Found;
 use crate::rootfs;
-use crate::store::{
-    CONTAINER_RECORD, Class, Inventory, Item, Leftover, Reach, Store, StoreError, Uses,
-};
-use crate::sys::MappedFile;
-use crate::sys::process::boot_id;
+use crate::store::{CONTAINER_RECORD, Class, Inventory, Item, Leftover, Reach, StoreError, Uses};
 use crate::telemetry::Chain;
 
 /// How long a collection waits for those who mount.
@@ -50,6 +44,8 @@ pub enum Contents {
     Orphans,
     /// What no layer has that is in use at present.
     Idle,
+    /// So many bytes of it, the coldest first, and none of images that are pinned.
+    Coldest(u64),
 }
 
 /// Whether something is removed, or only looked for.
@@ -61,10 +57,17 @@ pub enum PruneManner {
     DryRun,
 }
 
-/// Images, and one of the services or containers that each is for.
-pub(super) type Users = BTreeMap<ImageRef, String>;
+/// What services files name.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// The images, and one of the services that each is for.
+    pub(super) images: BTreeMap<ImageRef, String>,
+    /// Why there may be more.
+    pub(super) unknown: Option<String>,
+}
 
 /// A container, as far as its image goes.
+#[derive(Debug)]
 pub(super) struct ContainerImage {
     pub(super) id: String,
     pub(super) reference: ImageRef,
@@ -72,77 +75,111 @@ pub(super) struct ContainerImage {
 }
 
 impl Images {
-    /// The images of all containers; `None` if the record of one cannot be read, which may have any.
-    pub(super) fn of_containers(&self) -> Option<Vec<ContainerImage>> {
+    /// The images of all containers. The error is why it cannot be told which one of them has: it may have any.
+    pub(super) fn of_containers(&self) -> Result<Vec<ContainerImage>, String> {
         let store = self.store();
         let mut images = Vec::new();
-        for id in store.containers().ok()? {
-            let path = store.root().join("containers").join(&id).join(CONTAINER_RECORD);
-            // A folder without one is of a container that is being made, from an image that a services file names.
-            let Some(record) = store.load::<ContainerRecord>(&path).ok()? else { continue };
+        for id in store.containers().map_err(|error| Chain(&error).to_string())? {
+            let folder = store.root().join("containers").join(&id);
+            let loaded = store.load::<ContainerRecord>(&folder.join(CONTAINER_RECORD));
+            let record = match loaded.map_err(|error| Chain(&error).to_string())? {
+                Some(record) => record,
+                None if is_of_nobody(&folder) => continue,
+                None => {
+                    let folder = folder.display();
+                    return Err(format!(
+                        "the record of container `{id}` cannot be read; if nothing of it runs, remove `{folder}`"
+                    ));
+                }
+            };
             let ContainerRecord { image, manifest, mounted, .. } = record;
             let all = mounted.into_iter().chain([(image, manifest)]);
             let used =
                 |(reference, manifest)| ContainerImage { id: id.clone(), reference, manifest };
             images.extend(all.map(used));
         }
-        Some(images)
+        Ok(images)
     }
 
-    /// Everything that is in use, but for what is only mounted. `wanted` are the images of services files.
-    pub(super) fn uses(&self, wanted: &Users) -> Uses {
-        let mut uses = Uses { images: wanted.keys().cloned().collect(), ..Uses::default() };
+    /// What services files name now.
+    pub(super) async fn wanted(&self) -> Result<Wanted, RequestError> {
+        let ending = || RequestError::new(RequestErrorKind::Failed, "control is shutting down");
+        let driver = self.room.driver().ok_or_else(ending)?;
+        let (reply, answer) = oneshot::channel();
+        let sent = driver.send(Request::ImagesWanted { reply }).await;
+        drop(driver);
+        sent.map_err(|_| ending())?;
+        answer.await.map_err(|_| ending())?
+    }
+
+    /// Everything that is in use, but for layers that are only mounted. Whoever is not kept from it may begin to use
+    /// something else at any time.
+    pub(super) async fn uses(&self) -> Result<Uses, RequestError> {
+        let wanted = self.wanted().await?;
+        let mut uses = Uses {
+            images: wanted.images.into_keys().collect(),
+            unknown: wanted.unknown,
+            ..Uses::default()
+        };
         match self.of_containers() {
-            Some(images) => uses.manifests = images.iter().map(|image| image.manifest).collect(),
-            None => uses.unknown = Some("the record of a container cannot be read".to_owned()),
+            Ok(images) => uses.manifests = images.iter().map(|image| image.manifest).collect(),
+            Err(reason) => drop(uses.unknown.get_or_insert(reason)),
         }
         let here = self.mounts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for image in here.values() {
             uses.layers.extend(&image.lazy);
             uses.layers.extend(image.layers.iter().filter_map(|path| layer_at(path)));
         }
-        let mounted = rootfs::image_mounts(self.lazy.instance()).unwrap_or_default();
-        if let Some(other) = mounted.iter().find(|target| !here.contains_key(*target)) {
-            let message = format!(
-                "an image is mounted at `{}` since before this supervisor began",
-                other.display()
-            );
-            uses.unknown.get_or_insert(message);
-        }
-        uses
+        let unknown = match rootfs::image_mounts(self.lazy.instance()) {
+            Ok(mounted) => {
+                let other = mounted.into_iter().find(|target| !here.contains_key(target));
+                other.map(|target| {
+                    let target = target.display();
+                    format!("an image is mounted at `{target}` since before this supervisor began")
+                })
+            }
+            Err(error) => Some(format!("it cannot be told which images are mounted: {error}")),
+        };
+        uses.unknown = uses.unknown.or(unknown);
+        Ok(uses)
     }
 
-    /// Removes what nothing needs, or tells what would be removed. `wanted` are the images of services files.
+    /// The same with these.
+    async fn uses_and_mounts(&self) -> Result<Uses, RequestError> {
+        let mut uses = self.uses().await?;
+        match self.lazy.mounted().await {
+            Ok(layers) => uses.layers.extend(layers),
+            Err(reason) => drop(uses.unknown.get_or_insert(reason)),
+        }
+        Ok(uses)
+    }
+
+    /// What there is, and what of it may go.
+    pub(super) async fn inventory(&self, reach: Reach) -> Result<Inventory, RequestError> {
+        let (store, uses) = (self.store().clone(), self.uses_and_mounts().await?);
+        blocking(move || store.inventory(&uses, &reach)).await?.map_err(failed)
+    }
+
+    /// Removes what nothing needs, or tells what would be removed.
     pub(super) async fn collect(
         &self,
-        wanted: &Users,
         options: &PruneOptions,
     ) -> Result<PruneReport, RequestError> {
-        let (_alone, uses) = match options.manner {
-            PruneManner::Remove => {
-                // What is mounted only because it was pulled, or somebody looked how much of it is here.
-                self.release_unneeded(|| self.needed(wanted)).await;
-                let alone = self.alone().await?;
-                let mut uses = self.uses(wanted);
-                match self.lazy.mounted().await {
-                    Ok(layers) => uses.layers.extend(layers),
-                    Err(reason) => drop(uses.unknown.get_or_insert(reason)),
-                }
-                (Some(alone), uses)
-            }
-            PruneManner::DryRun => (None, self.uses(wanted)),
-        };
-        let store = self.store().clone();
-        let reach = options.reach.clone();
-        let inventory = blocking(move || store.inventory(&uses, &reach)).await?.map_err(failed)?;
+        // What is mounted only because it was pulled, or somebody looked how much of it is here.
+        let wanted = self.wanted().await?;
+        self.release_unneeded(|| self.needed(&wanted)).await;
+        // What takes its time is done while everybody else goes on: the sizes of layers are known afterwards.
+        let mut inventory = self.inventory(options.reach.clone()).await?;
         let mut report = PruneReport::default();
-        report.kept_because.extend(inventory.unknown.clone());
         match options.manner {
             PruneManner::DryRun => inventory.leftovers.iter().for_each(|one| report.add(one)),
-            PruneManner::Remove => self.remove(&inventory, &mut report).await?,
+            PruneManner::Remove => inventory = self.remove(options, &mut report).await?,
         }
-        if inventory.unknown.is_none() {
-            self.collect_content(&inventory, options, &mut report).await?;
+        report.kept_because.extend(inventory.unknown.clone());
+        if inventory.unknown.is_none()
+            && let Err(reason) = self.collect_content(&inventory, options, &mut report).await
+        {
+            report.kept_because.push(format!("content of lazy layers stays: {reason}"));
         }
         report.removed.sort_by_key(|removed| removed.class);
         if options.manner == PruneManner::Remove && report.bytes > 0 {
@@ -159,95 +196,36 @@ impl Images {
 
     async fn remove(
         &self,
-        inventory: &Inventory,
-        report: &mut PruneReport,
-    ) -> Result<(), RequestError> {
-        let (store, leftovers) = (self.store().clone(), inventory.leftovers.clone());
-        let (removed, outcome) = blocking(move || {
-            let mut removed = Vec::new();
-            let outcome = store.remove_leftovers(&leftovers, |one| removed.push(one.clone()));
-            (removed, outcome)
-        })
-        .await?;
-        removed.iter().for_each(|one| report.add(one));
-        outcome.map_err(failed)
-    }
-
-    async fn collect_content(
-        &self,
-        inventory: &Inventory,
         options: &PruneOptions,
         report: &mut PruneReport,
-    ) -> Result<(), RequestError> {
-        let store = self.store().clone();
-        let (in_use, gone) = (inventory.in_use.clone(), inventory.leftovers.clone());
-        let unused = blocking(move || unused_content(&store, &in_use, &gone)).await??;
-        let classes = match options.content {
-            Contents::Orphans => vec![(Class::Orphan, unused.orphans)],
-            Contents::Idle => {
-                vec![(Class::Orphan, unused.orphans), (Class::IdleContent, unused.idle)]
-            }
+    ) -> Result<Inventory, RequestError> {
+        let (inventory, taken) = {
+            let _alone = self.alone().await?;
+            // Asked again: what is in use now stays.
+            let (store, uses) = (self.store().clone(), self.uses_and_mounts().await?);
+            let reach = options.reach.clone();
+            let take_away = move || {
+                let inventory = store.inventory(&uses, &reach)?;
+                let taken = store.take_away(&inventory);
+                Ok((inventory, taken))
+            };
+            blocking(take_away).await?.map_err(failed)?
         };
-        if classes.iter().all(|(_, found)| found.files == 0) {
-            return Ok(());
-        }
-        if options.manner == PruneManner::DryRun {
-            classes.iter().for_each(|(class, found)| report.add_content(*class, *found));
-            return Ok(());
-        }
-        let (keep, spare) = match options.content {
-            Contents::Orphans => (&inventory.kept, Spare::Stored),
-            Contents::Idle => (&inventory.in_use, Spare::Nothing),
-        };
-        let keep: Vec<Digest> = keep.iter().copied().collect();
-        match self.evict(keep, spare).await {
-            Ok(mut found) => {
-                // What went beyond the orphans was idle.
-                let orphans = Found {
-                    files: found.files.min(unused.orphans.files),
-                    bytes: found.bytes.min(unused.orphans.bytes),
-                };
-                found.files -= orphans.files;
-                found.bytes -= orphans.bytes;
-                report.add_content(Class::Orphan, orphans);
-                report.add_content(Class::IdleContent, found);
-            }
-            Err(reason) => {
-                report.kept_because.push(format!("content of lazy layers stays: {reason}"))
-            }
-        }
-        Ok(())
-    }
-
-    /// Whoever has the cache evicts; where nobody has, this process.
-    async fn evict(&self, keep: Vec<Digest>, spare: Spare) -> Result<Found, String> {
-        if let Some(found) = self.lazy.evict(&keep, spare).await? {
-            return Ok(found);
-        }
-        let store = self.store().clone();
-        let evicting = tokio::task::spawn_blocking(move || {
-            let boot_id = boot_id().map_err(|error| error.to_string())?;
-            let mut keep: BTreeSet<Digest> = keep.into_iter().collect();
-            if spare == Spare::Stored {
-                let layers = store.layers().map_err(|error| Chain(&error).to_string())?;
-                keep.extend(layers.iter().map(crate::store::LayerDir::digest));
-            }
-            let kept = keep.into_iter().filter_map(|digest| layer_spec(&store, digest)).collect();
-            let evicted = crate::lazy::evict_unused(&store.files_dir(), &boot_id, kept);
-            let evicted = evicted.map_err(|error| error.to_string())?;
-            evicted.ok_or_else(|| "another process has the cache".to_owned())
-        });
-        evicting.await.map_err(|error| error.to_string())?
+        // Trees of many files take seconds, and are nobody's any more.
+        let (gone, outcome) = blocking(move || taken.delete()).await?;
+        gone.iter().for_each(|one| report.add(one));
+        outcome.map_err(failed)?;
+        Ok(inventory)
     }
 
     /// The manifests that services files and containers need.
-    fn needed(&self, wanted: &Users) -> Option<Vec<(ImageRef, Digest)>> {
+    fn needed(&self, wanted: &Wanted) -> Option<Vec<(ImageRef, Digest)>> {
         let mut needed = Vec::new();
-        for reference in wanted.keys() {
+        for reference in wanted.images.keys() {
             let record = self.store().image(reference).ok()?;
             needed.extend(record.map(|record| (record.reference, record.manifest)));
         }
-        let containers = self.of_containers()?;
+        let containers = self.of_containers().ok()?;
         needed.extend(containers.into_iter().map(|image| (image.reference, image.manifest)));
         Some(needed)
     }
@@ -273,14 +251,14 @@ impl Images {
 impl PruneReport {
     fn add(&mut self, leftover: &Leftover) {
         let (kind, name) = match &leftover.item {
-            Item::Image(image) => ("image", image.to_string()),
+            Item::Image(record) => ("image", record.reference.to_string()),
             Item::Layer(digest) => ("layer", digest.to_string()),
             Item::Blob(digest) => ("blob", digest.to_string()),
         };
         self.push(kind, name, leftover.class, leftover.bytes);
     }
 
-    fn add_content(&mut self, class: Class, found: Found) {
+    pub(super) fn add_content(&mut self, class: Class, found: Found) {
         if found.files > 0 {
             self.push("content", format!("{} files", found.files), class, found.bytes);
         }
@@ -292,56 +270,14 @@ impl PruneReport {
     }
 }
 
-/// Content by who has it.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Content {
-    /// No layer.
-    pub(super) orphans: Found,
-    /// Layers, none of which is in use.
-    pub(super) idle: Found,
-    /// All of it.
-    pub(super) all: Found,
-}
-
-/// Content by who has it, where layers of `gone` are no more. Blocks.
-pub(super) fn unused_content(
-    store: &Store,
-    in_use: &BTreeSet<Digest>,
-    gone: &[Leftover],
-) -> Result<Content, RequestError> {
-    let gone: BTreeSet<Digest> = gone
-        .iter()
-        .filter_map(|leftover| match leftover.item {
-            Item::Layer(digest) => Some(digest),
-            Item::Image(_) | Item::Blob(_) => None,
-        })
-        .collect();
-    let limits = Limits::default();
-    let surveyed = crate::lazy::survey(&store.files_dir());
-    let mut survey: Survey = surveyed.map_err(|source| {
-        let message = format!("could not read `{}`: {source}", store.files_dir().display());
-        RequestError::new(RequestErrorKind::Failed, message)
-    })?;
-    let mut content = Content { all: survey.rest(), ..Content::default() };
-    let take = |survey: &mut Survey, digest| {
-        layer_spec(store, digest)
-            .map_or_else(Found::default, |layer| survey.take_layer(layer.index, &limits))
-    };
-    for digest in in_use {
-        take(&mut survey, *digest);
+/// Whether a folder without a record is of no container: one that is being made, or has just gone.
+fn is_of_nobody(folder: &Path) -> bool {
+    let is_temporary =
+        |entry: std::fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.all(|entry| entry.is_ok_and(is_temporary)),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
-    for layer in store.layers().map_err(failed)? {
-        if !gone.contains(&layer.digest()) {
-            content.idle += take(&mut survey, layer.digest());
-        }
-    }
-    content.orphans = survey.rest();
-    Ok(content)
-}
-
-fn layer_spec(store: &Store, digest: Digest) -> Option<LayerSpec> {
-    let index = File::open(store.layer(digest).index_path()).ok()?;
-    Some(LayerSpec { digest, index: MappedFile::open(&index).ok()? })
 }
 
 /// The layer whose tree is at `path`.

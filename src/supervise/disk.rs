@@ -2,27 +2,53 @@
 
 use std::collections::BTreeSet;
 
-use super::collect::{
-    Contents, PruneManner, PruneOptions, Users, blocking, failed, unused_content,
-};
+use super::collect::{Contents, PruneManner, PruneOptions, Wanted, blocking, failed};
 use super::driver::Driver;
 use super::handle::{ControlHandle, Request, RequestError, RequestErrorKind};
 use super::report::{DiskReport, DiskRow, PruneReport};
+use super::unused_content::Content;
 use crate::image::ImageRef;
-use crate::store::{Inventory, Item, Reach, Store, Usage, usage};
+use crate::store::{Inventory, Item, Pinned, Reach, Store, Usage, is_set_aside, usage};
 
 impl Driver {
     /// The images that services files name, whether or not the services run.
-    pub(super) fn images_wanted(&self) -> Users {
-        let mut users = Users::new();
-        for (project, wanted) in &self.projects {
-            for (name, service) in &wanted.desired.services {
+    pub(super) fn images_wanted(&self) -> Wanted {
+        let mut wanted = Wanted { unknown: self.unread_project(), ..Wanted::default() };
+        for (project, held) in &self.projects {
+            for (name, service) in &held.desired.services {
                 for image in service.images() {
-                    users.entry(image.clone()).or_insert_with(|| format!("{project}/{name}"));
+                    let user = || format!("{project}/{name}");
+                    wanted.images.entry(image.clone()).or_insert_with(user);
                 }
             }
         }
-        users
+        wanted
+    }
+
+    /// Of a project that has a record, or what was set aside of one, and is not known, it cannot be told what it wants.
+    fn unread_project(&self) -> Option<String> {
+        let root = self.host.store.root();
+        let entries = match std::fs::read_dir(root.join("services")) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => return Some(format!("the projects cannot be listed: {error}")),
+        };
+        for entry in entries {
+            let name = match entry {
+                Ok(entry) => entry.file_name().to_string_lossy().into_owned(),
+                Err(error) => return Some(format!("the projects cannot be listed: {error}")),
+            };
+            let path = super::project::record_path(root, &name);
+            if !self.projects.keys().any(|project| project.as_str() == name)
+                && (path.exists() || is_set_aside(&path))
+            {
+                let path = path.display();
+                return Some(format!(
+                    "the record of project `{name}` cannot be used; take it up again, or give it up by removing `{path}*`"
+                ));
+            }
+        }
+        None
     }
 }
 
@@ -33,14 +59,14 @@ impl ControlHandle {
     /// When it cannot be read.
     pub async fn disk(&self) -> Result<DiskReport, RequestError> {
         let _working = self.images.work();
-        let wanted = self.ask(|reply| Request::ImagesWanted { reply }).await?;
-        let uses = self.images.uses(&wanted);
+        let (store, uses) = (self.images.store().clone(), self.images.uses().await?);
+        let looking = blocking(move || store.inventory(&uses, &Reach::Unused));
+        let inventory = looking.await?.map_err(failed)?;
+        let content = self.images.unused_content(&inventory.in_use, &inventory.leftovers).await;
+        let content =
+            content.map_err(|reason| RequestError::new(RequestErrorKind::Failed, reason))?;
         let store = self.images.store().clone();
-        blocking(move || {
-            let inventory = store.inventory(&uses, &Reach::Unused).map_err(failed)?;
-            report(&store, &inventory)
-        })
-        .await?
+        blocking(move || report(&store, &inventory, content)).await?
     }
 
     /// Removes what nothing needs, or tells what would be removed.
@@ -49,8 +75,7 @@ impl ControlHandle {
     /// When layers are being mounted all the time, or the file system refuses.
     pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport, RequestError> {
         let _working = self.images.work();
-        let wanted = self.ask(|reply| Request::ImagesWanted { reply }).await?;
-        let report = self.images.collect(&wanted, &options).await;
+        let report = self.images.collect(&options).await;
         // Somebody may have begun to want what has just gone.
         let _ = self.requests.send(Request::ImagesChanged).await;
         report
@@ -73,8 +98,8 @@ impl ControlHandle {
             let hint = format!("`supervisor image unpin {reference}` lets it go");
             return conflict(format!("image `{reference}` is pinned"), &hint);
         }
-        let wanted: Users = self.ask(|reply| Request::ImagesWanted { reply }).await?;
-        if let Some(user) = wanted.get(&reference) {
+        let wanted = self.images.wanted().await?;
+        if let Some(user) = wanted.images.get(&reference) {
             let message = format!("image `{reference}` is in use by service `{user}`");
             return conflict(message, "take the service down, or out of its services file");
         }
@@ -85,11 +110,16 @@ impl ControlHandle {
             return conflict(message, "remove the container first");
         }
         let options = PruneOptions {
-            reach: Reach::Image(reference),
+            reach: Reach::Image(reference.clone()),
             content: Contents::Orphans,
             manner: PruneManner::Remove,
         };
-        self.prune(options).await
+        let report = self.prune(options).await?;
+        if self.images.store().image(&reference).map_err(failed)?.is_some() {
+            let message = format!("image `{reference}` is in use since a moment ago");
+            return conflict(message, "`supervisor ps` and `supervisor images` show what is");
+        }
+        Ok(report)
     }
 
     /// Keeps an image from being collected, or lets it go again. False if that was so already.
@@ -101,8 +131,12 @@ impl ControlHandle {
         let store = self.images.store().clone();
         match pin {
             Pin::Keep => {
-                self.require_here(&reference)?;
-                blocking(move || store.pin(&reference)).await?.map_err(failed)
+                let image = reference.clone();
+                match blocking(move || store.pin(&image)).await?.map_err(failed)? {
+                    Pinned::Now => Ok(true),
+                    Pinned::Already => Ok(false),
+                    Pinned::NoImage => Err(not_here(&reference)),
+                }
             }
             Pin::LetGo => blocking(move || store.unpin(&reference)).await?.map_err(failed),
         }
@@ -112,10 +146,14 @@ impl ControlHandle {
         if self.images.store().image(reference).map_err(failed)?.is_some() {
             return Ok(());
         }
-        let message = format!("image `{reference}` is not here");
-        let error = RequestError::new(RequestErrorKind::NotFound, message);
-        Err(error.with_hint(Some("`supervisor images` lists those that are".to_owned())))
+        Err(not_here(reference))
     }
+}
+
+fn not_here(reference: &ImageRef) -> RequestError {
+    let message = format!("image `{reference}` is not here");
+    let error = RequestError::new(RequestErrorKind::NotFound, message);
+    error.with_hint(Some("`supervisor images` lists those that are".to_owned()))
 }
 
 /// Whether an image is kept whatever uses it.
@@ -134,13 +172,16 @@ fn parse(image: &str) -> Result<ImageRef, RequestError> {
 }
 
 /// Blocks.
-fn report(store: &Store, inventory: &Inventory) -> Result<DiskReport, RequestError> {
+fn report(
+    store: &Store,
+    inventory: &Inventory,
+    content: Content,
+) -> Result<DiskReport, RequestError> {
     let root = store.root();
     let stat = rustix::fs::statvfs(root).map_err(|error| {
         let message = format!("could not ask for the space at `{}`: {error}", root.display());
         RequestError::new(RequestErrorKind::Failed, message)
     })?;
-    let content = unused_content(store, &inventory.in_use, &inventory.leftovers)?;
     let left = |is_kind: fn(&Item) -> bool| -> u64 {
         let of_kind = inventory.leftovers.iter().filter(|leftover| is_kind(&leftover.item));
         of_kind.map(|leftover| leftover.bytes).sum()

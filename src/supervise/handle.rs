@@ -1,18 +1,17 @@
 //! What the API and library users hold of control: requests in, answers and events out.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::collect::Wanted;
 use super::lazy_link::Users;
 use super::report::{
     Event, ExecTarget, ExitReport, ImageReport, LogSource, MountableImage, PlanReport,
     PullProgress, ServiceReport, UpRequest,
 };
 use crate::container::Signal;
-use crate::image::ImageRef;
 
 /// Requests that wait while one is handled; handling one takes microseconds, so this is a burst of callers.
 pub(super) const REQUEST_QUEUE: usize = 64;
@@ -178,7 +177,7 @@ pub(super) enum Request {
     Reload(Reply<()>),
     /// The images that services files name, each with one of the services.
     ImagesWanted {
-        reply: Reply<BTreeMap<ImageRef, String>>,
+        reply: Reply<Wanted>,
     },
     /// An image was pulled by name.
     ImagesChanged,

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::execute::Host;
-use super::images::{Extent, LocalImage, MountedImage};
+use super::images::{Extent, LocalImage};
+use super::layer_mounts::MountedImage;
 use crate::image::{Digest, ImageRef};
 use crate::spec::{Lazy, Service};
 use crate::telemetry::Chain;
@@ -73,17 +74,17 @@ impl Host {
         );
     }
 
-    /// Brings the images here that are mounted in containers of `service`, and says which they are now.
+    /// Brings the images here that are mounted in containers of `service`.
     pub(super) async fn ensure_beside(
         &self,
         service: &Service,
-    ) -> Result<BTreeMap<ImageRef, Digest>, String> {
-        let mut manifests = BTreeMap::new();
+    ) -> Result<Vec<(ImageRef, LocalImage)>, String> {
+        let mut images = Vec::new();
         for volume in &service.image_volumes {
             let image = self.images.ensure(&volume.image, Extent::Lazy).await;
             let image = image.map_err(|error| Chain(&error).to_string())?;
-            manifests.insert(volume.image.clone(), image.manifest_digest);
+            images.push((volume.image.clone(), image));
         }
-        Ok(manifests)
+        Ok(images)
     }
 }

@@ -1,7 +1,7 @@
 //! Images on this host: pull them, make their layers ready, tell how much of each is here.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,15 +9,16 @@ use futures_util::future::try_join_all;
 use tokio::sync::{mpsc, watch};
 
 use super::events::{EventLog, Subject};
+use super::layer_mounts::MountedImage;
 use super::lazy_mounts::LazyMounts;
 use super::pull_error::PullError;
 use super::report::{EventLevel, PullProgress};
 use super::room::Room;
-use super::tally::{Tally, Teller, nobody};
+use super::tally::{Tally, Teller};
 use crate::image::{Digest, ImageConfig, ImageRef, Manifest, Platform};
 use crate::layer::{DiffId, Kept, Layers, Manner, WantedLayer};
 use crate::registry::{BlobSource, Client};
-use crate::store::{ImageRecord, Store, StoreError};
+use crate::store::{ImageRecord, Lease, Store, StoreError};
 
 /// How much of an image is brought here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(super) struct LocalImage {
     pub(super) manifest: Manifest,
     pub(super) config: ImageConfig,
     pub(super) source: BlobSource,
+    /// It stays here for as long as somebody has this.
+    _leases: Arc<[Lease; 2]>,
 }
 
 impl LocalImage {
@@ -48,28 +51,11 @@ impl LocalImage {
     }
 }
 
-/// The directories of an image's layers, lowest first, as they are used by one container or mount.
-#[derive(Debug, Clone)]
-pub(super) struct MountedImage {
-    pub(super) layers: Vec<PathBuf>,
-    pub(super) lazy: Vec<Digest>,
-}
-
-/// Where one layer is.
-#[derive(Debug)]
-pub(super) struct Mounted {
-    path: PathBuf,
-    pub(super) is_lazy: bool,
-}
-
-/// Layers of one image that are asked for at the same time; each is a connection.
-const MOUNTS_AT_ONCE: usize = 8;
-
 /// The images of one host.
 #[derive(Debug)]
 pub(super) struct Images {
     client: Client,
-    layers: Layers,
+    pub(super) layers: Layers,
     pub(super) lazy: LazyMounts,
     platform: Platform,
     pub(super) events: EventLog,
@@ -147,12 +133,16 @@ impl Images {
         reference: &ImageRef,
         digest: Digest,
     ) -> Result<Option<LocalImage>, StoreError> {
+        // Each before it is looked for.
+        let of_manifest = self.store().lease([digest]);
         let Some(bytes) = self.store().read_blob(digest)? else { return Ok(None) };
         let Ok(crate::image::Document::Manifest(manifest)) =
             crate::image::Document::parse(&bytes, None)
         else {
             return Ok(None);
         };
+        let parts = manifest.layers.iter().map(|layer| layer.digest);
+        let of_parts = self.store().lease(parts.chain([manifest.config.digest]));
         let Some(bytes) = self.store().read_blob(manifest.config.digest)? else { return Ok(None) };
         let Ok(config) = ImageConfig::parse(&bytes) else { return Ok(None) };
         let here = manifest.layers.iter().all(|descriptor| {
@@ -160,7 +150,10 @@ impl Images {
             layer.is_full() || layer.is_indexed_by(descriptor.toc_digest())
         });
         let source = BlobSource::of(reference);
-        Ok(here.then_some(LocalImage { manifest_digest: digest, manifest, config, source }))
+        let leases = Arc::new([of_manifest, of_parts]);
+        let image =
+            LocalImage { manifest_digest: digest, manifest, config, source, _leases: leases };
+        Ok(here.then_some(image))
     }
 
     /// Brings the image here, if it is not: resolves it, and makes every layer ready.
@@ -190,11 +183,16 @@ impl Images {
                 .entry(reference.clone())
                 .or_default(),
         );
-        let _alone = flight.lock().await;
+        let alone = flight.lock().await;
         let teller = Teller { image: reference, tally: &self.tally, progress };
         let result = self.pull_alone(reference, extent, teller).await;
         self.tally.end(reference);
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
+        drop(alone);
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's and this one: nobody else waits for it.
+        if Arc::strong_count(&flight) <= 2 {
+            flights.remove(reference);
+        }
         result
     }
 
@@ -209,8 +207,8 @@ impl Images {
         let failed = store_failed(reference);
         let store = self.store();
         // Before anything is looked for, and until the record says that it is in use.
-        let _lease = store.lease(super::room::parts(&located));
-        let _promise = self.make_room(reference, &located.manifest, extent).await?;
+        let lease = store.lease(super::room::parts(&located));
+        let promise = self.make_room(reference, &located.manifest, extent).await?;
         if let Some((_, bytes)) = &located.index {
             store.write_blob(bytes).map_err(&failed)?;
         }
@@ -227,13 +225,19 @@ impl Images {
             ids.send_replace(Some(config.diff_ids.clone()));
             Ok::<_, PullError>(config)
         };
-        let layers = try_join_all(wanted.iter().map(|layer| self.prepare(layer, extent, teller)));
-        let (config, _) = tokio::try_join!(config, layers)?;
+        let layers = wanted.iter().map(async |layer| {
+            self.prepare(layer, extent, teller).await?;
+            promise.keep(layer.descriptor.digest);
+            Ok::<_, PullError>(())
+        });
+        let (config, _) = tokio::try_join!(config, try_join_all(layers))?;
+        drop(promise);
         let local = LocalImage {
             manifest_digest: located.manifest_digest,
             manifest: located.manifest,
             config,
             source: located.source,
+            _leases: Arc::new([lease, store.lease([])]),
         };
         let before = store.image(reference).map_err(&failed)?;
         let previous = before.and_then(|before| match before.manifest == local.manifest_digest {
@@ -321,69 +325,10 @@ impl Images {
         });
     }
 
-    fn note(&self, digest: Digest, kept: &Kept) -> Option<String> {
+    pub(super) fn note(&self, digest: Digest, kept: &Kept) -> Option<String> {
         let Kept::Full(_, Some(why)) = kept else { return None };
         self.why_full.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, why.clone());
         Some(why.clone())
-    }
-
-    /// Makes the layers usable by path: lazy ones are mounted, and one that cannot be is unpacked after all.
-    pub(super) async fn mount(&self, image: &LocalImage) -> Result<MountedImage, PullError> {
-        let _mounting = self.mounting.read().await;
-        self.mount_layers(image).await
-    }
-
-    /// As [`Self::mount`], for an image that people look into at `target`.
-    pub(super) async fn mount_at(
-        &self,
-        image: &LocalImage,
-        target: &Path,
-    ) -> Result<MountedImage, PullError> {
-        let _mounting = self.mounting.read().await;
-        let mounted = self.mount_layers(image).await?;
-        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
-        mounts.insert(target.to_path_buf(), mounted.clone());
-        Ok(mounted)
-    }
-
-    async fn mount_layers(&self, image: &LocalImage) -> Result<MountedImage, PullError> {
-        let wanted = image.wanted();
-        let mut places = Vec::with_capacity(wanted.len());
-        // A request and its answer for each, side by side.
-        for some in wanted.chunks(MOUNTS_AT_ONCE) {
-            places.extend(try_join_all(some.iter().map(|layer| self.mount_layer(layer))).await?);
-        }
-        let mut mounted = MountedImage { layers: Vec::new(), lazy: Vec::new() };
-        for (wanted, place) in wanted.iter().zip(places) {
-            if place.is_lazy {
-                mounted.lazy.push(wanted.descriptor.digest);
-            }
-            mounted.layers.push(place.path);
-        }
-        Ok(mounted)
-    }
-
-    pub(super) async fn mount_layer(&self, wanted: &WantedLayer) -> Result<Mounted, PullError> {
-        let digest = wanted.descriptor.digest;
-        let layer = self.store().layer(digest);
-        let mut full = Manner::Full(None);
-        if !layer.is_full() && layer.is_indexed_by(wanted.descriptor.toc_digest()) {
-            match self.lazy.mount(&layer).await {
-                Ok(path) => return Ok(Mounted { path, is_lazy: true }),
-                Err(reason) => {
-                    let message = format!("layer {} is pulled fully: {reason}", digest.short());
-                    let attributes = [("layer", digest.to_string())];
-                    let level = EventLevel::Warning;
-                    self.events.emit(Subject::Host, level, "layer-not-lazy", message, attributes);
-                    full = Manner::Full(Some(reason));
-                }
-            }
-        }
-        if !layer.is_full() {
-            let kept = self.layers.prepare(wanted, full, &nobody()).await?;
-            self.note(digest, &kept);
-        }
-        Ok(Mounted { path: layer.full_path(), is_lazy: false })
     }
 }
 

@@ -32,18 +32,20 @@ impl LazySide {
         }
     }
 
-    /// Removes content that neither a layer that is mounted here nor one of `keep` has, nor what `spare` says. `None`
-    /// where another process has the cache, or there is no connection.
+    /// Removes content that neither a layer that is mounted here nor one of `keep` has, nor what `spare` says, as far as
+    /// `bytes` need it. `None` where another process has the cache, or there is no connection.
     pub(super) async fn evict(
         &self,
         keep: &[Digest],
         spare: Spare,
+        bytes: Option<u64>,
     ) -> Result<Option<Found>, String> {
         if !self.is_there() {
             return Ok(None);
         }
         let lazy = self.connected().await?;
-        let evicted = lazy.evict(keep, spare).await.map_err(|error| Chain(&error).to_string());
+        let evicted = lazy.evict(keep, spare, bytes).await;
+        let evicted = evicted.map_err(|error| Chain(&error).to_string());
         self.forget_statuses().await;
         evicted
     }

@@ -213,16 +213,19 @@ impl LazyMounts {
         Ok(mounted)
     }
 
-    /// Has whoever writes the cache remove content that no layer of `keep` has, nor what `spare` says. `None` when
-    /// nobody does. All of it follows from `keep`: a connection does not know what is mounted on the other one.
+    /// Has whoever writes the cache remove content that no layer of `keep` has, nor what `spare` says, as far as
+    /// `bytes` need it. `None` when nobody does. All of it follows from `keep`: a connection does not know what is mounted on the other one.
     pub(super) async fn evict(
         &self,
         keep: &[Digest],
         spare: Spare,
+        bytes: Option<u64>,
     ) -> Result<Option<Found>, String> {
         // Both forget what they know of layers that are gone; one of them has the cache.
-        let (main, marked) =
-            tokio::join!(self.main.evict(keep, spare), self.marked.evict(keep, spare));
+        let (main, marked) = tokio::join!(
+            self.main.evict(keep, spare, bytes),
+            self.marked.evict(keep, spare, bytes)
+        );
         Ok(main?.or(marked?))
     }
 

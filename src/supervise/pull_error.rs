@@ -44,9 +44,10 @@ pub enum PullError {
     Abandoned,
     /// There is no room for it, also after what nothing needs was removed.
     #[error(
-        "no room for `{image}`: it needs about {} MB, and {bound} leaves {} MB",
+        "no room for `{image}`: it needs about {} MB, and {bound} leaves {} MB{}",
         needed.div_ceil(1_000_000),
-        room / 1_000_000
+        room / 1_000_000,
+        kept_because.as_ref().map(|why| format!("; nothing was removed for it: {why}")).unwrap_or_default()
     )]
     NoRoom {
         /// Which image.
@@ -57,6 +58,8 @@ pub enum PullError {
         room: u64,
         /// Who says so.
         bound: Bound,
+        /// Why something stays of which it is not known whether it is needed.
+        kept_because: Option<String>,
     },
     /// The store refused.
     #[error("could not store the image `{image}`")]

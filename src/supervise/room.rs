@@ -1,18 +1,20 @@
 //! Room for what a pull brings: looked at before it begins, and made if there is too little.
 //!
 //! How much a layer occupies unpacked is known when it is, so it is taken to be three times what comes over the wire, which
-//! is more than most are. What is promised to a pull counts until its end, also what it has written by then: two at once
-//! may be told too early that there is no room, and try again. While a layer is unpacked the free space is looked at
-//! again, so what was taken for less than it is ends in time for records and logs to be written.
+//! is more than most are. While a layer is unpacked the free space is looked at again, so what was taken for less than it
+//! is ends in time for records and logs to be written.
+//!
+//! What is made room with is gone for good, or needs the network to come back. So what nothing leads to goes first; then
+//! others that bring something here are waited for; and what somebody may miss goes only if all of it together is enough.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::collect::{Contents, PruneManner, PruneOptions};
 use super::handle::Request;
 use super::images::{Extent, Images};
+use super::promise::{Needs, Promise, Promises};
 use super::pull_error::PullError;
 use crate::image::{Compression, Descriptor, Digest, ImageRef, Manifest};
 use crate::registry::Located;
@@ -33,8 +35,8 @@ const INDEX_PART: u64 = 50;
 /// What is on the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DiskLimits {
-    /// What images, layers and content of lazy layers may occupy together; as much as there is without it. Half of it is
-    /// for content of lazy layers, which is evicted, and half for the rest, which is not.
+    /// What images, layers and content of lazy layers may occupy together; as much as there is without it. Where layers can
+    /// be lazy half of it is for their content, which is evicted, and half for the rest, which is not.
     pub budget: Option<u64>,
     /// Bytes that stay free, for records, logs and what containers write; without it 64 MB, or a fiftieth of a disk
     /// that is so small that this is less.
@@ -88,6 +90,9 @@ impl Bound {
     }
 }
 
+/// So often things that somebody may miss are given up for one pull.
+const MOST_ROUNDS: u32 = 3;
+
 /// The bounds on what is brought here, and what is promised of it.
 #[derive(Debug, Default)]
 pub(super) struct Room {
@@ -95,7 +100,7 @@ pub(super) struct Room {
     may_be_lazy: bool,
     /// Whom to ask what is wanted. He must not live for the sake of this.
     driver: Option<mpsc::WeakSender<Request>>,
-    promised: AtomicU64,
+    promises: Promises,
 }
 
 impl Room {
@@ -105,21 +110,20 @@ impl Room {
         driver: mpsc::WeakSender<Request>,
     ) -> Self {
         let (limits, driver) = (Some(limits), Some(driver));
-        Self { limits, may_be_lazy, driver, promised: AtomicU64::new(0) }
+        Self { limits, may_be_lazy, driver, promises: Promises::default() }
+    }
+
+    /// Whom to ask what is wanted, while there is somebody.
+    pub(super) fn driver(&self) -> Option<mpsc::Sender<Request>> {
+        self.driver.as_ref()?.upgrade()
     }
 }
 
-/// Room that a pull has until it ends.
-#[derive(Debug)]
-pub(super) struct Promise<'a> {
-    promised: &'a AtomicU64,
+/// How much may be brought here, and who says so.
+#[derive(Debug, Clone, Copy)]
+struct There {
     bytes: u64,
-}
-
-impl Drop for Promise<'_> {
-    fn drop(&mut self) {
-        self.promised.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
+    bound: Bound,
 }
 
 impl Images {
@@ -131,77 +135,129 @@ impl Images {
         extent: Extent,
     ) -> Result<Promise<'_>, PullError> {
         let is_lazy = self.room.may_be_lazy && extent != Extent::Full;
-        let needed = needed(self.store(), manifest, is_lazy);
-        let promised = &self.room.promised;
-        let before = promised.fetch_add(needed, Ordering::AcqRel);
-        let promise = Promise { promised, bytes: needed };
-        let Some(limits) = self.room.limits.filter(|_| needed > 0) else { return Ok(promise) };
-        let mut there = self.there(limits).await;
-        for content in [Contents::Orphans, Contents::Idle] {
-            if there.0.saturating_sub(before) >= needed {
+        self.room_for(reference, needs(self.store(), manifest, is_lazy)).await
+    }
+
+    async fn room_for(&self, reference: &ImageRef, needs: Needs) -> Result<Promise<'_>, PullError> {
+        let promises = &self.room.promises;
+        let needed = needs.values().copied().fold(0, u64::saturating_add);
+        let Some(limits) = self.room.limits.filter(|_| needed > 0) else {
+            return Ok(promises.unbounded());
+        };
+        let (mut is_swept, mut rounds) = (false, 0);
+        let mut kept_because = None;
+        loop {
+            let returned = promises.returned();
+            tokio::pin!(returned);
+            // From here on: one that is returned after the look counts.
+            returned.as_mut().enable();
+            let there = self.there(limits).await;
+            if let Some(promise) = promises.give(&needs, there.bytes) {
                 return Ok(promise);
             }
-            self.free(content).await;
-            there = self.there(limits).await;
+            if !is_swept {
+                is_swept = true;
+                kept_because = self.free(Reach::Leftovers, Contents::Orphans).await;
+            } else if needed <= there.bytes {
+                // Promised to others, who may need less, or fail.
+                returned.await;
+            } else if rounds < MOST_ROUNDS && self.give_up(reference, needed, there).await {
+                rounds += 1;
+            } else {
+                let (room, bound) = (there.bytes, there.bound);
+                let image = reference.to_string();
+                return Err(PullError::NoRoom { image, needed, room, bound, kept_because });
+            }
         }
-        let (bytes, bound) = there;
-        let room = bytes.saturating_sub(before);
-        if room >= needed {
-            return Ok(promise);
-        }
-        Err(PullError::NoRoom { image: reference.to_string(), needed, room, bound })
     }
 
     /// What may be brought here, and who bounds it.
-    async fn there(&self, limits: DiskLimits) -> (u64, Bound) {
+    async fn there(&self, limits: DiskLimits) -> There {
         // What cannot be told is found out by writing.
         let free =
             self.store().free().unwrap_or(u64::MAX).saturating_sub(limits.reserve.unwrap_or(0));
-        let Some(budget) = limits.budget else { return (free, Bound::Disk) };
+        let of_disk = There { bytes: free, bound: Bound::Disk };
+        let Some(budget) = limits.budget else { return of_disk };
         let store = self.store().clone();
         let counting = tokio::task::spawn_blocking(move || {
-            let folders = ["blobs", "images", "layers"];
-            folders.iter().map(|name| usage(&store.root().join(name)).bytes).sum::<u64>()
+            let folders = ["blobs", "images"].map(|name| usage(&store.root().join(name)).bytes);
+            folders.iter().sum::<u64>() + store.layers_bytes().unwrap_or(0)
         });
         let used = counting.await.unwrap_or(0);
-        let left = (budget - budget / 2).saturating_sub(used);
-        if left < free { (left, Bound::Budget) } else { (free, Bound::Disk) }
+        let for_images = if self.room.may_be_lazy { budget - budget / 2 } else { budget };
+        let left = for_images.saturating_sub(used);
+        if left < free { There { bytes: left, bound: Bound::Budget } } else { of_disk }
     }
 
-    /// Removes what nothing needs. What cannot be removed is in use, or will be removed the next time.
-    async fn free(&self, content: Contents) {
-        let driver = self.room.driver.as_ref().and_then(mpsc::WeakSender::upgrade);
-        let Some(driver) = driver else { return };
-        let (reply, answer) = oneshot::channel();
-        if driver.send(Request::ImagesWanted { reply }).await.is_err() {
-            return;
+    /// Gives up what somebody may miss, if that makes room: idle content of lazy layers that comes again when it is read,
+    /// where it counts; then what `reference` stood for before and images that nothing uses. False if it would not.
+    async fn give_up(&self, reference: &ImageRef, needed: u64, there: There) -> bool {
+        let missing = needed.saturating_sub(there.bytes);
+        let idle = match there.bound {
+            Bound::Disk => self.idle_content().await,
+            // It has a half of its own, which this would not be taken from.
+            Bound::Budget => 0,
+        };
+        let rest = missing.saturating_sub(idle);
+        let reach = || Reach::Room { image: reference.clone(), bytes: rest };
+        if rest > 0 {
+            // Swept before, so that this is what it was asked for.
+            let Ok(inventory) = self.inventory(reach()).await else { return false };
+            let freed: u64 = inventory.leftovers.iter().map(|leftover| leftover.bytes).sum();
+            if freed < rest {
+                return false;
+            }
+            self.free(reach(), Contents::Orphans).await;
         }
-        drop(driver);
-        let Ok(Ok(wanted)) = answer.await else { return };
-        let options =
-            PruneOptions { reach: Reach::Leftovers, content, manner: PruneManner::Remove };
-        if let Err(error) = self.collect(&wanted, &options).await {
-            tracing::debug!(%error, "could not make room");
+        if idle > 0 {
+            self.free(Reach::Leftovers, Contents::Coldest(missing.min(idle))).await;
+        }
+        true
+    }
+
+    /// Bytes of content that no layer has which is in use, or of an image that is pinned.
+    async fn idle_content(&self) -> u64 {
+        let Ok(inventory) = self.inventory(Reach::Leftovers).await else { return 0 };
+        if inventory.unknown.is_some() {
+            return 0;
+        }
+        let busy = &inventory.in_use | &inventory.needed;
+        let content = self.unused_content(&busy, &inventory.leftovers).await;
+        content.map_or(0, |content| content.idle.bytes)
+    }
+
+    /// Removes what nothing needs. What cannot be removed is in use, or will be removed the next time. Says why something
+    /// stays of which that is not known.
+    async fn free(&self, reach: Reach, content: Contents) -> Option<String> {
+        let options = PruneOptions { reach, content, manner: PruneManner::Remove };
+        match self.collect(&options).await {
+            Ok(report) => report.kept_because.into_iter().next(),
+            Err(error) => {
+                tracing::debug!(%error, "could not make room");
+                Some(error.to_string())
+            }
         }
     }
 }
 
-/// Bytes that an image will occupy beyond what is here, roughly.
-fn needed(store: &Store, manifest: &Manifest, is_lazy: bool) -> u64 {
-    let of_layer = |descriptor: &Descriptor| {
-        let layer = store.layer(descriptor.digest);
-        let toc = descriptor.toc_digest().filter(|_| is_lazy);
-        if layer.is_full() || layer.is_indexed_by(toc) {
-            0
-        } else if toc.is_some() {
-            descriptor.size / INDEX_PART
-        } else if descriptor.compression() == Some(Compression::None) {
-            descriptor.size
-        } else {
-            descriptor.size.saturating_mul(INFLATION)
-        }
-    };
-    manifest.layers.iter().map(of_layer).fold(0, u64::saturating_add)
+/// Bytes that the layers of an image will occupy beyond what is here, roughly.
+fn needs(store: &Store, manifest: &Manifest, is_lazy: bool) -> Needs {
+    let layers = manifest.layers.iter();
+    layers.map(|descriptor| (descriptor.digest, needed(store, descriptor, is_lazy))).collect()
+}
+
+fn needed(store: &Store, descriptor: &Descriptor, is_lazy: bool) -> u64 {
+    let layer = store.layer(descriptor.digest);
+    let toc = descriptor.toc_digest().filter(|_| is_lazy);
+    if layer.is_full() || layer.is_indexed_by(toc) {
+        0
+    } else if toc.is_some() {
+        descriptor.size / INDEX_PART
+    } else if descriptor.compression() == Some(Compression::None) {
+        descriptor.size
+    } else {
+        descriptor.size.saturating_mul(INFLATION)
+    }
 }
 
 /// Everything of an image that the store keeps.

@@ -7,14 +7,14 @@ use super::driver::Driver;
 use super::execute::{Host, Outcome, Start, Synced};
 use super::handle::{ControlHandle, Reply, Request, RequestError, RequestErrorKind};
 use super::held::{ContainerRecord, Held, ImpliedNetwork, OneOff};
-use super::images::Extent;
+use super::images::{Extent, LocalImage};
 use super::membership;
 use super::project::Wish;
 use super::report::RunEnd;
 use super::run_ends::Ended;
 use super::run_settings::{RunOptions, settings};
 use crate::container::{ContainerId, Phase as RunPhase};
-use crate::image::{Digest, ImageRef};
+use crate::image::ImageRef;
 use crate::network::MemberWish;
 use crate::reconcile::{Action, ContainerKey, Operation, ServiceKey};
 use crate::spec::Service;
@@ -48,8 +48,8 @@ pub(super) struct ReadyRun {
     service: ServiceKey,
     settings: Box<Service>,
     options: RunOptions,
-    /// Of its image, and of those that are mounted in it.
-    manifests: Result<(Digest, BTreeMap<ImageRef, Digest>), String>,
+    /// Its image, and those that are mounted in it. They stay here until its record says that it has them.
+    images: Result<(LocalImage, Vec<(ImageRef, LocalImage)>), String>,
     reply: Reply<String>,
 }
 
@@ -72,14 +72,11 @@ impl Driver {
         let working = host.images.work();
         tokio::spawn(async move {
             let image = host.images.ensure(&settings.image, Extent::Lazy).await;
-            let manifests = match image {
-                Ok(image) => host
-                    .ensure_beside(&settings)
-                    .await
-                    .map(|beside| (image.manifest_digest, beside)),
+            let images = match image {
+                Ok(image) => host.ensure_beside(&settings).await.map(|beside| (image, beside)),
                 Err(error) => Err(Chain(&error).to_string()),
             };
-            let run = ReadyRun { service, settings, options, manifests, reply };
+            let run = ReadyRun { service, settings, options, images, reply };
             let _ = outcomes.send(Outcome::RunReady(Box::new(run))).await;
             drop(working);
         });
@@ -92,10 +89,10 @@ impl Driver {
         if let Some(key) = named.filter(|key| self.is_leaving(key)) {
             return self.runs.postponed.push((key, run));
         }
-        let ReadyRun { service, settings, options, manifests, reply } = run;
+        let ReadyRun { service, settings, options, images, reply } = run;
         let failed = |message: String| RequestError::new(RequestErrorKind::Failed, message);
-        let (manifest, mounted) = match manifests {
-            Ok(manifests) => manifests,
+        let images = match images {
+            Ok(images) => images,
             Err(message) => return drop(reply.send(Err(failed(message)))),
         };
         let id = match options.name.as_deref().map(str::parse::<ContainerId>) {
@@ -120,7 +117,9 @@ impl Driver {
         );
         record.serial = self.next_serial();
         record.fingerprint = settings.fingerprint();
-        (record.manifest, record.mounted) = (manifest, mounted);
+        record.manifest = images.0.manifest_digest;
+        let beside = images.1.iter();
+        record.mounted = beside.map(|(of, image)| (of.clone(), image.manifest_digest)).collect();
         record.implied_network = ImpliedNetwork::Project;
         record.one_off = Some(OneOff {
             remove: options.remove,
@@ -135,7 +134,10 @@ impl Driver {
         let asked = Asked { settings: settings.clone(), reply, has_begun: false };
         self.runs.asked.insert(key, asked);
         let (host, outcomes) = (std::sync::Arc::clone(&self.host), self.outcomes.clone());
-        tokio::spawn(async move { host.create(id, record, settings, outcomes).await });
+        tokio::spawn(async move {
+            host.create(id, record, settings, outcomes).await;
+            drop(images);
+        });
     }
 
     /// Gives a run back that was not asked for before. Of another one the caller is told how far that is.

@@ -68,16 +68,17 @@ impl Images {
             self.release_due.store(true, Ordering::Release);
             return;
         };
-        let pulling = !self.flights.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         let here = self.mounts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mounted = rootfs::image_mounts(self.lazy.instance()).unwrap_or_default();
-        // What a pull prefetches is not recorded yet, and of mounts of an earlier control the layers are not known.
-        if pulling || mounted.iter().any(|target| !here.contains_key(target)) {
+        let Ok(mounted) = rootfs::image_mounts(self.lazy.instance()) else { return };
+        // Of mounts of an earlier control the layers are not known.
+        if mounted.iter().any(|target| !here.contains_key(target)) {
             return;
         }
         let Some(manifests) = manifests() else { return };
         let mut needed: HashSet<Digest> =
             here.values().flat_map(|image| image.lazy.iter().copied()).collect();
+        // What a pull fetches is not recorded yet.
+        needed.extend(self.store().leased());
         for (reference, manifest) in manifests {
             // One that cannot be read may need anything.
             let Ok(image) = self.local_manifest(&reference, manifest) else { return };

@@ -382,3 +382,38 @@ async fn slots_are_given_up_after_a_mount_and_nobody_queues_behind_it() {
     fixture.driver.release_due_slots();
     assert!(!images.release_due.load(std::sync::atomic::Ordering::Acquire));
 }
+
+#[tokio::test]
+async fn what_a_project_or_container_wants_is_unknown_while_its_record_cannot_be_read() {
+    let mut fixture = Fixture::new();
+    fixture.up("shop").await;
+    assert_eq!(fixture.driver.images_wanted().unknown, None);
+    let store = fixture.driver.host.store.clone();
+    let path = project::record_path(store.root(), "shop");
+    for path in [path.clone(), path.with_extension("prev")] {
+        std::fs::write(path, b"damaged").unwrap();
+    }
+    // Also when what was damaged has been set aside.
+    for _ in 0..2 {
+        fixture.driver.projects.clear();
+        fixture.driver.find_what_is_there().await;
+        assert!(fixture.driver.projects.is_empty());
+        let unknown = fixture.driver.images_wanted().unknown.unwrap();
+        assert!(unknown.contains("project `shop`"), "{unknown}");
+    }
+    fixture.up("shop").await;
+    assert_eq!(fixture.driver.images_wanted().unknown, None);
+
+    let images = Arc::clone(&fixture.driver.host.images);
+    assert!(images.of_containers().unwrap().is_empty());
+    let folder = store.container_dir("shop-web-1-abc").unwrap();
+    std::fs::write(folder.join(".tmp-record"), b"in the making").unwrap();
+    assert!(images.of_containers().unwrap().is_empty(), "nobody has it yet");
+    for name in ["container", "container.prev"] {
+        std::fs::write(folder.join(name), b"damaged").unwrap();
+    }
+    for _ in 0..2 {
+        let unknown = images.of_containers().unwrap_err();
+        assert!(unknown.contains("container `shop-web-1-abc`"), "{unknown}");
+    }
+}

@@ -9,7 +9,7 @@ use super::report::EventLevel;
 use super::service_wish::{Asker, ServiceWaiter, Until};
 use crate::reconcile::{ContainerKey, ExitStatus, Operation, Phase};
 use crate::spec::{ProjectName, ServiceName};
-use crate::store::record;
+use crate::store::{forget_aside, record};
 use crate::telemetry::Chain;
 
 /// How far one service of a waiter is.
@@ -172,6 +172,8 @@ impl Driver {
         if let Err(error) = record::remove(&path) {
             tracing::warn!(project = %name, error = %Chain(&error), "could not remove the project's record");
         }
+        // Whoever takes it down gives up what was unreadable of it.
+        forget_aside(&path);
     }
 }
 

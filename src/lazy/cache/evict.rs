@@ -162,10 +162,12 @@ impl FileCache {
     }
 
     /// Evicts content that no layer has but those that nobody uses; `choose` takes out of all files what others have.
-    /// Gives what went, in files and bytes; `None` while another process uses the cache. Blocks.
+    /// Given `bytes`, only so much goes as is needed for them, the coldest first. Gives what went, in files and bytes;
+    /// `None` while another process uses the cache. Blocks.
     pub(in crate::lazy) fn evict_unused(
         &self,
         kept: &HashSet<Digest>,
+        bytes: Option<u64>,
         choose: impl FnOnce(&mut Survey),
     ) -> io::Result<Option<Found>> {
         let _alone = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,7 +180,12 @@ impl FileCache {
         self.remove_hints(|layer| !kept.contains(layer));
         let mut gone = Found::default();
         let mut keys = HashSet::new();
-        for candidate in survey.into_rest() {
+        let mut unused: Vec<Candidate> = survey.into_rest().collect();
+        unused.sort_unstable();
+        for candidate in unused {
+            if bytes.is_some_and(|wanted| gone.bytes >= wanted) {
+                break;
+            }
             let key = Digest::from_bytes(candidate.key);
             if !self.is_written(&key) && self.remove(&candidate) {
                 gone += Found { files: 1, bytes: candidate.bytes };

@@ -4,45 +4,19 @@
 //! ([`Uses`]). What it keeps follows from its manifest, so this is where the store looks into documents. Content of lazy
 //! layers is not here: it belongs to the lazy engine, which is told which layers are left.
 //!
-//! A removal may be interrupted anywhere. Records go before what they name, and a layer takes another name, durably,
-//! before anything in it goes: what is found under the name of a layer is whole.
+//! What cannot be read may need anything: while it is not known what is needed, nothing goes but an image by its name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+mod class;
+mod remove;
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use super::durable::{self, TEMPORARY_PREFIX};
-use super::{Store, StoreError, failed, tree, usage};
+pub use self::class::Class;
+pub use self::remove::Taken;
+use super::lease::Look;
+use super::{ImageRecord, LayerDir, Store, StoreError, usage};
 use crate::image::{Digest, Document, ImageRef, Manifest};
-
-/// Why something may go, in the order in which it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Class {
-    /// Nothing leads to it.
-    Orphan,
-    /// A pull brought it that did not come to its end.
-    FailedPull,
-    /// What a reference stood for before it was pulled again.
-    OldGeneration,
-    /// An image that no container and no services file uses.
-    UnusedImage,
-    /// Content of lazy layers that nothing uses at present; it is fetched again when it is read.
-    IdleContent,
-}
-
-impl std::fmt::Display for Class {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Orphan => "orphan",
-            Self::FailedPull => "failed pull",
-            Self::OldGeneration => "old generation",
-            Self::UnusedImage => "unused image",
-            Self::IdleContent => "idle content",
-        })
-    }
-}
 
 /// What is in use.
 #[derive(Debug, Clone, Default)]
@@ -64,15 +38,24 @@ pub enum Reach {
     Leftovers,
     /// Also images that nothing uses, unless they are pinned.
     Unused,
-    /// This image and what only it keeps.
+    /// This image, unless it is in use or pinned, and what only it keeps.
     Image(ImageRef),
+    /// What is in the way of a pull: leftovers, and, if that gives back `bytes` besides, what its image stood for before
+    /// what it stands for now, and images that nothing uses and that are not pinned, the oldest first, as far as
+    /// necessary.
+    Room {
+        /// The image that is pulled.
+        image: ImageRef,
+        /// What is to be given back besides leftovers.
+        bytes: u64,
+    },
 }
 
 /// Something that may go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    /// The record of an image.
-    Image(ImageRef),
+    /// The record of an image, as it was found.
+    Image(Box<ImageRecord>),
     /// A manifest, index or configuration.
     Blob(Digest),
     /// A layer, with index or tree.
@@ -99,10 +82,14 @@ pub struct Inventory {
     pub kept: BTreeSet<Digest>,
     /// Of these the ones that are in use at present.
     pub in_use: BTreeSet<Digest>,
+    /// Those of images that are in use or pinned.
+    pub needed: BTreeSet<Digest>,
     /// Images that are in use or pinned.
     pub images_in_use: BTreeSet<ImageRef>,
-    /// Why layers stay that nothing is known to need.
+    /// Why things stay that nothing is known to need.
     pub unknown: Option<String>,
+    /// What is let go from the look on is not left over.
+    _look: Option<Arc<Look>>,
 }
 
 /// What an image consists of.
@@ -113,82 +100,171 @@ struct Closure {
 }
 
 impl Closure {
-    fn add(&mut self, manifest: Digest, document: &Manifest) {
-        self.blobs.extend([manifest, document.config.digest]);
-        self.layers.extend(document.layers.iter().map(|layer| layer.digest));
+    fn add(&mut self, other: &Self) {
+        self.blobs.extend(&other.blobs);
+        self.layers.extend(&other.layers);
+    }
+}
+
+/// A recorded image.
+#[derive(Debug)]
+struct Known {
+    record: ImageRecord,
+    /// What it stands for.
+    own: Closure,
+    /// What it stood for before.
+    previous: Option<Closure>,
+    /// Its manifest cannot be read.
+    is_damaged: bool,
+    is_used: bool,
+    /// Used or pinned.
+    is_needed: bool,
+}
+
+/// What a collection gives up that it could keep.
+#[derive(Debug, Default)]
+struct GivenUp {
+    images: BTreeSet<ImageRef>,
+    previous_of: Option<ImageRef>,
+}
+
+impl GivenUp {
+    /// Divides images into what is kept of them and what goes with those that go. Where to go back to belongs to what
+    /// is needed.
+    fn divide(&self, images: &[Known], fixed: &Closure) -> (Closure, Closure) {
+        let (mut kept, mut dropped) = (Closure::default(), Closure::default());
+        kept.add(fixed);
+        for image in images {
+            let reference = &image.record.reference;
+            let goes = self.images.contains(reference);
+            let closure = if goes { &mut dropped } else { &mut kept };
+            closure.add(&image.own);
+            let is_way_back = image.is_needed && self.previous_of.as_ref() != Some(reference);
+            if let Some(previous) = image.previous.as_ref().filter(|_| is_way_back || goes) {
+                closure.add(previous);
+            }
+        }
+        (kept, dropped)
     }
 }
 
 impl Store {
-    /// Looks at everything that is here. Removes nothing. Reads every document and walks through every layer that is
-    /// left over.
+    /// Looks at everything that is here. Removes nothing. Reads every document; walks through layers whose size is not
+    /// known.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn inventory(&self, uses: &Uses, reach: &Reach) -> Result<Inventory, StoreError> {
-        let pins = self.pins()?;
-        let mut kept = Closure::default();
-        let mut inventory = Inventory { unknown: uses.unknown.clone(), ..Inventory::default() };
-        let mut dropped = Closure::default();
-        let mut current = Closure::default();
-        let mut gone = Vec::new();
-        for record in self.images()? {
+        let look = Arc::new(self.leases.look());
+        let (pins, lost_pins) = self.pins_and_doubt()?;
+        let (records, lost_records) = self.images_and_doubt()?;
+        let mut unknown = uses.unknown.clone().or(lost_pins).or(lost_records);
+        let mut images = Vec::with_capacity(records.len());
+        for record in records {
             let is_used = uses.images.contains(&record.reference)
                 || uses.manifests.contains(&record.manifest);
             let is_needed = is_used || pins.contains(&record.reference);
-            let goes = match reach {
-                Reach::Leftovers => false,
-                Reach::Unused => !is_needed,
-                Reach::Image(image) => *image == record.reference,
-            };
-            // Where to go back to belongs to what is needed.
-            let previous = record.previous.filter(|_| is_needed || goes);
-            for manifest in [Some(record.manifest), previous].into_iter().flatten() {
-                let closure = if goes { &mut dropped } else { &mut kept };
-                closure.blobs.extend([manifest].into_iter().chain(record.index));
-                match self.manifest(manifest)? {
-                    Some(document) => {
-                        closure.add(manifest, &document);
-                        if is_used && manifest == record.manifest {
-                            current.add(manifest, &document);
-                        }
-                    }
-                    // One that is only a way back keeps nothing when it is lost.
-                    None if manifest == record.manifest && !goes => {
-                        let reason = || unreadable(manifest, &record.reference.to_string());
-                        inventory.unknown.get_or_insert_with(reason);
-                    }
-                    None => {}
-                }
+            let (mut own, is_read) = self.parts(record.manifest)?;
+            own.blobs.extend(record.index);
+            // One that is only a way back keeps nothing when it is lost.
+            let previous = record.previous.map(|manifest| self.parts(manifest)).transpose()?;
+            let previous = previous.map(|(parts, _)| parts);
+            images.push(Known { record, own, previous, is_damaged: !is_read, is_used, is_needed });
+        }
+        let mut fixed = Closure::default();
+        for &manifest in &uses.manifests {
+            let (parts, is_read) = self.parts(manifest)?;
+            fixed.add(&parts);
+            if !is_read {
+                unknown.get_or_insert_with(|| unreadable(manifest, "a container"));
+            }
+        }
+        fixed.layers.extend(&uses.layers);
+        let leased = self.leased();
+        fixed.blobs.extend(leased.iter().copied());
+        fixed.layers.extend(leased);
+        // The damaged manifest of one that goes is in nobody's way.
+        let named = |known: &Known| matches!(reach, Reach::Image(image) if *image == known.record.reference && !known.is_needed);
+        if let Some(damaged) = images.iter().find(|known| known.is_damaged && !named(known)) {
+            let ImageRecord { manifest, reference, .. } = &damaged.record;
+            unknown.get_or_insert_with(|| {
+                let reason = unreadable(*manifest, &format!("`{reference}`"));
+                format!(
+                    "{reason}; pull it again, or remove it with `supervisor image rm {reference}`"
+                )
+            });
+        }
+        let layers = self.layers()?;
+        let given_up = match reach {
+            Reach::Leftovers => GivenUp::default(),
+            Reach::Image(_) => GivenUp::of(images.iter().filter(|known| named(known))),
+            Reach::Unused | Reach::Room { .. } if unknown.is_some() => GivenUp::default(),
+            Reach::Unused => GivenUp::of(images.iter().filter(|known| !known.is_needed)),
+            Reach::Room { image, bytes } => {
+                self.in_the_way(&images, &fixed, &layers, image, *bytes)
+            }
+        };
+        let (kept, dropped) = given_up.divide(&images, &fixed);
+        let mut inventory = Inventory { unknown, _look: Some(look), ..Inventory::default() };
+        self.add_leftovers(&mut inventory, &kept, &dropped, &layers, reach)?;
+        let mut current = fixed;
+        for known in images {
+            if known.is_used {
+                current.add(&known.own);
+            }
+            let goes = given_up.images.contains(&known.record.reference);
+            if known.is_needed {
+                inventory.needed.extend(&known.own.layers);
+                inventory.images_in_use.insert(known.record.reference.clone());
             }
             if goes {
-                gone.push(record.reference);
-            } else if is_needed {
-                inventory.images_in_use.insert(record.reference);
+                let item = Item::Image(Box::new(known.record));
+                inventory.leftovers.push(Leftover { class: Class::UnusedImage, item, bytes: 0 });
             }
         }
-        for &manifest in &uses.manifests {
-            match self.manifest(manifest)? {
-                Some(document) => {
-                    kept.add(manifest, &document);
-                    current.add(manifest, &document);
-                }
-                None => {
-                    let reason = || unreadable(manifest, "a container");
-                    inventory.unknown.get_or_insert_with(reason);
-                }
-            }
-        }
-        let leased = self.leased();
-        kept.blobs.extend(leased.iter().copied());
-        for layers in [&mut kept.layers, &mut current.layers] {
-            layers.extend(leased.iter().copied());
-            layers.extend(uses.layers.iter().copied());
-        }
-        self.add_leftovers(&mut inventory, &kept, &dropped, reach, gone)?;
+        // In this order they go; of one class records before what they name, and layers before documents.
+        let rank = |item: &Item| match item {
+            Item::Image(_) => 0,
+            Item::Layer(_) => 1,
+            Item::Blob(_) => 2,
+        };
+        inventory.leftovers.sort_by_key(|leftover| (leftover.class, rank(&leftover.item)));
         inventory.kept = kept.layers;
         inventory.in_use = current.layers;
         Ok(inventory)
+    }
+
+    /// What is given up for a pull of `image`, so that `bytes` come back; nothing if they would not.
+    fn in_the_way(
+        &self,
+        images: &[Known],
+        fixed: &Closure,
+        layers: &[LayerDir],
+        image: &ImageRef,
+        bytes: u64,
+    ) -> GivenUp {
+        let left = |given_up: &GivenUp| -> u64 {
+            let (kept, _) = given_up.divide(images, fixed);
+            let left = layers.iter().filter(|layer| !kept.layers.contains(&layer.digest()));
+            left.map(|layer| self.layer_bytes(layer)).sum()
+        };
+        let before = left(&GivenUp::default());
+        let is_enough = |given_up: &GivenUp| left(given_up).saturating_sub(before) >= bytes;
+        // The pull puts what the image stands for now in its place, in any case.
+        let mut given_up = GivenUp { previous_of: Some(image.clone()), ..GivenUp::default() };
+        if is_enough(&given_up) {
+            return given_up;
+        }
+        let unused = images.iter().filter(|known| !known.is_needed);
+        let mut unused: Vec<_> = unused.filter(|known| known.record.reference != *image).collect();
+        unused.sort_by_key(|known| known.record.pulled_at);
+        for known in unused {
+            given_up.images.insert(known.record.reference.clone());
+            if is_enough(&given_up) {
+                return given_up;
+            }
+        }
+        GivenUp::default()
     }
 
     fn add_leftovers(
@@ -196,81 +272,43 @@ impl Store {
         inventory: &mut Inventory,
         kept: &Closure,
         dropped: &Closure,
+        layers: &[LayerDir],
         reach: &Reach,
-        gone: Vec<ImageRef>,
     ) -> Result<(), StoreError> {
-        let records = gone.into_iter().map(|image| Leftover {
-            class: Class::UnusedImage,
-            item: Item::Image(image),
-            bytes: 0,
-        });
-        inventory.leftovers.extend(records);
+        if inventory.unknown.is_some() {
+            return Ok(());
+        }
         let mut classes = self.classes(kept)?;
         classes
             .extend(dropped.blobs.iter().chain(&dropped.layers).map(|d| (*d, Class::UnusedImage)));
         let class = |digest: &Digest| classes.get(digest).copied().unwrap_or(Class::Orphan);
         let only_this = matches!(reach, Reach::Image(_));
-        if inventory.unknown.is_none() {
-            for layer in self.layers()? {
-                let digest = layer.digest();
-                if !kept.layers.contains(&digest)
-                    && (!only_this || dropped.layers.contains(&digest))
-                {
-                    let bytes = usage(layer.path()).bytes;
-                    let item = Item::Layer(digest);
-                    inventory.leftovers.push(Leftover { class: class(&digest), item, bytes });
-                }
+        for layer in layers {
+            let digest = layer.digest();
+            if !kept.layers.contains(&digest) && (!only_this || dropped.layers.contains(&digest)) {
+                let (class, bytes) = (class(&digest), self.layer_bytes(layer));
+                inventory.leftovers.push(Leftover { class, item: Item::Layer(digest), bytes });
             }
         }
         for digest in self.blobs()? {
             if !kept.blobs.contains(&digest) && (!only_this || dropped.blobs.contains(&digest)) {
-                let bytes = usage(&self.blob_path(digest)).bytes;
-                let item = Item::Blob(digest);
-                inventory.leftovers.push(Leftover { class: class(&digest), item, bytes });
+                let (class, bytes) = (class(&digest), usage(&self.blob_path(digest)).bytes);
+                inventory.leftovers.push(Leftover { class, item: Item::Blob(digest), bytes });
             }
         }
-        // Records stay before what they name, and layers before the documents that tell whose they are.
-        inventory.leftovers.sort_by_key(|leftover| leftover.class);
         Ok(())
     }
 
-    /// What the documents that nothing keeps say of blobs and layers: an image that was here as a whole, or one that
-    /// was not brought here to the end.
-    fn classes(&self, kept: &Closure) -> Result<HashMap<Digest, Class>, StoreError> {
-        let mut classes: HashMap<Digest, Class> = HashMap::new();
-        let mut indexes = BTreeMap::new();
-        for digest in self.blobs()? {
-            if kept.blobs.contains(&digest) {
-                continue;
-            }
-            let Some(bytes) = self.read_blob(digest)? else { continue };
-            let manifest = match Document::parse(&bytes, None) {
-                Ok(Document::Manifest(manifest)) => manifest,
-                Ok(Document::Index(index)) => {
-                    indexes.insert(digest, index);
-                    continue;
-                }
-                Err(_) => continue,
-            };
-            let is_here = self.has_blob(manifest.config.digest)
-                && manifest.layers.iter().all(|descriptor| {
-                    let layer = self.layer(descriptor.digest);
-                    layer.is_full() || layer.is_indexed_by(descriptor.toc_digest())
-                });
-            let class = if is_here { Class::OldGeneration } else { Class::FailedPull };
-            let layers = manifest.layers.iter().map(|layer| layer.digest);
-            for part in [digest, manifest.config.digest].into_iter().chain(layers) {
-                let known = classes.entry(part).or_insert(class);
-                *known = class.max(*known);
-            }
+    /// What a manifest leads to, and whether it could be read.
+    fn parts(&self, manifest: Digest) -> Result<(Closure, bool), StoreError> {
+        let mut parts = Closure::default();
+        parts.blobs.insert(manifest);
+        let document = self.manifest(manifest)?;
+        if let Some(document) = &document {
+            parts.blobs.insert(document.config.digest);
+            parts.layers.extend(document.layers.iter().map(|layer| layer.digest));
         }
-        for (digest, index) in indexes {
-            let children =
-                index.manifests.iter().filter_map(|(entry, _)| classes.get(&entry.digest));
-            let class = children.copied().max().unwrap_or(Class::FailedPull);
-            classes.insert(digest, class);
-        }
-        Ok(classes)
+        Ok((parts, document.is_some()))
     }
 
     fn manifest(&self, digest: Digest) -> Result<Option<Manifest>, StoreError> {
@@ -280,71 +318,12 @@ impl Store {
             Ok(Document::Index(_)) | Err(_) => None,
         })
     }
+}
 
-    /// Removes what is left over, except what somebody has begun to use since; `removed` is called for each that is
-    /// gone. What cannot be removed is left and does not keep the others.
-    ///
-    /// # Errors
-    /// The first one of what the file system refused.
-    pub fn remove_leftovers(
-        &self,
-        leftovers: &[Leftover],
-        mut removed: impl FnMut(&Leftover),
-    ) -> Result<(), StoreError> {
-        let mut outcome = Ok(());
-        let mut renamed = Vec::new();
-        for leftover in leftovers {
-            let done = match &leftover.item {
-                Item::Image(image) => self.remove_image(image).map(|()| true),
-                Item::Blob(digest) => {
-                    let remove = || self.remove_blob(*digest);
-                    self.leases.unless_held(*digest, remove).transpose().map(|done| done.is_some())
-                }
-                Item::Layer(digest) => self.take_away(*digest).map(|name| {
-                    renamed.extend(name.clone());
-                    name.is_some()
-                }),
-            };
-            match done {
-                Ok(true) => removed(leftover),
-                Ok(false) => {}
-                Err(error) => outcome = outcome.and(Err(error)),
-            }
-        }
-        if renamed.is_empty() {
-            return outcome;
-        }
-        let layers = self.root.join("layers");
-        // Or a power cut could bring a name back, and below it what is left of a layer.
-        durable::sync_directory(&layers).map_err(failed("sync", &layers))?;
-        let folder = super::open_folder(&layers).map_err(failed("open", &layers))?;
-        for name in renamed {
-            // What is left goes with the next start.
-            let gone = tree::remove(&folder, name.as_path());
-            outcome = outcome.and(gone.map_err(failed("remove the layer", &layers.join(&name))));
-        }
-        outcome
-    }
-
-    /// Gives a layer the name of something temporary; `None` if somebody holds it or it is gone.
-    fn take_away(&self, digest: Digest) -> Result<Option<PathBuf>, StoreError> {
-        let layer = self.layer(digest);
-        let rename = |target: &Path| std::fs::rename(layer.path(), target);
-        let make = || {
-            let folder = self.root.join("layers");
-            tempfile::Builder::new().prefix(TEMPORARY_PREFIX).rand_bytes(10).make_in(folder, rename)
-        };
-        match self.leases.unless_held(digest, make) {
-            None => Ok(None),
-            Some(Ok(renamed)) => {
-                let path = renamed.into_temp_path().keep();
-                let path =
-                    path.map_err(|error| failed("remove the layer", layer.path())(error.error))?;
-                Ok(path.file_name().map(PathBuf::from))
-            }
-            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Some(Err(error)) => Err(failed("remove the layer", layer.path())(error)),
-        }
+impl GivenUp {
+    fn of<'a>(images: impl Iterator<Item = &'a Known>) -> Self {
+        let images = images.map(|known| known.record.reference.clone()).collect();
+        Self { images, previous_of: None }
     }
 }
 

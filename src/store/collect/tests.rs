@@ -1,8 +1,10 @@
 //! What is kept and what goes, over stores with images in every state.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::image::Platform;
-use crate::store::ImageRecord;
+use crate::store::Pinned;
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -79,9 +81,9 @@ impl Fixture {
 
     fn remove(&self, uses: &Uses, reach: &Reach) -> usize {
         let inventory = self.store.inventory(uses, reach).unwrap();
-        let mut gone = 0;
-        self.store.remove_leftovers(&inventory.leftovers, |_| gone += 1).unwrap();
-        gone
+        let (gone, outcome) = self.store.take_away(&inventory).delete();
+        outcome.unwrap();
+        gone.len()
     }
 
     fn has(&self, name: &str) -> bool {
@@ -137,8 +139,9 @@ fn what_nothing_uses_goes_unless_it_is_pinned_or_a_container_has_it() {
     );
     let of_container = host.image("container", &["container"]);
     host.record("example.com/container:1", of_container, None);
-    assert!(host.store.pin(&pinned).unwrap());
-    assert!(!host.store.pin(&pinned).unwrap());
+    assert_eq!(host.store.pin(&pinned).unwrap(), Pinned::Now);
+    assert_eq!(host.store.pin(&pinned).unwrap(), Pinned::Already);
+    assert_eq!(host.store.pin(&reference("example.com/none:1")).unwrap(), Pinned::NoImage);
     let uses = Uses { manifests: BTreeSet::from([of_container]), ..Uses::default() };
     host.remove(&uses, &Reach::Unused);
     assert!(host.store.image(&idle).unwrap().is_none() && !host.has("idle"));
@@ -172,9 +175,12 @@ fn what_somebody_holds_stays_also_if_that_began_after_the_look() {
     let (first, second) =
         (host.store.lease([layer("coming")]), host.store.lease([layer("coming")]));
     drop(first);
-    host.store.remove_leftovers(&inventory.leftovers, |_| panic!("it is held")).unwrap();
-    assert!(host.has("coming"));
+    assert!(host.store.take_away(&inventory).delete().0.is_empty(), "it is held");
     drop(second);
+    // It may have come to be needed meanwhile.
+    assert!(host.store.take_away(&inventory).delete().0.is_empty(), "it was held");
+    assert!(host.has("coming"));
+    drop(inventory);
     assert_eq!(host.remove(&Uses::default(), &Reach::Unused), 1);
 }
 
@@ -189,6 +195,7 @@ fn nothing_goes_while_it_is_not_known_what_is_needed() {
     assert!(inventory.unknown.is_some_and(|reason| reason.contains("example.com/app:1")));
     host.remove(&uses(&[&app]), &Reach::Unused);
     assert!(host.has("app") && host.has("orphan"));
+    assert!(host.store.has_blob(manifest) || host.store.read_blob(manifest).unwrap().is_none());
     // It is given up by name all the same.
     host.remove(&Uses::default(), &Reach::Image(app));
     host.remove(&Uses::default(), &Reach::Unused);
@@ -205,4 +212,106 @@ fn a_removal_that_was_interrupted_is_completed_by_the_next_start() {
     drop(host.store);
     Store::open(&root).unwrap();
     assert_eq!(std::fs::read_dir(layers).unwrap().count(), 0);
+}
+
+#[test]
+fn what_cannot_be_read_may_need_anything() {
+    let host = fixture();
+    host.unpack("orphan");
+    let app = host.record("example.com/app:1", host.image("app", &["app"]), None);
+    let idle = host.record("example.com/idle:1", host.image("idle", &["idle"]), None);
+    assert_eq!(host.store.pin(&app).unwrap(), Pinned::Now);
+    let damage = |path: &std::path::Path| {
+        for path in [path.to_owned(), path.with_extension("prev")] {
+            std::fs::write(path, b"damaged").unwrap();
+        }
+    };
+    let reach = [Reach::Leftovers, Reach::Unused, Reach::Room { image: app.clone(), bytes: 1 }];
+    let stays = |what: &str| {
+        // Also with the second look, which finds only what the first one has set aside.
+        for reach in reach.iter().chain(&reach) {
+            let inventory = host.store.inventory(&Uses::default(), reach).unwrap();
+            assert!(inventory.leftovers.is_empty(), "{what}: {:?}", inventory.leftovers);
+            let why = inventory.unknown.unwrap();
+            assert!(why.contains("cannot be read"), "{why}");
+        }
+    };
+    damage(&host.store.root().join("pins"));
+    stays("pins");
+    assert_eq!(host.store.pin(&app).unwrap(), Pinned::Now);
+    let key = Digest::of(app.to_string().as_bytes()).hex();
+    damage(&host.store.root().join("images").join(key));
+    stays("image record");
+    // One image is given up by its name, and what it had stays until it is known what others have.
+    assert_eq!(host.remove(&Uses::default(), &Reach::Image(idle)), 1);
+    assert!(host.has("idle"));
+    let manifest = host.manifest("app", &["app"]);
+    host.record("example.com/app:1", manifest, None);
+    host.remove(&Uses::default(), &Reach::Unused);
+    assert!(host.has("app") && !host.has("idle") && !host.has("orphan"));
+    assert!(host.store.unpin(&app).unwrap());
+    host.remove(&Uses::default(), &Reach::Image(app));
+    let inventory = host.store.inventory(&Uses::default(), &Reach::Unused).unwrap();
+    assert_eq!(inventory.unknown, None, "who gives it up gives up what was set aside of it");
+}
+
+#[test]
+fn documents_stay_too_while_it_is_not_known_what_is_needed() {
+    let host = fixture();
+    let of_container = host.image("container", &["container"]);
+    let unknown = Some("a record cannot be read".to_owned());
+    assert_eq!(host.remove(&Uses { unknown, ..Uses::default() }, &Reach::Unused), 0);
+    assert!(host.store.has_blob(of_container));
+}
+
+#[test]
+fn for_a_pull_the_image_before_goes_and_then_unused_ones_by_age_and_nothing_for_nothing() {
+    let host = fixture();
+    let sized = |name: &str, bytes: usize| {
+        let dir = host.store.layer(layer(name));
+        let staging = dir.staging().unwrap();
+        std::fs::write(staging.path().join("file"), vec![1; bytes]).unwrap();
+        dir.publish_full(staging).unwrap();
+        host.manifest(name, &[name])
+    };
+    let (before, now) = (sized("before", 100_000), sized("now", 100_000));
+    let app = host.record("example.com/app:1", now, Some(before));
+    let names = ["old", "pinned", "young"];
+    for (age, name) in names.iter().enumerate() {
+        let manifest = sized(name, 100_000);
+        host.record(&format!("example.com/{name}:1"), manifest, None);
+        let record = host.store.image(&reference(&format!("example.com/{name}:1"))).unwrap();
+        let pulled_at = jiff::Timestamp::from_second(i64::try_from(age).unwrap()).unwrap();
+        host.store.record_image(&ImageRecord { pulled_at, ..record.unwrap() }).unwrap();
+    }
+    host.store.pin(&reference("example.com/pinned:1")).unwrap();
+    let used = uses(&[&app]);
+    let goes = |bytes| {
+        let reach = Reach::Room { image: app.clone(), bytes };
+        host.classes(&used, &reach).into_keys().collect::<BTreeSet<_>>()
+    };
+    let digests = |names: &[&str]| names.iter().map(|name| layer(name)).collect::<BTreeSet<_>>();
+    assert_eq!(goes(90_000), digests(&["before"]));
+    assert_eq!(goes(190_000), digests(&["before", "old"]));
+    assert_eq!(goes(290_000), digests(&["before", "old", "young"]));
+    assert_eq!(goes(400_000), digests(&[]), "all of it together would not be enough");
+    // One that a container has stays.
+    let used = Uses { manifests: BTreeSet::from([before]), ..used };
+    let reach = Reach::Room { image: app.clone(), bytes: 90_000 };
+    assert_eq!(host.classes(&used, &reach).into_keys().collect::<BTreeSet<_>>(), digests(&["old"]));
+}
+
+#[test]
+fn an_image_that_is_pinned_or_pulled_after_the_look_stays() {
+    let host = fixture();
+    let one = host.record("example.com/one:1", host.image("one", &["one"]), None);
+    let inventory = host.store.inventory(&Uses::default(), &Reach::Unused).unwrap();
+    host.store.pin(&one).unwrap();
+    assert!(host.store.take_away(&inventory).delete().0.is_empty());
+    host.store.unpin(&one).unwrap();
+    let two = host.image("two", &["two"]);
+    host.record("example.com/one:1", two, None);
+    assert!(host.store.take_away(&inventory).delete().0.is_empty());
+    assert!(host.has("one") && host.has("two"));
+    assert_eq!(host.store.image(&one).unwrap().unwrap().manifest, two);
 }
