@@ -246,6 +246,7 @@ impl Layers {
 
     /// The layers after a slot, one message of them, and whether there are more.
     pub(super) fn status(&self, after: u32) -> (Vec<LayerStatus>, bool) {
+        self.engine.notice_evictions();
         let mounted = self.lock();
         let mut later = mounted.range(after.saturating_add(1)..);
         let page = later.by_ref().take(STATUS_PAGE).map(|(&slot, present)| {

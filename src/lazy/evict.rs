@@ -1,14 +1,20 @@
 //! Eviction as the engine sees it: when it happens, what is protected, and that every layer forgets what is gone.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::io::Errno;
+use tokio::io::Interest;
 
 use super::cache::{Place, Pressure, keys_of};
 use super::engine::{Engine, Shared};
 use super::layer::LazyLayer;
 use crate::estargz::{ChunkNo, EntryNo};
 use crate::image::Digest;
+use crate::sys::readiness;
+use crate::telemetry::Chain;
 
 /// Names, of every file that is open, its layer and its entry.
 type OpenFiles = Box<dyn Fn(&mut dyn FnMut(Digest, EntryNo)) + Send + Sync>;
@@ -18,11 +24,13 @@ type OpenFiles = Box<dyn Fn(&mut dyn FnMut(Digest, EntryNo)) + Send + Sync>;
 pub(super) struct Eviction {
     open_files: Mutex<Option<OpenFiles>>,
     is_begun: AtomicBool,
+    /// Whether the bell of the cache is listened to, by whoever has to.
+    is_listening: AtomicBool,
     /// Held by the one who evicts: whoever waits finds most often that there is nothing left to do.
     running: Mutex<()>,
     spared: Mutex<Spared>,
     /// Whether `spared` is kept up to date.
-    is_sparing: AtomicBool,
+    pub(super) is_sparing: AtomicBool,
     #[cfg(test)]
     pub(super) begun_for_tests: std::sync::atomic::AtomicU64,
     #[cfg(test)]
@@ -79,6 +87,7 @@ impl Engine {
     pub fn set_cache_budget(&self, bytes: Option<u64>) {
         let shared = self.shared();
         shared.cache.set_budget(bytes);
+        shared.answer_bell();
         shared.evict_later();
         for layer in shared.open_layers() {
             layer.look_again();
@@ -121,6 +130,41 @@ impl Shared {
             }
         });
         self.cache.set_budget(self.limits.cache_bytes);
+        self.answer_bell();
+    }
+
+    /// Begins to evict when another process asks for it, if that is this one's business.
+    fn answer_bell(self: &Arc<Self>) {
+        if self.cache.budget().is_none() || self.eviction.is_listening.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        let Some(bell) = self.cache.bell() else { return };
+        let shared = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            let listen = async {
+                let bell = readiness::watch(bell?, Interest::READABLE)?;
+                let mut rung = [0; 4096];
+                loop {
+                    let mut ready = bell.readable().await?;
+                    match rustix::io::read(bell.get_ref(), &mut rung) {
+                        Ok(_) => {}
+                        Err(Errno::WOULDBLOCK) => {
+                            ready.clear_ready();
+                            continue;
+                        }
+                        Err(error) => return Err(io::Error::from(error)),
+                    }
+                    let Some(shared) = shared.upgrade() else { return Ok(()) };
+                    shared.cache.doubt_count();
+                    shared.evict_later();
+                }
+            };
+            if let Err(error) = listen.await {
+                let error = Chain(&error).to_string();
+                tracing::warn!(error, "what other processes write is evicted late");
+            }
+        });
     }
 
     /// Evicts in the background; one at a time.
@@ -152,8 +196,14 @@ impl Shared {
     /// Evicts what is over the budget. Blocks.
     pub(super) fn evict(&self) {
         let _alone = self.eviction.running.lock().unwrap_or_else(PoisonError::into_inner);
+        self.cache.count_with_others();
+        if !self.cache.is_over_budget() {
+            self.eviction.is_sparing.store(false, Ordering::Release);
+            return;
+        }
         // A guest closes nothing for the sake of an eviction that is its host's.
-        if !self.cache.is_over_budget() || !self.cache.may_evict() {
+        if !self.cache.may_evict() {
+            self.cache.ring();
             return;
         }
         let layers = self.open_layers();

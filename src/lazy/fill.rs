@@ -339,6 +339,11 @@ impl LazyLayer {
         }
     }
 
+    /// Counts what is here of the next of the chunks `numbers`, and gives where to go on. Blocks.
+    pub(super) fn look_for_local(&self, numbers: Range<u32>) -> u32 {
+        self.next_extent(numbers).1
+    }
+
     /// The next extent to fetch of the chunks `numbers`, and where to go on. Blocks.
     fn next_extent(&self, numbers: Range<u32>) -> (Option<Extent>, u32) {
         let most = self.extent_bytes();

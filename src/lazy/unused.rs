@@ -9,7 +9,6 @@ use std::path::Path;
 
 use super::cache::{FileCache, Found, Survey};
 use super::engine::Engine;
-use super::event::EventSink;
 use super::layer::partial_id;
 use super::packing::Packing;
 use super::{LayerSpec, Limits};
@@ -96,8 +95,7 @@ pub fn evict_unused(
     kept: Vec<LayerSpec>,
     bytes: Option<u64>,
 ) -> io::Result<Option<Found>> {
-    let (events, _) = EventSink::channel(1);
-    let cache = FileCache::open(files_dir, boot_id, 0, events)?;
+    let cache = FileCache::visit(files_dir, boot_id)?;
     let digests: HashSet<Digest> = kept.iter().map(|layer| layer.digest).collect();
     cache.evict_unused(&digests, bytes, |survey| {
         for layer in kept {

@@ -2,7 +2,8 @@
 //!
 //! Bytes are those that files occupy. They are counted by a look at the directories, once, when a budget has to be
 //! kept for the first time; from then on every write adds what it will occupy, without asking the file system. Each
-//! eviction looks at the directories again, and so corrects what went astray.
+//! eviction looks at the directories again, and so corrects what went astray. So does, now and then, who shares the cache
+//! with another process (see `tenure`), which counts only what it writes itself.
 //!
 //! Uses are noted in memory, 16 bytes for each file that was used since the process began. What was used before
 //! that is older than all of it, in the order in which it was written: a use leaves no trace on the disk, since a
@@ -49,6 +50,10 @@ pub(super) struct Budget {
     limit: AtomicU64,
     used: AtomicU64,
     is_counted: AtomicBool,
+    /// What the count was when it was last known to be right.
+    looked_at: AtomicU64,
+    /// Whether another process has changed what is there.
+    is_doubtful: AtomicBool,
     /// Content that the background fill is about to bring.
     reserved: AtomicU64,
     /// Below this nothing is tried: what is over the budget cannot be evicted.
@@ -74,6 +79,8 @@ impl Default for Budget {
             limit: AtomicU64::new(UNBOUNDED),
             used: AtomicU64::new(0),
             is_counted: AtomicBool::new(false),
+            looked_at: AtomicU64::new(0),
+            is_doubtful: AtomicBool::new(false),
             reserved: AtomicU64::new(0),
             retry_at: AtomicU64::new(0),
             is_fill_told: AtomicBool::new(false),
@@ -115,6 +122,28 @@ impl Budget {
         let since = self.running_count().saturating_sub(then);
         self.used.store(total + since, Ordering::Release);
         self.is_counted.store(true, Ordering::Release);
+        self.looked();
+    }
+
+    /// The count is right.
+    pub(super) fn looked(&self) {
+        self.looked_at.store(self.running_count(), Ordering::Release);
+        self.is_doubtful.store(false, Ordering::Release);
+    }
+
+    /// The count may be wrong by any amount.
+    pub(super) fn doubt(&self) {
+        self.is_doubtful.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.is_doubtful.load(Ordering::Acquire)
+    }
+
+    /// Whether so much was written since the count was right that another process may have written too much by now.
+    pub(super) fn is_old(&self) -> bool {
+        let since = self.running_count().saturating_sub(self.looked_at.load(Ordering::Acquire));
+        self.is_doubtful() || self.limit().is_some_and(|limit| since > limit / 16)
     }
 
     /// What a file, or a part of one, of `size` bytes occupies.
@@ -140,6 +169,7 @@ impl Budget {
     pub(super) fn removed(&self, size: u64) {
         let less = |used: u64| Some(used.saturating_sub(size));
         let _ = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        let _ = self.looked_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 
     /// Makes room before something is written, if there is far too much. Blocks; must be called without any lock.
@@ -175,8 +205,8 @@ impl Budget {
             Pressure::Over => limit,
             Pressure::Far => limit.saturating_add(limit / 8),
         };
-        if used > mark
-            && used > self.retry_at.load(Ordering::Acquire)
+        let is_over = used > mark && used > self.retry_at.load(Ordering::Acquire);
+        if (is_over || (pressure == Pressure::Over && is_counted && self.is_old()))
             && let Some(relief) = self.relief.get()
         {
             relief(pressure);

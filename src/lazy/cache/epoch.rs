@@ -8,7 +8,7 @@
 //! its counter is one that a `syncfs` of the same boot made durable. The counter moves on before each `syncfs`, and the record
 //! is durable before anything is stamped with it.
 //!
-//! One process at a time owns the record, by a lock. Another one that opens the cache meanwhile (its predecessor is
+//! One process at a time owns the record (see `tenure`). Another one that opens the cache meanwhile (its predecessor is
 //! still dying, say) is a *guest*: it stamps with the counter 0, which is never synced, and so trusts and is trusted
 //! within this boot only. So does an owner that cannot write the record, since the disk is full: whoever reads from
 //! the layers must be served all the same.
@@ -18,14 +18,13 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::image::Digest;
 use crate::telemetry::Chain;
 
-const LOCK: &str = "lock";
 const RECORD: &str = "epoch";
 const RECORD_NEXT: &str = "epoch.next";
 /// The copy from before the last write.
@@ -53,8 +52,6 @@ pub(super) struct Epoch {
     synced: RwLock<Vec<(u64, u64)>>,
     /// Of the owner the record, if it could be written.
     record: Option<Mutex<Record>>,
-    /// Of the owner the lock.
-    lock: Option<OwnedFd>,
 }
 
 /// What is on disk. Counters of one boot are consecutive: `boot_start` to `counter`.
@@ -73,15 +70,8 @@ struct Record {
 const MAX_SYNCED: usize = 64;
 
 impl Epoch {
-    /// Reads the record below `dir` and begins a counter of its own.
-    pub(super) fn open(dir: &OwnedFd, boot_id: &str) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let lock = rustix::fs::openat(dir, LOCK, flags, Mode::from_raw_mode(0o600))?;
-        let is_owner = match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => true,
-            Err(Errno::WOULDBLOCK) => false,
-            Err(error) => return Err(error.into()),
-        };
+    /// Reads the record below `dir` and begins a counter of its own if this process owns it.
+    pub(super) fn open(dir: &OwnedFd, boot_id: &str, is_owner: bool) -> Self {
         let mut record = find_record(dir, is_owner);
         let synced = record.synced.clone();
         let mut is_recorded = false;
@@ -98,15 +88,13 @@ impl Epoch {
                     tracing::warn!(error, "what is kept from now on is verified after a reboot");
                 }
             }
-        } else {
-            tracing::debug!("the content cache is in use by another process");
         }
         let hash = Digest::of(boot_id.as_bytes());
         let mut word = [0; 8];
         word.copy_from_slice(&hash.as_bytes()[..8]);
         // Never 0, which is what a file system without fractions of a second gives back.
         let nonce = 1 + u64::from_le_bytes(word) % 999_999_999;
-        Ok(Self {
+        Self {
             current: RwLock::new(Stamp {
                 counter: if is_recorded { record.counter } else { 0 },
                 nonce,
@@ -114,24 +102,7 @@ impl Epoch {
             nonce,
             synced: RwLock::new(synced),
             record: is_recorded.then(|| Mutex::new(record)),
-            lock: is_owner.then_some(lock),
-        })
-    }
-
-    /// Whether no other process uses the cache.
-    pub(super) fn is_owner(&self) -> bool {
-        self.lock.is_some()
-    }
-
-    /// Leave to remove content, until it is dropped: of the owner, and of a guest whose host has gone.
-    pub(super) fn may_evict(&self, dir: &OwnedFd) -> Option<Option<OwnedFd>> {
-        if self.is_owner() {
-            return Some(None);
         }
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let lock = rustix::fs::openat(dir, LOCK, flags, Mode::empty()).ok()?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
-        Some(Some(lock))
     }
 
     /// Marks this boot: differs between any two.

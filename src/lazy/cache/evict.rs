@@ -17,12 +17,14 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLockReadGuard, Weak};
 
-use rustix::fs::{AtFlags, Dir};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::budget::{Budget, Pressure, Room, UseClock};
-use super::files::{Candidate, directory, each_file, is_dots};
-use super::{FileCache, Found, Place, Survey, partial, whole_name};
+use super::files::{Candidate, directory, each_file};
+use super::tenure::Tenure;
+use super::whole::whole_name;
+use super::{FileCache, Found, Place, Survey, partial};
 use crate::image::Digest;
 use crate::lazy::event::LazyEvent;
 use crate::telemetry::Chain;
@@ -95,7 +97,9 @@ impl FileCache {
 
     /// Room for `size` bytes of the background fill, which tells once when there is none. Blocks.
     pub(in crate::lazy) fn reserve(&self, size: u64) -> Option<Room> {
-        if let (Some(_), None) = (self.budget.limit(), self.budget.used())
+        let is_unknown = self.budget.used().is_none() || self.budget.is_doubtful();
+        if self.budget.limit().is_some()
+            && is_unknown
             && let Err(error) = self.count()
         {
             self.degrade(&error);
@@ -124,10 +128,9 @@ impl FileCache {
             return;
         }
         // What another process has open is not known here.
-        let Some(_leave) = self.epoch.may_evict(&self.root) else {
-            self.budget.put_off(limit);
+        if !self.may_evict() {
             return;
-        };
+        }
         // They stay open only because they may be read again.
         self.segments.close();
         #[cfg(test)]
@@ -148,11 +151,43 @@ impl FileCache {
 
     /// Whether this process may evict at present. One that may not is not asked again before more was written.
     pub(in crate::lazy) fn may_evict(&self) -> bool {
-        let may = self.epoch.may_evict(&self.root).is_some();
+        let may = self.tenure.leave().is_some();
         if let (false, Some(limit)) = (may, self.budget.limit()) {
             self.budget.put_off(limit);
         }
         may
+    }
+
+    /// Asks the owner, whose business it is, to evict.
+    pub(in crate::lazy) fn ring(&self) {
+        self.tenure.ring(&self.root);
+    }
+
+    /// What becomes readable when a guest rings; of the owner only.
+    pub(in crate::lazy) fn bell(&self) -> Option<io::Result<OwnedFd>> {
+        self.tenure.is_owner().then(|| Tenure::bell(&self.root))
+    }
+
+    /// The count may be wrong by any amount.
+    pub(in crate::lazy) fn doubt_count(&self) {
+        self.budget.doubt();
+    }
+
+    /// Counts anew if another process may have written so much that it matters. Blocks.
+    pub(in crate::lazy) fn count_with_others(&self) {
+        let is_due = match self.budget.used() {
+            // The owner counts when it evicts.
+            None => !self.tenure.is_owner() || self.budget.is_doubtful(),
+            Some(_) => self.budget.is_old(),
+        };
+        if self.budget.limit().is_none() || !is_due {
+            return;
+        }
+        if !self.budget.is_doubtful() && !self.tenure.has_company() {
+            self.budget.looked();
+        } else if let Err(error) = self.count() {
+            tracing::warn!(error = %Chain(&error), "could not count what the cache holds");
+        }
     }
 
     /// How much there is too much, as far as is known.
@@ -171,7 +206,9 @@ impl FileCache {
         choose: impl FnOnce(&mut Survey),
     ) -> io::Result<Option<Found>> {
         let _alone = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(_leave) = self.epoch.may_evict(&self.root) else { return Ok(None) };
+        if self.tenure.leave().is_none() {
+            return Ok(None);
+        }
         // What was known of layers that are closed by now.
         self.segments.close();
         let mut survey = Survey::default();
@@ -187,6 +224,7 @@ impl FileCache {
                 break;
             }
             let key = Digest::from_bytes(candidate.key);
+            let Some(_leave) = self.tenure.leave() else { break };
             if !self.is_written(&key) && self.remove(&candidate) {
                 gone += Found { files: 1, bytes: candidate.bytes };
                 keys.insert(key);
@@ -199,10 +237,14 @@ impl FileCache {
     }
 
     fn remove_all(&self, chosen: &[Candidate], forget: impl FnOnce(&HashSet<Digest>)) {
-        self.begin_without_hints();
+        {
+            let Some(_leave) = self.tenure.leave() else { return };
+            self.begin_without_hints();
+        }
         let mut gone = HashSet::new();
         let mut bytes = 0;
         for candidate in chosen {
+            let Some(_leave) = self.tenure.leave() else { break };
             #[cfg(test)]
             if self.dies_after_for_tests.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) <= 0 {
                 return;
@@ -215,32 +257,8 @@ impl FileCache {
         self.budget.removed(bytes);
         self.budget.forget(&gone);
         forget(&gone);
-        *self.hints.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.end_without_hints();
         tracing::debug!(files = gone.len(), bytes, "evicted content");
-    }
-
-    /// Removes the notes about layers, and writes none until told. Counting may be late; it must not be wrong.
-    fn begin_without_hints(&self) {
-        *self.hints.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.remove_hints(|_| true);
-    }
-
-    fn remove_hints(&self, goes: impl Fn(&Digest) -> bool) {
-        let _alone = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = self.directory("layers").and_then(|layers| {
-            for entry in Dir::read_from(&layers)? {
-                let entry = entry?;
-                let name = entry.file_name();
-                let layer = name.to_str().ok().and_then(|hex| Digest::from_hex(hex).ok());
-                if !is_dots(name.to_bytes()) && layer.is_none_or(|layer| goes(&layer)) {
-                    rustix::fs::unlinkat(&layers, name, AtFlags::empty())?;
-                }
-            }
-            Ok(())
-        });
-        if let Err(error) = removed {
-            tracing::debug!(error = %Chain(&error), "notes about layers may count too much");
-        }
     }
 
     /// True if it is gone.
@@ -298,7 +316,7 @@ impl FileCache {
         each_file(self.root.as_fd(), |key| self.budget.last_use(key), found)
     }
 
-    fn directory(&self, name: &str) -> io::Result<OwnedFd> {
+    pub(super) fn directory(&self, name: &str) -> io::Result<OwnedFd> {
         directory(self.root.as_fd(), name)
     }
 

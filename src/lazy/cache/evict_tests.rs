@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use std::collections::HashSet;
 
+use super::whole::whole_name;
 use super::*;
 
 const KIB: usize = 1 << 10;
@@ -332,4 +333,78 @@ fn a_file_is_not_published_by_who_has_lost_it() {
     assert!(held.hold(guest.root.as_fd()).is_err());
     let found = host.find(&place, Verify::Now).expect("what came after it");
     assert!(host.has_piece(&pieces[0].0, &found));
+}
+
+#[test]
+fn who_starts_while_a_guest_evicts_is_the_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = open(dir.path(), None);
+    let guest = open(dir.path(), Some(0));
+    let place = keep(&guest, 1);
+    drop(host);
+    let mut next = None;
+    guest.evict(&HashSet::new(), |gone| {
+        assert_eq!(gone.len(), 1);
+        next = Some(open(dir.path(), None));
+    });
+    let next = next.expect("it has evicted");
+    assert!(next.tenure.is_owner());
+    assert!(!is_here(&next, &place));
+    let _ = keep(&guest, 2);
+    assert!(evict(&guest, &[]).is_empty(), "and from then on it alone evicts");
+    drop(next);
+    assert_eq!(evict(&guest, &[]).len(), 1);
+}
+
+#[test]
+fn who_only_visits_keeps_nobody_from_being_the_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let visitor = FileCache::visit(dir.path(), "boot").unwrap();
+    let mut found = 0;
+    let place = keep(&visitor, 1);
+    let mut owner = None;
+    let gone = visitor.evict_unused(&HashSet::new(), None, |survey| {
+        found = survey.rest().files;
+        owner = Some(open(dir.path(), None));
+    });
+    assert_eq!(gone.unwrap(), Some(Found::default()), "what it has is its own from then on");
+    assert_eq!(found, 1);
+    let owner = owner.unwrap();
+    assert!(owner.tenure.is_owner() && is_here(&owner, &place));
+    assert_eq!(visitor.evict_unused(&HashSet::new(), None, |_| {}).unwrap(), None);
+    drop(owner);
+    let gone = visitor.evict_unused(&HashSet::new(), None, |_| {}).unwrap();
+    assert_eq!(gone.map(|gone| gone.files), Some(1));
+}
+
+#[test]
+fn a_note_counts_nothing_that_was_evicted_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = Digest::of(b"layer");
+    let (host, guest) = (open(dir.path(), None), open(dir.path(), None));
+    keep(&host, 1);
+    guest.save_hint(&layer, || b"hint".to_vec());
+    assert_eq!(host.load_hint(&layer).unwrap(), b"hint");
+    host.set_budget(Some(0));
+    assert_eq!(evict(&host, &[]).len(), 1);
+    assert!(host.load_hint(&layer).is_none());
+    guest.save_hint(&layer, || b"of what has gone".to_vec());
+    assert!(host.load_hint(&layer).is_none(), "it does not know yet");
+    assert!(guest.notices_eviction() && !guest.notices_eviction());
+    guest.save_hint(&layer, || b"counted anew".to_vec());
+    assert_eq!(host.load_hint(&layer).unwrap(), b"counted anew");
+    assert!(!host.notices_eviction(), "whoever evicts tells its layers itself");
+
+    // Whoever evicts may die in the middle.
+    keep(&host, 2);
+    host.dies_after_for_tests.store(0, Ordering::Release);
+    assert!(evict(&host, &[]).is_empty());
+    assert!(guest.notices_eviction());
+    guest.save_hint(&layer, || b"of what goes".to_vec());
+    drop(host);
+    let next = open(dir.path(), None);
+    assert!(next.load_hint(&layer).is_none());
+    assert!(guest.notices_eviction());
+    guest.save_hint(&layer, || b"counted anew".to_vec());
+    assert_eq!(next.load_hint(&layer).unwrap(), b"counted anew");
 }

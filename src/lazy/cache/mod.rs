@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! files/
-//!   epoch, lock         which stamps are trusted, and who may say so (see `epoch`)
+//!   epoch               which stamps are trusted (see `epoch`)
+//!   lock, turn, guests, evictions, bell   who uses the cache, and who evicts (see `tenure`)
 //!   sha256/aa/<hex>     complete; the digest of the content is <hex>
 //!   partial/<id>[.map]  sparse (see `partial`): an incomplete file, or a segment of small ones (see `packed`); <id> is a
 //!                       digest over the sizes and digests of all chunks that belong there
@@ -41,13 +42,16 @@ mod evict;
 mod files;
 mod map;
 mod memory;
+mod notes;
 mod packed;
 mod partial;
+mod tenure;
+mod whole;
 mod write;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -59,7 +63,7 @@ use rustix::io::Errno;
 
 use self::budget::Budget;
 pub(super) use self::budget::{Pressure, Room, UseClock};
-use self::epoch::{Epoch, stamp_of};
+use self::epoch::Epoch;
 pub(super) use self::evict::{Landing, keys_of};
 pub use self::files::{Found, Survey};
 use self::memory::MemoryCache;
@@ -67,8 +71,9 @@ use self::packed::Segments;
 pub(super) use self::packed::Slot;
 use self::partial::Missing;
 pub(super) use self::partial::{Partial, Shape};
+use self::tenure::{Seat, Tenure};
 use super::event::{EventSink, LazyEvent};
-use crate::image::{Digest, Hasher};
+use crate::image::Digest;
 use crate::telemetry::Chain;
 
 /// Which content: where it stands when complete, and where until then.
@@ -138,6 +143,7 @@ const LOCKS: usize = 16;
 #[derive(Debug)]
 pub(super) struct FileCache {
     root: OwnedFd,
+    tenure: Tenure,
     epoch: Epoch,
     partials: Mutex<HashMap<Digest, Weak<Partial>>>,
     segments: Segments,
@@ -175,16 +181,32 @@ impl FileCache {
         memory: u64,
         events: EventSink,
     ) -> io::Result<Self> {
+        Self::open_as(Seat::Any, dir, boot_id, memory, events)
+    }
+
+    /// Opens it for a moment, in which another process may become its owner.
+    pub(super) fn visit(dir: &Path, boot_id: &str) -> io::Result<Self> {
+        Self::open_as(Seat::Guest, dir, boot_id, 0, EventSink::none())
+    }
+
+    fn open_as(
+        seat: Seat,
+        dir: &Path,
+        boot_id: &str,
+        memory: u64,
+        events: EventSink,
+    ) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(dir, flags, Mode::empty())?;
         for name in ["sha256", "partial", "layers", "tmp"] {
             make_dir(&root, name)?;
         }
         let temporary = rustix::fs::openat(&root, "tmp", flags, Mode::empty())?;
-        let epoch = Epoch::open(&root, boot_id)?;
+        let tenure = Tenure::open(&root, seat)?;
+        let epoch = Epoch::open(&root, boot_id, tenure.is_owner());
         // What another living process writes is not rubbish.
         let entries =
-            epoch.is_owner().then(|| rustix::fs::Dir::read_from(&temporary)).transpose()?;
+            (!tenure.has_company()).then(|| rustix::fs::Dir::read_from(&temporary)).transpose()?;
         for entry in entries.into_iter().flatten().flatten() {
             if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
                 let _ = rustix::fs::unlinkat(&temporary, entry.file_name(), AtFlags::empty());
@@ -192,6 +214,7 @@ impl FileCache {
         }
         Ok(Self {
             root,
+            tenure,
             epoch,
             partials: Mutex::default(),
             segments: Segments::default(),
@@ -233,73 +256,6 @@ impl FileCache {
         }
         self.budget.touch(&place.id);
         Some(Content::Partial(partial))
-    }
-
-    /// Whether complete content is here that another boot left and nobody has verified since.
-    pub(super) fn needs_verification(&self, place: &Place) -> bool {
-        place.whole.is_some_and(|whole| {
-            self.open_whole(&whole_name(&whole), place.size).is_some_and(|(_, trusted)| !trusted)
-        })
-    }
-
-    /// The content with digest `whole`, if all of it is here and has `size` bytes.
-    fn find_whole(&self, whole: Digest, size: u64, verify: Verify) -> Option<Arc<File>> {
-        let name = whole_name(&whole);
-        let open = || {
-            let _landing = self.landing();
-            let (file, is_trusted) = self.open_whole(&name, size)?;
-            let file = Arc::new(file);
-            self.note_open(whole, &file);
-            Some((file, is_trusted))
-        };
-        let (file, is_trusted) = open()?;
-        if is_trusted {
-            return Some(file);
-        }
-        if verify == Verify::Later {
-            return None;
-        }
-        let _alone = self.verifying[usize::from(whole.as_bytes()[0]) % LOCKS]
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (file, is_trusted) = open()?;
-        if is_trusted {
-            return Some(file);
-        }
-        match hash(&file) {
-            Ok(found) if found == whole => {
-                if let Err(error) = self.epoch.begin().mark(&*file) {
-                    tracing::debug!(error = %Chain(&error), "could not stamp verified content");
-                }
-                Some(file)
-            }
-            Ok(_) => {
-                let _ = rustix::fs::unlinkat(&self.root, &*name, AtFlags::empty());
-                self.events.send(LazyEvent::CacheRepaired { content: whole });
-                None
-            }
-            Err(error) => {
-                self.degrade(&error);
-                None
-            }
-        }
-    }
-
-    fn open_whole(&self, name: &str, size: u64) -> Option<(File, bool)> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOATIME;
-        let opened = rustix::fs::openat(&self.root, name, flags, Mode::empty())
-            .and_then(|file| Ok((rustix::fs::fstat(&file)?, file)));
-        match opened {
-            Ok((stat, file)) if u64::try_from(stat.st_size) == Ok(size) => {
-                Some((file.into(), self.epoch.is_trusted(stamp_of(&stat))))
-            }
-            // A file that was cut short by a power cut is replaced when the content is here again.
-            Ok(_) | Err(Errno::NOENT) => None,
-            Err(error) => {
-                self.degrade(&error.into());
-                None
-            }
-        }
     }
 
     /// One chunk, if it is on disk.
@@ -344,20 +300,6 @@ impl FileCache {
         self.epoch.sync(&self.root)
     }
 
-    /// The hint about `layer`, in the form that [`FileCache::save_hint`] was given.
-    pub(super) fn load_hint(&self, layer: &Digest) -> Option<Vec<u8>> {
-        let name = format!("layers/{}", layer.hex());
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(&self.root, &*name, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&file).ok()?;
-        if !self.epoch.is_trusted(stamp_of(&stat)) {
-            return None;
-        }
-        let mut bytes = Vec::new();
-        File::from(file).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
-    }
-
     fn partial(&self, shape: &Shape, missing: Missing) -> Option<Arc<Partial>> {
         self.open_partial(shape, missing).unwrap_or_else(|error| {
             self.degrade(&error);
@@ -369,7 +311,7 @@ impl FileCache {
         // Held while opening: two maps of one file in memory would each lack the bits of the other.
         let mut partials = self.partials.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(partial) = partials.get(&shape.id).and_then(Weak::upgrade)
-            && (self.epoch.is_owner() || partial.is_linked())
+            && (self.tenure.is_owner() || partial.is_linked())
         {
             return Ok(Some(partial));
         }
@@ -400,33 +342,10 @@ pub(super) fn read_at(file: &File, offset: u64, len: u64) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-fn whole_name(whole: &Digest) -> String {
-    let hex = whole.hex();
-    format!("sha256/{}/{hex}", &hex[..2])
-}
-
 fn make_dir(root: &OwnedFd, name: &str) -> io::Result<()> {
     match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
-    }
-}
-
-fn hash(file: &File) -> io::Result<Digest> {
-    use std::os::unix::fs::FileExt as _;
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    let mut offset = 0;
-    loop {
-        match file.read_at(&mut buffer, offset) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Small files in their segments: which segments stay open, and finding and keeping what is in them.
 //!
 //! A segment is a [`Partial`] that is never published. It is opened once for all of its files, not for each; that one
-//! is not there is remembered too, since the fill asks that of every file in it. A guest (see `epoch`) is not told what
+//! is not there is remembered too, since the fill asks that of every file in it. A guest (see `tenure`) is not told what
 //! its host makes and evicts: it looks each time whether a segment that it has open still has a name, keeps few of
 //! them open, and remembers of none that it is not there.
 
@@ -146,7 +146,7 @@ impl FileCache {
 
     /// Bounds how many segments stay open, and says what is packed: files of one chunk and up to `largest` bytes.
     pub(in crate::lazy) fn bound_segments(&self, open: usize, largest: u32) {
-        let open = if self.epoch.is_owner() { open } else { OPEN };
+        let open = if self.tenure.is_owner() { open } else { OPEN };
         self.segments.capacity.store(open, Ordering::Relaxed);
         self.segments.largest.store(largest.into(), Ordering::Relaxed);
     }
@@ -162,7 +162,7 @@ impl FileCache {
 
     /// Whether what is open here has not been evicted by another process.
     pub(in crate::lazy) fn is_current(&self, content: &Content) -> bool {
-        self.epoch.is_owner()
+        self.tenure.is_owner()
             || match content {
                 Content::Complete(file) => is_linked(file),
                 Content::Partial(partial) | Content::Packed(partial, _) => partial.is_linked(),
@@ -175,7 +175,7 @@ impl FileCache {
     }
 
     fn segment(&self, shape: &Shape, missing: Missing) -> io::Result<Option<Arc<Partial>>> {
-        let is_alone = self.epoch.is_owner();
+        let is_alone = self.tenure.is_owner();
         match self.segments.get(&shape.id) {
             Some(Some(segment)) if is_alone || segment.is_linked() => return Ok(Some(segment)),
             Some(None) if is_alone && missing == Missing::Leave => return Ok(None),

@@ -1,7 +1,7 @@
 //! A sparse file and a map of the pieces that are in it (see `map`): a file of several chunks that is not complete, or a
 //! segment, which is many small files.
 //!
-//! Two processes may share the files (see `epoch`), and one of them evicts: names come and go between any two steps of
+//! Two processes may share the files (see `tenure`), and one of them evicts: names come and go between any two steps of
 //! the other, which then has the data of one generation and the map of the next. So a map says which data it
 //! vouches for, and no map that somebody may have open is ever made to vouch for other data: one that does not fit is
 //! replaced by a new file. What is written by whoever still has a file without a name is lost, and harms nobody.

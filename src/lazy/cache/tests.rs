@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use super::whole::whole_name;
 use super::*;
 
 fn open(dir: &Path, boot: &str) -> FileCache {

@@ -1,11 +1,10 @@
-//! Writing to the cache: chunks, publication of what became complete, notes about layers.
+//! Writing to the cache: chunks, publication of what became complete.
 //!
 //! Every write goes to a temporary or partial file and is renamed when it is whole.
 
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -14,10 +13,10 @@ use rustix::io::Errno;
 
 use super::budget::Budget;
 use super::partial::{self, Missing};
-use super::{FileCache, Finished, Landing, Piece, Place, hash, make_dir, whole_name};
+use super::whole::{hash, whole_name};
+use super::{FileCache, Finished, Landing, Piece, Place, make_dir};
 use crate::image::Digest;
 use crate::lazy::event::LazyEvent;
-use crate::telemetry::Chain;
 
 /// Numbers of temporary files: of the process, not of the cache, whose directory two of them may share.
 static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
@@ -106,24 +105,12 @@ impl FileCache {
         finished
     }
 
-    /// Notes `hint` about `layer`, except while content is being evicted that it may count.
-    pub(in crate::lazy) fn save_hint(&self, layer: &Digest, hint: impl FnOnce() -> Vec<u8>) {
-        let is_evicting = self.hints.lock().unwrap_or_else(PoisonError::into_inner);
-        if *is_evicting {
-            return;
-        }
-        let hint = &hint();
-        if let Err(error) = self.write_to(&format!("layers/{}", layer.hex()), hint) {
-            tracing::debug!(error = %Chain(&error), "could not note what is local of a layer");
-        }
-    }
-
     /// Writes complete content under its digest.
     fn write(&self, whole: &Digest, bytes: &[u8]) -> io::Result<()> {
         self.write_to(&whole_name(whole), bytes)
     }
 
-    fn write_to(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write_to(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.writable()?;
         let publishing = self.epoch.begin();
         let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);

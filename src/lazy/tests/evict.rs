@@ -379,3 +379,84 @@ async fn a_guest_lets_go_of_what_its_host_has_evicted() {
         assert!(content_on_disk(&bed) > 0, "what it brings has names again");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_guest_brings_keeps_to_the_budget_though_its_host_writes_nothing() {
+    let (bed, (files, layer)) = (Bed::new(), wide());
+    let source = source(&layer);
+    let host = bed.engine_with("boot", bounded(BUDGET));
+    let guest = bed.engine_with("boot", bounded(BUDGET));
+    let opened = guest.open(&layer, &source);
+    for _ in 0..2 {
+        read_all(&opened, &files).await;
+        eventually("the host evicts", || content_on_disk(&bed) <= BUDGET).await;
+    }
+    drop(host);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_host_and_guest_bring_together_keeps_to_the_budget() {
+    const HALF: usize = 6;
+    let (bed, (files, layer)) = (Bed::new(), wide());
+    let (one, other) = (source(&layer), source(&layer));
+    let total: usize = files[..HALF].iter().map(|(_, bytes)| bytes.len()).sum();
+    // Either half is below it.
+    let budget = u64::try_from(total).unwrap() + (64 << 10);
+    let host = bed.engine_with("boot", bounded(budget));
+    let guest = bed.engine_with("boot", bounded(budget));
+    let (of_host, of_guest) = (host.open(&layer, &one), guest.open(&layer, &other));
+    read_all(&of_host, &files[..HALF]).await;
+    read_all(&of_guest, &files[HALF..HALF * 2]).await;
+    eventually("the host evicts", || content_on_disk(&bed) <= budget).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_counts_anew_what_its_host_has_evicted() {
+    let (bed, (files, layer)) = (Bed::new(), wide());
+    let source = source(&layer);
+    let host = bed.engine_with("boot", limits());
+    let guest = bed.engine_with("boot", limits());
+    let opened = guest.open(&layer, &source);
+    read_all(&opened, &files).await;
+    eventually("all is here", || opened.is_complete()).await;
+    guest.engine.notice_evictions();
+    assert!(opened.is_complete(), "nothing has gone");
+    host.engine.set_cache_budget(Some(BUDGET));
+    eventually("content is evicted", || content_on_disk(&bed) <= BUDGET).await;
+    host.engine.set_cache_budget(None);
+    eventually("what is counted is what is there", || {
+        guest.engine.notice_evictions();
+        opened.local_bytes() == content_on_disk(&bed)
+    })
+    .await;
+    assert!(!opened.is_complete());
+    opened.close();
+    drop((opened, guest));
+    let next = bed.engine_with("boot", limits());
+    let opened = next.open(&layer, &source);
+    assert!(opened.local_bytes() <= content_on_disk(&bed), "what is noted");
+    let fetched = source.requests().len();
+    opened.start_background();
+    eventually("what has gone is fetched again", || opened.is_complete()).await;
+    assert!(source.requests().len() > fetched);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_closed_below_the_budget_is_not_kept_account_of() {
+    let (bed, (files, layer)) = (Bed::new(), wide());
+    let source = source(&layer);
+    let running = bed.engine_with("boot", bounded(BUDGET));
+    let opened = running.open(&layer, &source);
+    let (digest, held) = (layer.digest, entry(&opened, &files[1].0));
+    running.engine.protect(move |found| found(digest, held));
+    read_all(&opened, &files).await;
+    running.engine.set_cache_budget(None);
+    let shared = running.engine.shared();
+    shared.evict();
+    shared.eviction.is_sparing.store(true, Ordering::Release);
+    running.engine.set_cache_budget(Some(BUDGET * 100));
+    eventually("there is no reason to look at what is closed", || {
+        !shared.eviction.is_sparing.load(Ordering::Acquire)
+    })
+    .await;
+}
