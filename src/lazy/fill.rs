@@ -43,7 +43,7 @@ enum Background {
 pub(super) struct Fill {
     background: watch::Sender<Background>,
     /// Prefetches that run.
-    prefetches: watch::Sender<u32>,
+    pub(super) prefetches: watch::Sender<u32>,
     /// Whether that of the landmark does.
     is_marked_running: AtomicBool,
 }

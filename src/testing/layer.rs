@@ -77,6 +77,13 @@ impl LayerBuilder {
         self
     }
 
+    /// Adds a symbolic link.
+    #[must_use]
+    pub fn link(mut self, name: &str, target: &str) -> Self {
+        self.entries.push(json!({ "name": name, "type": "symlink", "linkName": target }));
+        self
+    }
+
     /// Adds files of one chunk each that share one member.
     #[must_use]
     pub fn packed(mut self, files: &[(&str, &[u8])]) -> Self {

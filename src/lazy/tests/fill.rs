@@ -3,7 +3,7 @@
 use super::*;
 
 /// Two files in front of the landmark, two behind.
-fn marked() -> BuiltLayer {
+pub(super) fn marked() -> BuiltLayer {
     LayerBuilder::new()
         .file("first", &content(9000, 1), 4096)
         .file("second", b"needed too", 100)
@@ -203,48 +203,4 @@ async fn the_fill_waits_out_an_outage() {
     opened.start_background();
     running.event(|event| matches!(event, LazyEvent::SourceLost { .. })).await;
     running.event(|event| matches!(event, LazyEvent::LayerComplete { .. })).await;
-}
-
-fn wanted(lists: &[&[&str]]) -> Vec<Vec<String>> {
-    lists.iter().map(|list| list.iter().map(|path| (*path).to_owned()).collect()).collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn files_that_are_expected_are_asked_for_once_and_before_anybody_reads_them() {
-    let bed = Bed::new();
-    let upper = LayerBuilder::new()
-        .file("bin/start", b"#!/usr/bin/env web\n", 1 << 20)
-        .file("etc/passwd", b"root:x:0:0::/:\n", 1 << 20)
-        .build();
-    let lower = LayerBuilder::new()
-        .file("etc/passwd", &content(3000, 3), 1 << 20)
-        .file("usr/bin/web", &content(5000, 1), 1 << 20)
-        .build();
-    let sources = [source(&upper), source(&lower)];
-    let running = bed.engine();
-    let opened = [running.open(&upper, &sources[0]), running.open(&lower, &sources[1])];
-    // A folder is no file, and what an upper layer has hides what is below it.
-    let reads = wanted(&[&["/etc", "/none", "/bin/start"], &["/etc/passwd"], &["/etc/group"]]);
-    LazyLayer::expect(opened.to_vec(), &reads);
-    eventually("the interpreter of the script is here", || opened[1].local_bytes() == 5000).await;
-    eventually("so are script and users", || opened[0].is_complete()).await;
-    assert_eq!(opened[1].local_bytes(), 5000);
-    assert_eq!(sources[1].requests().len(), 1);
-    LazyLayer::expect(opened.to_vec(), &reads);
-    let web = entry(&opened[1], "usr/bin/web");
-    assert_eq!(complete_content(&opened[1], web).await, content(5000, 1));
-    assert_eq!(sources[1].requests().len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_marked_is_not_expected_besides() {
-    let (bed, layer) = (Bed::new(), marked());
-    let source = source(&layer);
-    let running = bed.engine();
-    let opened = running.open(&layer, &source);
-    LazyLayer::expect(vec![Arc::clone(&opened)], &wanted(&[&["/third"]]));
-    assert!(opened.start_prefetch());
-    opened.prefetched().await;
-    assert_eq!(source.requests().len(), 1);
-    assert_eq!(opened.local_bytes(), 9010);
 }

@@ -14,6 +14,7 @@ use crate::testing::{Answer, BuiltLayer, LayerBuilder, ScriptedSource};
 
 mod ahead;
 mod evict;
+mod expect;
 mod fault;
 mod fill;
 mod model;
