@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bounds, CallerStreams, ContainerId, Content, HealthCheck, Network, RunPaths, Signal};
 
-/// The version of [`Launch`] that this program writes. Fields are only added, with a default; a change of meaning
-/// raises it.
+/// The version of [`Launch`] that this program writes. Fields are only added, with a default, and kinds of mounts and
+/// networks, which an earlier program keeps as they are; a change of meaning raises it.
 pub const LAUNCH_VERSION: u32 = 1;
 
 /// Everything about one run of a container.
@@ -191,6 +191,9 @@ pub enum MountKind {
         #[serde(default)]
         mode: Option<u32>,
     },
+    /// One that a newer program knows: a container that has it is looked after, and not started again.
+    #[serde(untagged)]
+    Other(serde_json::Value),
 }
 
 /// How a container is asked to end.
@@ -340,6 +343,10 @@ impl Launch {
         if self.version > LAUNCH_VERSION {
             return Err(LaunchProblem::Version(self.version));
         }
+        let is_newer = |mount: &Mount| matches!(mount.kind, MountKind::Other(_));
+        if matches!(self.network, Network::Other(_)) || self.mounts.iter().any(is_newer) {
+            return Err(LaunchProblem::Newer);
+        }
         if self.process.args.first().is_none_or(String::is_empty) {
             return Err(LaunchProblem::NoCommand);
         }
@@ -353,7 +360,7 @@ impl Launch {
             }
             MountKind::Image { layers, .. } => layers,
             MountKind::Content(content) => content.file.as_slice(),
-            MountKind::Tmpfs { .. } => &[],
+            MountKind::Tmpfs { .. } | MountKind::Other(_) => &[],
         });
         let targets = self.mounts.iter().map(|mount| &mount.target);
         for path in absolute.into_iter().chain(&self.rootfs.layers).chain(sources).chain(targets) {
@@ -378,6 +385,9 @@ pub enum LaunchProblem {
     /// Written by a newer program.
     #[error("launch has version {0}, this program knows up to {LAUNCH_VERSION}")]
     Version(u32),
+    /// It has a mount or a network that only a newer program knows.
+    #[error("launch has a mount or a network of a newer version of this program")]
+    Newer,
     /// Neither image nor service name a program.
     #[error("no command is given, neither by the image nor by the service")]
     NoCommand,
@@ -454,5 +464,25 @@ mod tests {
         let mut launch = example();
         launch.version += 1;
         assert!(matches!(launch.check(), Err(LaunchProblem::Version(_))));
+    }
+
+    #[test]
+    fn what_a_newer_program_mounts_is_kept_as_it_is_and_not_started() {
+        let mut text = serde_json::to_value(example()).unwrap();
+        text["network"] = serde_json::json!({ "tunnel": { "to": "there" } });
+        text["mounts"] = serde_json::json!([
+            { "target": "/a", "kind": { "bind": { "source": "/b" } } },
+            { "target": "/c", "kind": { "cloud": { "shape": 7 } } },
+        ]);
+        let launch: Launch = serde_json::from_value(text.clone()).unwrap();
+        assert!(matches!(launch.mounts[0].kind, MountKind::Bind { .. }));
+        assert!(matches!(launch.mounts[1].kind, MountKind::Other(_)));
+        assert_eq!(launch.check(), Err(LaunchProblem::Newer));
+        let written = serde_json::to_value(&launch).unwrap();
+        assert_eq!(written["network"], text["network"]);
+        assert_eq!(written["mounts"][1]["kind"], text["mounts"][1]["kind"]);
+        text["network"] = serde_json::json!("host");
+        let launch: Launch = serde_json::from_value(text).unwrap();
+        assert_eq!((&launch.network, launch.check()), (&Network::Host, Err(LaunchProblem::Newer)));
     }
 }

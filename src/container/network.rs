@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Launch;
 use super::start::StartError;
+use super::{Launch, LaunchProblem};
 use crate::network::names::{NamesClient, open_entry};
 use crate::network::{Attachment, Owner, link};
 use crate::sys::process::ProcessIdentity;
@@ -39,6 +39,9 @@ pub enum Network {
     Namespace(PathBuf),
     /// Its own, connected to bridges when the container starts.
     Attached(Attached),
+    /// One that a newer program knows.
+    #[serde(untagged)]
+    Other(serde_json::Value),
 }
 
 /// The network namespace that is made for a container; `None` when it has one of others.
@@ -48,6 +51,7 @@ pub(super) fn make(launch: &Launch) -> Result<Option<OwnedFd>, StartError> {
         Network::Attached(attached) => connect(launch, attached).map(Some),
         Network::Of(process) => of(process).map_err(StartError::Shared).map(Some),
         Network::Host | Network::Namespace(_) => Ok(None),
+        Network::Other(_) => Err(StartError::Network(io::Error::other(LaunchProblem::Newer))),
     }
 }
 

@@ -247,7 +247,7 @@ fn namespaces(launch: &Launch, facts: &Facts) -> Value {
         list.push(json!({ "type": "cgroup" }));
     }
     match &launch.network {
-        Network::Host => {}
+        Network::Host | Network::Other(_) => {}
         Network::None | Network::Attached(_) | Network::Of(_) => {
             list.push(json!({ "type": "network", "path": facts.network }));
         }
@@ -317,7 +317,8 @@ fn mount_json(mount: &Mount, paths: &RunPaths, facts: &Facts) -> Value {
             "destination": mount.target, "type": "bind", "source": source,
             "options": ["rbind", "rprivate", access],
         }),
-        MountKind::Image { .. } => json!({
+        // One of a newer program is refused before.
+        MountKind::Image { .. } | MountKind::Other(_) => json!({
             "destination": mount.target, "type": "bind", "source": facts.images.get(&mount.target),
             "options": ["rbind", "rprivate", "ro", "nodev"],
         }),

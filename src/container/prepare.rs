@@ -157,7 +157,7 @@ fn make_sources(
                     .map_err(|error| StartError::Content(mount.target.clone(), error))?;
                 continue;
             }
-            MountKind::Tmpfs { .. } => continue,
+            MountKind::Tmpfs { .. } | MountKind::Other(_) => continue,
         };
         match source.try_exists() {
             Ok(true) => {}
@@ -191,7 +191,11 @@ fn write_files(
     let of_host = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let mut hosts = match launch.network {
         Network::Host => of_host("/etc/hosts"),
-        Network::None | Network::Of(_) | Network::Namespace(_) | Network::Attached(_) => {
+        Network::None
+        | Network::Of(_)
+        | Network::Namespace(_)
+        | Network::Attached(_)
+        | Network::Other(_) => {
             "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned()
         }
     };

@@ -32,9 +32,11 @@ pub(super) fn run(
     }
     let entered = match &launch.network {
         Network::Host => Ok(()),
-        Network::None | Network::Of(_) | Network::Namespace(_) | Network::Attached(_) => {
-            child::enter_network_of(init)
-        }
+        Network::None
+        | Network::Of(_)
+        | Network::Namespace(_)
+        | Network::Attached(_)
+        | Network::Other(_) => child::enter_network_of(init),
     };
     let outcome = entered.and_then(|()| look(probe, timeout));
     let failure = Probed(outcome.err().map(|error| error.to_string()));
