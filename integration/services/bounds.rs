@@ -74,6 +74,10 @@ fn limits_and_privileges_of_the_file_hold_in_the_container() {
     };
     assert_eq!(setting("memory", "memory.limit_in_bytes", "memory.max"), "67108864\n");
     assert_eq!(setting("pids", "pids.max", "pids.max"), "50\n");
+    if groups.lines().any(|line| line.contains(":memory:")) {
+        let rules = shown("cat /sys/fs/cgroup/devices/devices.list");
+        assert!(rules.contains("c 1:3 rwm\n") && !rules.contains('a'), "{rules}");
+    }
     let quota = setting("cpu", "cpu.cfs_quota_us", "cpu.max");
     assert!(quota.starts_with("50000"), "{quota}");
     // A change of a limit is a change of the container.

@@ -114,11 +114,9 @@ impl Bounds {
             resources.insert("memory".to_owned(), memory.into());
         }
         let mut cpu = Map::new();
-        if let Some(nano) = self.nano_cpus {
-            // The kernel takes no quota below a millisecond.
-            let quota = (u128::from(nano) * u128::from(PERIOD) / 1_000_000_000).max(1000);
-            cpu.insert("period".to_owned(), json!(PERIOD));
-            cpu.insert("quota".to_owned(), json!(i64::try_from(quota).unwrap_or(i64::MAX)));
+        if let Some((quota, period)) = self.cpu_quota() {
+            cpu.insert("period".to_owned(), json!(period));
+            cpu.insert("quota".to_owned(), json!(quota));
         }
         cpu.extend(self.cpu_shares.map(|shares| ("shares".to_owned(), json!(shares))));
         cpu.extend(self.cpuset.as_ref().map(|cpus| ("cpus".to_owned(), json!(cpus))));
@@ -129,6 +127,14 @@ impl Bounds {
             resources.insert("pids".to_owned(), json!({ "limit": pids }));
         }
         resources
+    }
+
+    /// How much processor time it may use in a period, and the period, in microseconds.
+    pub(super) fn cpu_quota(&self) -> Option<(i64, u64)> {
+        let nano = self.nano_cpus?;
+        // The kernel takes no quota below a millisecond.
+        let quota = (u128::from(nano) * u128::from(PERIOD) / 1_000_000_000).max(1000);
+        Some((i64::try_from(quota).unwrap_or(i64::MAX), PERIOD))
     }
 
     /// The limits of setrlimit(2).

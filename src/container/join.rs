@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::executor::{NotExecuted, Program, Restriction, TRANSIENT};
 use super::filter::{self, FilterError};
+use super::groups::{self, View};
 use super::image_root::ImageRoot;
 use super::oci;
 use super::prepare::resolve_user;
@@ -91,6 +92,7 @@ fn join(
 ) -> Result<(i32, Option<OwnedFd>), JoinError> {
     let paths = launch.paths();
     cgroup::enter(&launch.cgroup).map_err(JoinError::Prepare)?;
+    let layout = groups::layout(launch);
     let container: Value = read_json(&paths.bundle.join("config.json"))
         .map_err(JoinError::Prepare)?
         .ok_or(JoinError::NoConfiguration)?;
@@ -106,7 +108,10 @@ fn join(
     let [process_path, console_path] = files(&paths, std::process::id());
     // It is read once, by this process: nothing of it needs to survive anything.
     fs::write(&process_path, process.to_string()).map_err(JoinError::Prepare)?;
-    let built = build(launch, request, streams, &container, &process_path, &console_path);
+    let view = View::enter(layout).and_then(|view| view.map(|view| view.hide(launch)).transpose());
+    let built = view
+        .map_err(JoinError::Prepare)
+        .and_then(|_| build(launch, request, streams, &container, &process_path, &console_path));
     let _ = fs::remove_file(&process_path);
     let _ = fs::remove_file(&console_path);
     built

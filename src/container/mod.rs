@@ -19,6 +19,7 @@ pub mod exec;
 mod executor;
 mod filter;
 mod finish;
+mod groups;
 mod handle;
 mod health;
 mod id;

@@ -144,6 +144,13 @@ pub(super) fn without_filter(spec: &Value, extra: &[&str]) -> Value {
     spec
 }
 
+/// Takes out the limits that are there already.
+pub(super) fn remove_resources(spec: &mut Value) {
+    if let Some(linux) = spec["linux"].as_object_mut() {
+        linux.remove("resources");
+    }
+}
+
 /// The filter of a container with this configuration, if it has one.
 pub(super) fn profile(container: &Value) -> Option<&Value> {
     container["linux"].get("seccomp").filter(|profile| !profile.is_null())

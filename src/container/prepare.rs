@@ -1,5 +1,5 @@
-//! What a container needs before the runtime makes it: its root file system, the files and folders that are mounted into
-//! it, its control group and the view that it has of that. In the child that starts it.
+//! What a container needs before the runtime makes it: its root file system, and the files and folders that are mounted
+//! into it. In the child that starts it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,16 +10,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::capability::CgroupLayout;
 use super::image_root::ImageRoot;
 use super::record::WritableState;
 use super::start::StartError;
 use super::user::{self, ResolvedUser};
 use super::writable::{self, WritableLayer};
-use super::{Lack, Launch, MountKind, Network, RunPaths, content, image_volume, volume};
+use super::{Launch, MountKind, Network, RunPaths, content, image_volume, volume};
 use crate::boundary::Boundary;
 use crate::logs::Stream;
-use crate::sys::cgroup;
 
 /// What was prepared, and was found on the way.
 #[derive(Debug)]
@@ -30,9 +28,6 @@ pub(super) struct Prepared {
     pub(super) files: Vec<(&'static str, PathBuf)>,
     /// See [`super::oci::Facts`].
     pub(super) images: BTreeMap<PathBuf, PathBuf>,
-    pub(super) layout: CgroupLayout,
-    /// See [`super::oci::Facts`].
-    pub(super) groups: Option<PathBuf>,
 }
 
 /// The standard streams of the container's first process.
@@ -65,32 +60,7 @@ pub(super) fn prepare(
     let streams = streams(launch, paths, &user)?;
     let images = make_sources(launch, paths)?;
     let files = write_files(launch, paths)?;
-    let layout =
-        if launch.lacks(Lack::Cgroup) { CgroupLayout::Absent } else { CgroupLayout::of_host() };
-    // In every hierarchy, not only in those that the runtime limits: what is in the group can be found and killed.
-    // Not before, because the kernel may take a grace period over the first change, and that passes beside all above.
-    cgroup::enter(&launch.cgroup)
-        .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
-    Boundary::GROUP_ENTERED.reach(&launch.run_dir);
-    let groups = show_groups(launch, paths, layout)?;
-    Ok(Prepared { user, writable, streams, files, images, layout, groups })
-}
-
-/// Mounts what the container sees of version 1 of control groups. The runtime can do so itself, but resolves each path
-/// on the way with dozens of system calls (800 of the 2,000 that it makes in the first process), and leaves the
-/// hierarchies writable, with the container's own limits in them.
-fn show_groups(
-    launch: &Launch,
-    paths: &RunPaths,
-    layout: CgroupLayout,
-) -> Result<Option<PathBuf>, StartError> {
-    if layout != CgroupLayout::Legacy {
-        return Ok(None);
-    }
-    let show =
-        || private_dir(&paths.groups).and_then(|()| cgroup::show(&launch.cgroup, &paths.groups));
-    show().map_err(|error| StartError::Prepare(paths.groups.clone(), error))?;
-    Ok(Some(paths.groups.clone()))
+    Ok(Prepared { user, writable, streams, files, images })
 }
 
 fn look_into_image(launch: &Launch, paths: &RunPaths) -> Result<ResolvedUser, StartError> {

@@ -19,8 +19,9 @@ use serde_json::Value;
 
 use super::executor::{NotExecuted, Program, Restriction, TRANSIENT};
 use super::filter::{self, FilterError};
+use super::groups::{self, GroupError, View};
 use super::oci::{self, Facts};
-use super::prepare::{self, Prepared, private_dir};
+use super::prepare::{self, Prepared, Streams, private_dir};
 use super::record::{self, RECORD_VERSION, RunRecord, WritableState};
 use super::user::UserError;
 use super::{Launch, RunPaths, network};
@@ -49,7 +50,7 @@ pub(super) enum Progress {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
     #[error("could not enter the control group `{0}`")]
-    Cgroup(String, #[source] io::Error),
+    Cgroup(String, #[source] GroupError),
     #[error("could not prepare the writable layer in `{0}`")]
     Writable(PathBuf, #[source] io::Error),
     #[error("could not mount the root file system of {0} layers")]
@@ -113,7 +114,7 @@ pub(super) fn run(launch: &Launch, monitor: i32, progress: BorrowedFd<'_>) -> u8
         let bytes = serde_json::to_vec(message).unwrap_or_default();
         let _ = socket::send(progress, &bytes, &[]);
     };
-    match start(launch, &tell) {
+    match start(launch, monitor, &tell) {
         Ok(()) => 0,
         Err(error) => {
             tell(&Progress::Failed(error.into_failure()));
@@ -122,18 +123,27 @@ pub(super) fn run(launch: &Launch, monitor: i32, progress: BorrowedFd<'_>) -> u8
     }
 }
 
-fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
+fn start(launch: &Launch, monitor: i32, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     let paths = launch.paths();
+    let layout = groups::layout(launch);
+    groups::enter(launch, layout)
+        .map_err(|error| StartError::Cgroup(launch.cgroup.clone(), error))?;
+    Boundary::GROUP_ENTERED.reach(&launch.run_dir);
     // A network namespace takes the kernel as long as all else before the runtime, and needs nothing of it.
     let (prepared, network) = thread::scope(|scope| {
         let making = scope.spawn(|| network::make(launch));
         let prepared = prepare::prepare(launch, &paths, &|state| tell(&Progress::Mounted(state)));
         (prepared, making.join())
     });
-    let Prepared { user, writable, streams, files, images, layout, groups } = prepared?;
+    let Prepared { user, writable, streams, files, images } = prepared?;
     let died = |_| Err(StartError::Network(io::ErrorKind::Other.into()));
     // Stays open until the container has joined it.
     let network = network.unwrap_or_else(died)?;
+    // From here on nothing is mounted that is meant to stay.
+    let failed = |error| StartError::Prepare(paths.groups.clone(), error);
+    let view = View::enter(layout).map_err(failed)?;
+    let groups = view.as_ref().map(|view| view.show(launch, &paths)).transpose().map_err(failed)?;
+    let is_limited = view.as_ref().map_or(Ok(false), |view| view.hide(launch)).map_err(failed)?;
     let mut facts = Facts {
         network: network
             .as_ref()
@@ -146,27 +156,17 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
         user,
     };
     let spec = oci::spec(launch, &facts);
-    let (given, restriction) = restrict(launch, &spec)?;
+    let (mut given, restriction) = restrict(launch, &spec)?;
+    if is_limited {
+        oci::remove_resources(&mut given);
+    }
     let config = paths.bundle.join("config.json");
     make_bundle(&paths, &config, &given)?;
     Boundary::CONFIGURED.reach(&launch.run_dir);
 
     let (mut report, writer) = io::pipe().map_err(StartError::Report)?;
     let program = Program { report: Arc::new(writer), restriction, terminal: streams.terminal };
-    let builder = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
-        .with_root_path(&paths.runtime)
-        .map_err(StartError::Create)?
-        .with_executor(program)
-        .with_stdout(streams.stdout)
-        .with_stderr(streams.stderr);
-    let stdin = streams.stdin.into_iter();
-    let builder = stdin.fold(builder, |builder, stdin| builder.with_stdin(stdin));
-    let mut container = builder
-        .as_init(&paths.bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .build()
-        .map_err(StartError::Create)?;
+    let mut container = create(launch, &paths, program, streams).map_err(StartError::Create)?;
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
     Boundary::PROCESS_MADE.reach(&launch.run_dir);
     let process = ProcessIdentity::of(pid).map_err(StartError::Report)?;
@@ -198,8 +198,27 @@ fn start(launch: &Launch, tell: &dyn Fn(&Progress)) -> Result<(), StartError> {
     await_execution(&mut report)?;
     Boundary::EXECUTED.reach(&launch.run_dir);
     tell(&Progress::Started(started_at));
-    detach_foreign_mounts(launch, &paths);
+    if view.is_none_or(|view| view.leave().is_ok()) {
+        detach_foreign_mounts(launch, &paths);
+    }
+    groups::place_monitor(launch, monitor, layout);
     Ok(())
+}
+
+fn create(
+    launch: &Launch,
+    paths: &RunPaths,
+    program: Program,
+    streams: Streams,
+) -> Result<Container, LibcontainerError> {
+    let builder = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
+        .with_root_path(&paths.runtime)?
+        .with_executor(program)
+        .with_stdout(streams.stdout)
+        .with_stderr(streams.stderr);
+    let stdin = streams.stdin.into_iter();
+    let builder = stdin.fold(builder, |builder, stdin| builder.with_stdin(stdin));
+    builder.as_init(&paths.bundle).with_systemd(false).with_detach(true).build()
 }
 
 fn make_bundle(paths: &RunPaths, config: &Path, given: &Value) -> Result<(), StartError> {

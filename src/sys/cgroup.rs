@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
@@ -18,6 +19,16 @@ pub struct Hierarchy {
     pub mount_point: PathBuf,
     /// `true` for the unified hierarchy of version 2.
     pub unified: bool,
+}
+
+impl Hierarchy {
+    /// Whether it is version 1 of `controller`. Where a hierarchy is mounted is a convention that everybody keeps to;
+    /// several controllers may share one.
+    #[must_use]
+    pub fn controls(&self, controller: &str) -> bool {
+        let name = self.mount_point.file_name().unwrap_or_default().to_string_lossy();
+        !self.unified && name.split(',').any(|one| one == controller)
+    }
 }
 
 /// All hierarchies that are mounted where this process sees them.
@@ -40,21 +51,49 @@ pub fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     Ok(found)
 }
 
-fn beneath(hierarchy: &Hierarchy, group: &str) -> PathBuf {
+/// The directory of `group` in a hierarchy.
+#[must_use]
+pub fn beneath(hierarchy: &Hierarchy, group: &str) -> PathBuf {
     hierarchy.mount_point.join(group.trim_start_matches('/'))
 }
 
 /// Moves this process into `group` (an absolute path such as `/supervisor-1234abcd/lazy`) of every hierarchy, making
 /// the groups on the way. Returns the hierarchies that refused, with their reason: a sandbox may grant only some.
 ///
+/// The kernel may take a grace period over version 2 (see [`expect_moves`]), unless the process was made in the group
+/// ([`super::process::fork_child_into`]). It takes none over version 1 when the process has one thread: a thread that
+/// moves itself needs no lock.
+///
 /// # Errors
 /// When the hierarchies cannot be listed.
 pub fn enter(group: &str) -> io::Result<Vec<(PathBuf, io::Error)>> {
+    enter_those(group, &hierarchies()?)
+}
+
+/// As [`enter`], but without a wait where that is possible: beside version 1, version 2 is left for [`place`].
+///
+/// # Errors
+/// When the hierarchies cannot be listed.
+pub fn enter_at_once(group: &str) -> io::Result<Vec<(PathBuf, io::Error)>> {
+    let mut hierarchies = hierarchies()?;
+    if hierarchies.iter().any(|hierarchy| !hierarchy.unified) {
+        hierarchies.retain(|hierarchy| !hierarchy.unified);
+    }
+    enter_those(group, &hierarchies)
+}
+
+fn enter_those(group: &str, hierarchies: &[Hierarchy]) -> io::Result<Vec<(PathBuf, io::Error)>> {
+    let has_one_thread = fs::read_dir("/proc/self/task")?.count() == 1;
     let mut refused = Vec::new();
-    for hierarchy in hierarchies()? {
-        let path = beneath(&hierarchy, group);
-        let entered =
-            make(&hierarchy, &path).and_then(|()| fs::write(path.join("cgroup.procs"), "0"));
+    for hierarchy in hierarchies {
+        let path = beneath(hierarchy, group);
+        let list = if has_one_thread && !hierarchy.unified { "tasks" } else { "cgroup.procs" };
+        let entered = make(hierarchy, &path).and_then(|()| {
+            if hierarchy.unified && is_in(std::process::id(), group)? {
+                return Ok(());
+            }
+            fs::write(path.join(list), "0")
+        });
         if let Err(error) = entered {
             refused.push((path, error));
         }
@@ -62,15 +101,55 @@ pub fn enter(group: &str) -> io::Result<Vec<(PathBuf, io::Error)>> {
     Ok(refused)
 }
 
+/// Whether a process is in `group` of version 2.
+fn is_in(pid: u32, group: &str) -> io::Result<bool> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    Ok(groups.lines().any(|line| line.strip_prefix("0::") == Some(group)))
+}
+
+/// Moves the process `pid` into `group` of version 2, where there is such a hierarchy and it is elsewhere. May take a
+/// grace period.
+///
+/// # Errors
+/// When the kernel refuses, or there is no such process.
+pub fn place(pid: i32, group: &str) -> io::Result<()> {
+    let Some(hierarchy) = hierarchies()?.into_iter().find(|hierarchy| hierarchy.unified) else {
+        return Ok(());
+    };
+    if is_in(pid.unsigned_abs(), group)? {
+        return Ok(());
+    }
+    let path = beneath(&hierarchy, group);
+    make(&hierarchy, &path)?;
+    fs::write(path.join("cgroup.procs"), pid.to_string())
+}
+
+/// `group` of version 2, made where it is absent, for [`super::process::fork_child_into`]. `None` where there is no such
+/// hierarchy, or it refuses.
+///
+/// # Errors
+/// When the hierarchies cannot be listed.
+pub fn open(group: &str) -> io::Result<Option<OwnedFd>> {
+    let found = hierarchies()?.into_iter().find(|hierarchy| hierarchy.unified);
+    Ok(found.and_then(|hierarchy| {
+        let path = beneath(&hierarchy, group);
+        make(&hierarchy, &path).and_then(|()| fs::File::open(&path)).ok().map(OwnedFd::from)
+    }))
+}
+
 /// Has the kernel get ready for processes that change their group: the first one after a quiet while waits for a grace
 /// period (10 ms; the lock is a per-CPU one, whose writers wait for RCU), and those that come soon after it do not.
-/// Blocks for that time. Nothing is moved: this process goes where it is.
+/// Blocks for that time. Nothing is moved: this process goes where it is. Where there is version 1 nothing is done:
+/// containers start without such a move, and would wait behind this one.
 ///
 /// # Errors
 /// When the process's own group cannot be found or written.
 pub fn expect_moves() -> io::Result<()> {
     let own = fs::read_to_string("/proc/self/cgroup")?;
     let hierarchies = hierarchies()?;
+    if hierarchies.iter().any(|hierarchy| !hierarchy.unified) {
+        return Ok(());
+    }
     // One of them is enough: the lock is the same for all.
     let found = own.lines().find_map(|line| own_group(line, &hierarchies));
     fs::write(found.ok_or(io::ErrorKind::NotFound)?.join("cgroup.procs"), "0")
@@ -159,6 +238,30 @@ pub fn show(group: &str, target: &Path) -> io::Result<()> {
         }
     }
     Ok(rustix::mount::mount_remount(target, read_only, c"")?)
+}
+
+/// Has this process's mount namespace, which must be its own, look like that of a host with version 2 alone, in which
+/// `group` is there and whatever is written to move processes into it or to kill it is thrown away. For libcontainer,
+/// which moves processes without need, and at a failure kills its caller with the group. `false` where the host has
+/// no version 2.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn pretend_unified(group: &str) -> io::Result<bool> {
+    let found = hierarchies()?.into_iter().find(|hierarchy| hierarchy.unified);
+    let Some(unified) = found.filter(|unified| beneath(unified, group).exists()) else {
+        return Ok(false);
+    };
+    let nothing = Path::new("/dev/null");
+    let group = beneath(&unified, group);
+    rustix::mount::mount_bind(nothing, group.join("cgroup.procs"))?;
+    match rustix::mount::mount_bind(nothing, group.join("cgroup.kill")) {
+        // Before Linux 5.14.
+        Err(rustix::io::Errno::NOENT) => {}
+        other => other?,
+    }
+    rustix::mount::mount_bind_recursive(&unified.mount_point, "/sys/fs/cgroup")?;
+    Ok(true)
 }
 
 /// Takes every hierarchy out of this process's mount namespace, which must be its own, and leaves a folder without any

@@ -306,6 +306,19 @@ pub struct Forked {
 /// `Unsupported` when this process has more than one thread, because the child of a threaded process may find any
 /// lock taken for ever; those of fork(2).
 pub fn fork_child(body: impl FnOnce() -> u8) -> io::Result<Forked> {
+    fork_child_into(None, body)
+}
+
+/// As [`fork_child`], with a child that is in the control group of version 2 that `group` is the directory of, from its
+/// first moment on: unlike a move, that makes nobody wait. Where the kernel does not do that (before Linux 5.7), the
+/// child is where this process is.
+///
+/// # Errors
+/// As there.
+pub fn fork_child_into(
+    group: Option<BorrowedFd<'_>>,
+    body: impl FnOnce() -> u8,
+) -> io::Result<Forked> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads != 1 {
         return Err(io::Error::new(
@@ -314,7 +327,9 @@ pub fn fork_child(body: impl FnOnce() -> u8) -> io::Result<Forked> {
         ));
     }
     // SAFETY: the process has one thread, so the child sees no lock in the middle of a change.
-    match unsafe { libc::fork() } {
+    let cloned = group.and_then(|group| unsafe { clone_into(group) });
+    // SAFETY: as above.
+    match cloned.unwrap_or_else(|| unsafe { libc::fork() }) {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
@@ -323,6 +338,24 @@ pub fn fork_child(body: impl FnOnce() -> u8) -> io::Result<Forked> {
         }
         pid => Ok(Forked { pid, pidfd: open_pidfd(pid)? }),
     }
+}
+
+/// Of clone3(2); libc's has a type that is too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// fork(2) into a control group; `None` when the kernel refuses.
+///
+/// # Safety
+/// That of fork(2). What the C library does beside the call is for processes with threads.
+unsafe fn clone_into(group: BorrowedFd<'_>) -> Option<libc::pid_t> {
+    // SAFETY: all-zero is a valid `clone_args`.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = CLONE_INTO_CGROUP;
+    args.exit_signal = u64::try_from(libc::SIGCHLD).ok()?;
+    args.cgroup = u64::try_from(group.as_raw_fd()).ok()?;
+    // SAFETY: the arguments live through the call and name no stack, so the child goes on with a copy of this one.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
+    libc::pid_t::try_from(pid).ok().filter(|pid| *pid >= 0)
 }
 
 /// Raises the number of descriptors that this process may have to what it may raise it to, and returns that. Only for

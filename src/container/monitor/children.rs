@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use serde::de::DeserializeOwned;
 
-use crate::sys::process::{Forked, fork_child, send_signal};
-use crate::sys::socket;
+use super::super::{Lack, Launch};
+use crate::sys::process::{Forked, fork_child_into, send_signal};
+use crate::sys::{cgroup, socket};
 
 /// A child that does one thing that may block.
 #[derive(Debug)]
@@ -25,9 +26,28 @@ impl Child {
         deadline: Instant,
         body: impl FnOnce(BorrowedFd<'_>) -> u8,
     ) -> io::Result<Self> {
+        Self::fork_into(None, deadline, body)
+    }
+
+    /// As [`Child::fork`], with a child that is in the control group of `launch`'s container from its first moment on,
+    /// as far as that is possible.
+    pub(super) fn fork_inside(
+        launch: &Launch,
+        deadline: Instant,
+        body: impl FnOnce(BorrowedFd<'_>) -> u8,
+    ) -> io::Result<Self> {
+        let group = if launch.lacks(Lack::Cgroup) { None } else { cgroup::open(&launch.cgroup)? };
+        Self::fork_into(group.as_ref().map(OwnedFd::as_fd), deadline, body)
+    }
+
+    fn fork_into(
+        group: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+        body: impl FnOnce(BorrowedFd<'_>) -> u8,
+    ) -> io::Result<Self> {
         let (socket, theirs) = socket::pair()?;
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let Forked { pid, pidfd } = fork_child(|| body(theirs.as_fd()))?;
+        let Forked { pid, pidfd } = fork_child_into(group, || body(theirs.as_fd()))?;
         Ok(Self { pid, pidfd, socket, deadline })
     }
 

@@ -86,13 +86,15 @@ struct Begin {
     groups_lock: File,
 }
 
-/// Enters the monitors' control group. The kernel may take a grace period over it (see [`cgroup::expect_moves`]), so a
-/// child that starts the container is forked before; it goes to the container's group by itself.
-fn enter_group(launch: &Launch) {
+/// How a process changes its control group: all at once, or what takes the kernel a grace period later.
+type Enter = fn(&str) -> io::Result<Vec<(PathBuf, io::Error)>>;
+
+/// Enters the monitors' control group.
+fn enter_group(launch: &Launch, enter: Enter) {
     if launch.lacks(Lack::Cgroup) {
         return;
     }
-    let refused = cgroup::enter(&launch.monitor_cgroup).unwrap_or_else(|error| {
+    let refused = enter(&launch.monitor_cgroup).unwrap_or_else(|error| {
         warn!(%error, "could not enter the control groups");
         Vec::new()
     });
@@ -143,11 +145,12 @@ impl Begun {
         let monitor = match self {
             Self::Launch(begin) => {
                 let monitor = run::Monitor::new(*begin, first).launch();
-                enter_group(&monitor.launch);
+                // Beside the child that starts the container, which comes first; that one does the rest.
+                enter_group(&monitor.launch, cgroup::enter_at_once);
                 monitor
             }
             Self::Adopt(begin) => {
-                enter_group(&begin.launch);
+                enter_group(&begin.launch, cgroup::enter);
                 adopt::adopt(run::Monitor::new(*begin, first), kept)
             }
             Self::Over(begin, record) => run::Monitor::new(*begin, first).over(record),

@@ -1,7 +1,7 @@
 //! The loop, and what each event does to the container's state.
 
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -148,7 +148,8 @@ impl Monitor {
         }
         let deadline = Instant::now() + Duration::from_secs(self.launch.start_timeout_secs);
         let (launch, monitor) = (&self.launch, self.identity.pid);
-        match Child::fork(deadline, |progress| start::run(launch, monitor, progress)) {
+        let body = |progress: BorrowedFd<'_>| start::run(launch, monitor, progress);
+        match Child::fork_inside(launch, deadline, body) {
             Ok(child) => self.starting = Some(child),
             Err(error) => {
                 let reason = format!("could not fork: {error}");

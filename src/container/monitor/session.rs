@@ -36,7 +36,7 @@ impl Session {
         streams: Vec<OwnedFd>,
     ) -> std::io::Result<Self> {
         let deadline = Instant::now() + Duration::from_secs(launch.start_timeout_secs);
-        let child = Child::fork(deadline, |joined| {
+        let child = Child::fork_inside(launch, deadline, |joined| {
             join::run(launch, monitor, init, request, streams, joined)
         })?;
         Ok(Self {
