@@ -12,7 +12,7 @@ use super::settings::Settings;
 use super::{connect, output, project};
 use crate::api::{ApiClient, PullRequest};
 use crate::image::{Digest, ImageRef};
-use crate::spec::Interpolation;
+use crate::spec::{Interpolation, Service};
 use crate::supervise::report::PullProgress;
 
 pub(super) fn run(settings: &Settings, arguments: &PullArguments) -> anyhow::Result<ExitCode> {
@@ -40,7 +40,8 @@ fn of_file(settings: &Settings, arguments: &PullArguments) -> anyhow::Result<Vec
     let composition =
         project::compose(settings, &selected.file, name, &[], Interpolation::Replace)?;
     let desired = project::check(&composition)?;
-    let images = desired.services.values().map(|service| service.image.to_string());
+    let images = desired.services.values().flat_map(Service::images);
+    let images = images.map(ToString::to_string);
     Ok(images.collect::<BTreeSet<_>>().into_iter().collect())
 }
 

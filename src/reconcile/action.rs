@@ -190,6 +190,8 @@ pub enum Cause {
     FieldsChanged(Vec<String>),
     /// The image was pulled again and is another one than the container's.
     ImageChanged {
+        /// Which.
+        image: ImageRef,
         /// Of the container.
         from: Digest,
         /// Of the image.
@@ -241,8 +243,8 @@ impl fmt::Display for Cause {
             Self::NoContainer => f.write_str("it has no container"),
             Self::NeverStarted => f.write_str("it was created and not started"),
             Self::FieldsChanged(fields) => write!(f, "`{}` changed", fields.join("`, `")),
-            Self::ImageChanged { from, to } => {
-                write!(f, "the image changed from {} to {}", from.short(), to.short())
+            Self::ImageChanged { image, from, to } => {
+                write!(f, "the image `{image}` changed from {} to {}", from.short(), to.short())
             }
             Self::ImageMissing => f.write_str("the image is not here"),
             Self::Requested => f.write_str("asked for"),

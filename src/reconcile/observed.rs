@@ -343,6 +343,8 @@ pub struct CreateFailure {
     pub config: Digest,
     /// The manifest that it was to be created from.
     pub manifest: Digest,
+    /// Those of the images that were to be mounted in it.
+    pub mounted: BTreeMap<ImageRef, Digest>,
     /// The request then; a new one is tried at once.
     pub request: u64,
 }

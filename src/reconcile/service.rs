@@ -351,6 +351,7 @@ impl<'a> Decider<'a> {
         let failed = self.record.create_failure.as_ref().filter(|failed| {
             failed.config == target.fingerprint.hash()
                 && failed.manifest == manifest
+                && failed.mounted == target.mounted
                 && failed.request == self.record.request
         });
         Gate::of_creation(self.moment, self.key, failed)

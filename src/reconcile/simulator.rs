@@ -286,13 +286,14 @@ impl Host {
                 self.observed.images.insert(image.clone(), state);
                 return;
             }
-            Action::Create { service, fingerprint, manifest, request, .. } => {
+            Action::Create { service, fingerprint, manifest, mounted, request, .. } => {
                 let record = self.observed.records.entry(service.clone()).or_default();
                 let attempts = record.create_failure.as_ref().map_or(0, |f| f.failure.attempts) + 1;
                 record.create_failure = Some(CreateFailure {
                     failure: failure(attempts),
                     config: fingerprint.hash(),
                     manifest: *manifest,
+                    mounted: mounted.clone(),
                     request: *request,
                 });
                 return;

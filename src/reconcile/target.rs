@@ -49,12 +49,12 @@ impl<'a> Target<'a> {
         if !fields.is_empty() {
             return Some(Cause::FieldsChanged(fields));
         }
-        let own = std::iter::once((container.manifest, self.ready?));
+        let own = std::iter::once((&self.wanted.image, container.manifest, self.ready?));
         let mounted = self.mounted.iter().filter_map(|(image, to)| {
             let from = container.mounted.get(image)?;
-            Some((*from, *to))
+            Some((image, *from, *to))
         });
-        let (from, to) = own.chain(mounted).find(|(from, to)| from != to)?;
-        Some(Cause::ImageChanged { from, to })
+        let (image, from, to) = own.chain(mounted).find(|(_, from, to)| from != to)?;
+        Some(Cause::ImageChanged { image: image.clone(), from, to })
     }
 }

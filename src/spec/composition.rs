@@ -258,14 +258,23 @@ impl Composition {
         names.into_iter().collect()
     }
 
-    /// Images of the active services, each once, in order.
+    /// Images of the active services, also those that are mounted in them, each once, in order.
     #[must_use]
     pub fn images(&self) -> Vec<String> {
         let services = self.root.get("services").and_then(Node::entries).unwrap_or_default();
         let active =
             services.iter().filter(|entry| self.selection.is_active(&entry.key, &entry.value));
-        let images = active.filter_map(|entry| entry.value.get("image")?.scalar());
-        images.collect::<BTreeSet<String>>().into_iter().collect()
+        let mut images = BTreeSet::new();
+        for entry in active {
+            images.extend(entry.value.get("image").and_then(Node::scalar));
+            let volumes = entry.value.get("volumes").and_then(Node::items).unwrap_or_default();
+            let of_image = |volume: &&Node| {
+                volume.get("type").and_then(Node::scalar).as_deref() == Some("image")
+            };
+            let mounted = volumes.iter().filter(of_image);
+            images.extend(mounted.filter_map(|volume| volume.get("source")?.scalar()));
+        }
+        images.into_iter().collect()
     }
 
     /// Names of the volumes at the top of the file, in order.

@@ -372,3 +372,28 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_layout_that_is_mounted_is_found_from_the_file_that_names_it_and_is_one_of_the_images() {
+    let files = folder(
+        "=== services.yaml
+include: [team/inc.yaml]
+services:
+  web:
+    extends: {file: team/base.yaml, service: base}
+    image: web:1
+=== team/inc.yaml
+services:
+  job: {image: 'oci:job:v1', volumes: [{type: image, source: 'oci:./data:v2', target: /data}]}
+=== team/base.yaml
+services:
+  base: {volumes: [{type: image, source: 'oci:model', target: /model}]}
+",
+    );
+    let composed = composed(&files, &PLAIN).unwrap_or_else(|problems| panic!("{problems}"));
+    let layouts = ["data:v2", "job:v1", "model"].map(|name| format!("oci:/srv/demo/team/{name}"));
+    assert_eq!(composed.images(), [&layouts[..], &["web:1".to_owned()]].concat());
+    let services = composed.checked().unwrap().desired.services;
+    let of_web = services.values().flat_map(Service::images).map(ToString::to_string);
+    assert!(of_web.collect::<Vec<_>>().contains(&layouts[2]));
+}

@@ -35,7 +35,7 @@ fn walk(node: &mut Node, path: &mut Vec<String>, base: &str) {
                 walk(&mut entry.value, path, base);
                 path.pop();
             }
-            bind(node, path, base);
+            source(node, path, base);
         }
         Value::List(items) => items.iter_mut().for_each(|item| walk(item, path, base)),
         Value::Text(text) => {
@@ -50,12 +50,8 @@ fn walk(node: &mut Node, path: &mut Vec<String>, base: &str) {
                 if let Some((source, rest)) = text.split_once(':') {
                     *text = format!("{}:{rest}", joined(base, source));
                 }
-            } else if is("services.*.image")
-                && let Some(layout) = text.strip_prefix("oci:")
-                && !layout.starts_with(['/', '$'])
-            {
-                // The tag behind the path is left alone by joining texts.
-                *text = format!("oci:{}", joined(base, layout));
+            } else if is("services.*.image") {
+                layout(text, base);
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
@@ -63,16 +59,29 @@ fn walk(node: &mut Node, path: &mut Vec<String>, base: &str) {
 }
 
 /// The source of a volume in the long form.
-fn bind(node: &mut Node, path: &[String], base: &str) {
+fn source(node: &mut Node, path: &[String], base: &str) {
     let borrowed: Vec<&str> = path.iter().map(String::as_str).collect();
-    let is_bind = node.get("type").and_then(Node::scalar).as_deref() == Some("bind");
-    if is_bind
-        && tree::matches("services.*.volumes", &borrowed)
-        && let Some(Node { value: Value::Text(source), .. }) = node.get_mut("source")
-        && !source.is_empty()
-        && !source.starts_with(['/', '$', '~'])
+    if !tree::matches("services.*.volumes", &borrowed) {
+        return;
+    }
+    let kind = node.get("type").and_then(Node::scalar);
+    let Some(Node { value: Value::Text(source), .. }) = node.get_mut("source") else { return };
+    match kind.as_deref() {
+        Some("bind") if !source.is_empty() && !source.starts_with(['/', '$', '~']) => {
+            *source = joined(base, source);
+        }
+        Some("image") => layout(source, base),
+        _ => {}
+    }
+}
+
+/// The folder of an image that is in one.
+fn layout(image: &mut String, base: &str) {
+    if let Some(layout) = image.strip_prefix("oci:")
+        && !layout.starts_with(['/', '$'])
     {
-        *source = joined(base, source);
+        // The tag behind the path is left alone by joining texts.
+        *image = format!("oci:{}", joined(base, layout));
     }
 }
 

@@ -1,72 +1,14 @@
 //! How the driver answers requests.
 
+use super::draft::Draft;
 use super::driver::Driver;
 use super::events::Subject;
-use super::execute::Host;
 use super::handle::{Reply, Request, RequestError, RequestErrorKind};
-use super::images::LocalImage;
 use super::project::{Project, ProjectRecord, Wish};
-use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, Standing, UpRequest};
+use super::report::{EventLevel, ExecTarget, LogSource, ServiceReport, UpRequest};
 use crate::container::Phase as RunPhase;
-use crate::image::{Digest, ImageRef};
-use crate::reconcile::{
-    CRASH_LOOP, ContainerKey, ExitStatus, HEALTHY_RUN, Health, ManualStop, Phase, ServiceKey,
-};
+use crate::reconcile::{ContainerKey, ManualStop};
 use crate::spec::{ProjectName, ServiceName};
-
-/// A report for which the disk is still to be read, and the worker to be asked for the content's share.
-pub(super) struct Draft {
-    key: ServiceKey,
-    report: ServiceReport,
-    /// The image, and the manifest of the container if there is one.
-    image: Option<(ImageRef, Option<Digest>)>,
-    /// A service whose last lines belong to the status.
-    words_of: Option<ServiceName>,
-}
-
-impl Draft {
-    /// Adds what is on the disk, which may be slow. Gives the image, if it is here.
-    pub(super) fn finish(self, host: &Host) -> (ServiceReport, Option<LocalImage>) {
-        let Self { key, mut report, image, words_of } = self;
-        let image = image.and_then(|(reference, manifest)| match manifest {
-            Some(manifest) => host.images.local_manifest(&reference, manifest).ok()?,
-            None => host.images.local(&reference).ok()?,
-        });
-        if let Some(other) = words_of {
-            for line in host.last_lines(&key.project, &other) {
-                report.status.push_str(&format!("\n  {other}  | {line}"));
-            }
-        }
-        report.last_exit = host.exits.last(&key);
-        let container = report.container.as_ref();
-        report.ports = container.map(|id| host.bridges.published.of(id)).unwrap_or_default();
-        (report, image)
-    }
-}
-
-/// A failure that is tried again is still coming: whoever waits has a limit of its own.
-fn standing(phase: &Phase) -> Standing {
-    match phase {
-        Phase::Running { health: Health::Unchecked | Health::Healthy, .. } => Standing::Up,
-        Phase::Exited { status: ExitStatus::Code(0), .. } => Standing::Done,
-        Phase::Exited { .. }
-        | Phase::Running { health: Health::Unhealthy(_), .. }
-        | Phase::DependencyFailed { .. }
-        | Phase::Failed { retry_at: None, .. } => Standing::Failed,
-        Phase::Stopped { .. } => Standing::Stopped,
-        Phase::Pulling { .. }
-        | Phase::WaitingForRegistry { .. }
-        | Phase::WaitingForSpace { .. }
-        | Phase::Running { health: Health::Starting, .. }
-        | Phase::Blocked { .. }
-        | Phase::Unhealthy { .. }
-        | Phase::Starting
-        | Phase::Restarting { .. }
-        | Phase::Stopping
-        | Phase::Removing
-        | Phase::Failed { retry_at: Some(_), .. } => Standing::Coming,
-    }
-}
 
 impl Driver {
     pub(super) fn answer(&mut self, request: Request) {
@@ -237,10 +179,8 @@ impl Driver {
                 }
             };
             let mut reports = Vec::with_capacity(drafts.len());
-            for (mut report, image) in drafts {
-                if let Some(image) = image {
-                    report.content = Some(images.content(&image.manifest).await);
-                }
+            for (mut report, its) in drafts {
+                report.content = its.content(&images).await;
                 reports.push(report);
             }
             let is_lazy = |report: &ServiceReport| {
@@ -256,73 +196,6 @@ impl Driver {
             }
             let _ = reply.send(Ok(reports));
         });
-    }
-
-    pub(super) fn draft(&self, key: &ServiceKey) -> Draft {
-        let ServiceKey { project, service } = key;
-        let status = &self.plan.services[key];
-        let wanted =
-            self.projects.get(project).and_then(|project| project.desired.services.get(service));
-        let held = status.container.as_ref().and_then(|container| self.containers.get(container));
-        let reference =
-            wanted.map(|wanted| &wanted.image).or_else(|| held.map(|held| &held.record.image));
-        let image =
-            reference.map(|reference| (reference.clone(), held.map(|held| held.record.manifest)));
-        let mut state = status.phase.word().to_owned();
-        let mut text = match (&status.phase, wanted) {
-            (Phase::Pulling { .. }, Some(wanted)) => {
-                let percents = wanted.images().filter_map(|i| self.host.images.pulled_percent(i));
-                let percent = percents.min();
-                Phase::Pulling { percent }.render(self.clock.now())
-            }
-            (phase, _) => phase.render(self.clock.now()),
-        };
-        let words_of = match &status.phase {
-            Phase::DependencyFailed { on, .. } => Some(on.clone()),
-            _ => None,
-        };
-        if let (Phase::Running { since, health }, Some(held)) = (&status.phase, held)
-            && held.record.streak >= CRASH_LOOP
-            && matches!(health, Health::Unchecked | Health::Starting)
-            && let ran = self.clock.now().saturating_sub(*since)
-            && ran < HEALTHY_RUN
-        {
-            // A state that changes with every attempt tells nobody anything.
-            let (row, seconds) = (held.record.streak, ran / 1000);
-            text = format!("crash-looping ({row} ends in a row, runs again for {seconds} s)");
-        }
-        if let (Phase::Running { .. }, Some(pending)) = (&status.phase, &status.pending) {
-            text = format!("{text}, to be recreated: {pending}");
-        }
-        if let (Phase::Starting, Some(held)) = (&status.phase, held)
-            && held.record.started_in_boot.is_none()
-        {
-            "created".clone_into(&mut state);
-        }
-        // Compose has no word for who ended it; the status says that.
-        if matches!(status.phase, Phase::Stopped { .. }) && held.is_some() {
-            "exited".clone_into(&mut state);
-        }
-        let report = ServiceReport {
-            project: project.to_string(),
-            service: service.to_string(),
-            container: held.map(|held| held.id.to_string()),
-            image: reference.map(ToString::to_string).unwrap_or_default(),
-            command: held.map(|held| held.record.command.join(" ")).unwrap_or_default(),
-            state,
-            status: text,
-            health: super::health::word(held.and_then(super::held::Held::health)).to_owned(),
-            exit_code: held.and_then(|held| held.record.exit.as_ref()?.outcome.code()),
-            pid: held.and_then(super::held::Held::pid),
-            created_at: held.map(|held| held.record.created_at),
-            started_at: held.and_then(super::held::Held::started_at),
-            restarts: held.map_or(0, |held| held.record.restarts),
-            content: None,
-            last_exit: None,
-            ports: Vec::new(),
-            standing: standing(&status.phase),
-        };
-        Draft { key: key.clone(), report, image, words_of }
     }
 
     /// Checks a service's name against what the project has and what still runs of it.

@@ -1,5 +1,6 @@
 //! What people ask of images: how much is here, pull one, look into one.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::PoisonError;
 
@@ -14,19 +15,22 @@ use crate::store::StoreError;
 use crate::telemetry::Chain;
 
 impl Images {
-    /// How much of an image is here, weighted by the sizes of its layers.
-    pub(super) async fn content(&self, manifest: &Manifest) -> ContentReport {
+    /// How much of images is here, weighted by the sizes of their layers; of a manifest that is not, nothing.
+    pub(super) async fn content(&self, manifests: &[Option<&Manifest>]) -> ContentReport {
         // A layer that is not mounted is, to be asked.
         let _mounting = self.mounting.read().await;
         let (mut local, mut total) = (0.0, 0.0);
         let mut report = ContentReport {
             local: 0.0,
-            complete: true,
+            complete: manifests.iter().all(Option::is_some),
             lazy_layers: 0,
-            layers: manifest.layers.len(),
+            layers: 0,
             full_because: Vec::new(),
         };
-        for descriptor in &manifest.layers {
+        let layers = manifests.iter().flatten().flat_map(|manifest| &manifest.layers);
+        let mut seen = BTreeSet::new();
+        for descriptor in layers.filter(|layer| seen.insert(layer.digest)) {
+            report.layers += 1;
             let layer = self.store().layer(descriptor.digest);
             #[expect(clippy::cast_precision_loss, reason = "a share needs no exact bytes")]
             let size = descriptor.size.max(1) as f64;
@@ -89,7 +93,7 @@ impl Images {
                 platform: record.platform.to_string(),
                 size: local.manifest.layers.iter().map(|layer| layer.size).sum(),
                 pulled_at: record.pulled_at,
-                content: self.content(&local.manifest).await,
+                content: self.content(&[Some(&local.manifest)]).await,
             });
         }
         Ok(reports)

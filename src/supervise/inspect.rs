@@ -4,14 +4,14 @@ use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::answer::Draft;
+use super::draft::Draft;
 use super::driver::Driver;
 use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::images::{Images, LocalImage};
 use super::report::{Event, ServiceReport};
 use crate::container::{self, Launch, MountKind};
 use crate::reconcile::{ManualStop, ServiceKey};
-use crate::spec::Service;
+use crate::spec::{ImageVolume, Service};
 
 /// Events of a service that are shown.
 const EVENTS: usize = 20;
@@ -50,18 +50,26 @@ impl Driver {
             });
             let (past, drafts) = reading.await.unwrap_or_default();
             let mut found = Vec::with_capacity(drafts.len());
-            for ((mut report, image), mut facts, exits) in drafts {
-                let mut layers = Value::Null;
+            for ((mut report, its), mut facts, exits) in drafts {
                 let events = last_of(&past, &report);
-                if let Some(image) = image {
-                    report.content = Some(images.content(&image.manifest).await);
-                    layers = images.describe(&image).await;
+                report.content = its.content(&images).await;
+                let mut contents = Vec::with_capacity(its.0.len());
+                for (image, local) in &its.0 {
+                    let content = match local {
+                        Some(local) => images.describe(local).await,
+                        None => Value::Null,
+                    };
+                    contents.push((image.to_string(), content));
                 }
+                let mut contents = contents.into_iter();
+                let own = contents.next().map(|(_, content)| content);
+                let mounted: serde_json::Map<_, _> = contents.collect();
                 if let (Value::Object(facts), Ok(Value::Object(report))) =
                     (&mut facts, serde_json::to_value(&report))
                 {
                     facts.extend(report);
-                    facts.insert("image_content".to_owned(), layers);
+                    facts.insert("image_content".to_owned(), json!(own));
+                    facts.insert("mounted_images".to_owned(), Value::Object(mounted));
                     facts.insert("events".to_owned(), json!(events));
                     facts.insert("exits".to_owned(), json!(exits));
                 }
@@ -167,6 +175,7 @@ fn settings(service: &Service) -> Value {
         "working_dir": service.working_dir,
         "user": service.user,
         "volumes": service.volumes,
+        "image_volumes": service.image_volumes.iter().map(image_volume).collect::<Vec<_>>(),
         "read_only": service.is_read_only(),
         "restart": service.restart_policy().to_string(),
         "stop_signal": service.stop_signal,
@@ -175,6 +184,11 @@ fn settings(service: &Service) -> Value {
         "networks": service.networks.iter().map(|n| n.network.name.as_str()).collect::<Vec<_>>(),
         "fingerprint": service.fingerprint(),
     })
+}
+
+fn image_volume(volume: &ImageVolume) -> Value {
+    let ImageVolume { image, target, subpath } = volume;
+    json!({ "image": image.to_string(), "target": target, "subpath": subpath })
 }
 
 impl Images {

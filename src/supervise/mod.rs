@@ -20,6 +20,7 @@ mod complete;
 mod control;
 mod disk;
 mod disk_report;
+mod draft;
 mod driver;
 mod ends;
 mod events;

@@ -142,6 +142,7 @@ impl Driver {
                     failure: Failure { reason, at, attempts },
                     config: held.record.fingerprint.hash(),
                     manifest: held.record.manifest,
+                    mounted: held.record.mounted.clone(),
                     request: held.record.request,
                 });
             }

@@ -118,9 +118,25 @@ fn images_in_a_container_are_pulled_with_its_own_and_recreate_it_when_they_chang
     let plan = host.plan(&goals);
     let to = Digest::of(b"newer");
     assert!(
-        matches!(plan.steps[0].cause, Cause::ImageChanged { to: new, .. } if new == to),
+        matches!(&plan.steps[0].cause, Cause::ImageChanged { image: one, to: new, .. } if *new == to && *one == image("j")),
         "{plan}"
     );
     run(&mut host, &goals);
     assert_ne!(only(&host), old);
+}
+
+#[test]
+fn a_creation_that_failed_is_tried_at_once_with_another_image_in_it() {
+    let goals = up("{web: {image: i, volumes: [{type: image, source: j, target: /j}]}}");
+    let mut host = host();
+    host.know(&goals);
+    let ready = |name: &str| ImageState::Ready { manifest: Digest::of(name.as_bytes()) };
+    for name in ["i", "j"] {
+        host.observed.images.insert(image(name), ready(name));
+    }
+    let plan = host.plan(&goals);
+    host.apply(&plan, |action| matches!(action, Action::Create { .. }));
+    assert!(host.plan(&goals).is_empty(), "it waits");
+    host.observed.images.insert(image("j"), ready("mended"));
+    assert!(!host.plan(&goals).is_empty());
 }
