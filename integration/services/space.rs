@@ -98,3 +98,18 @@ fn an_update_takes_the_room_of_what_was_before_and_then_of_what_nothing_uses() {
     assert_eq!(code, Some(0), "{said}");
     assert!(images().contains(&other), "{}", images());
 }
+
+#[test]
+fn content_that_can_never_be_here_at_once_is_told_before_it_is_waited_for() {
+    let program = Program::new();
+    let image = Readable::pack(&program, 30, FILES).local();
+    // Half of it is less than the image has.
+    let pull = program
+        .command(["pull", "-q", "--complete", &image])
+        .env("SUPERVISOR_DISK_BUDGET", "4m")
+        .output();
+    let pull = pull.unwrap();
+    let said = String::from_utf8(pull.stderr).unwrap();
+    assert_eq!(pull.status.code(), Some(1), "{said}");
+    assert!(said.contains("no room for") && said.contains("content of lazy layers"), "{said}");
+}

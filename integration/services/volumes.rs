@@ -77,6 +77,14 @@ fn another_image_is_seen_read_only_and_nothing_of_it_is_unpacked() {
     program.services(&file(&[web]));
     let up = program.up();
     let process = program.running("web");
+    // It is one of the service's images wherever these are told.
+    assert!(program.ok(["config", "--images"]).lines().any(|image| image == code.local()));
+    assert_eq!(program.service("web").unwrap()["OfflineReady"], false);
+    let pulled = program.ok(["pull", "--complete"]);
+    assert!(pulled.contains(&code.local()), "{pulled}");
+    assert_eq!(program.service("web").unwrap()["OfflineReady"], true);
+    let inspected = program.ok(["inspect", "web"]);
+    assert!(inspected.contains("\"mounted_images\""), "{inspected}");
     let shown = |script: &str| program.ok(["exec", "web", "--", "sh", "-c", script]);
     let sums = code.sums.join("\n") + "\n";
     assert_eq!(shown("cd /all && sha256sum data/*").replace("  data", "  /data"), sums);

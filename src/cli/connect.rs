@@ -65,11 +65,19 @@ pub(super) async fn call_again<T: DeserializeOwned>(
     path: &str,
     request: &(impl Serialize + Sync),
 ) -> anyhow::Result<T> {
-    let mut attempts = 1;
+    again(settings, async |_| client.call(Method::POST, path, request).await).await
+}
+
+/// The same for any call, which is told how many controls have died of it already.
+pub(super) async fn again<T>(
+    settings: &Settings,
+    call: impl AsyncFn(u32) -> Result<T, ClientError>,
+) -> anyhow::Result<T> {
+    let mut died = 0;
     loop {
-        match client.call(Method::POST, path, request).await {
-            Err(ClientError::Lost(_) | ClientError::NotRunning { .. }) if attempts < ATTEMPTS => {
-                attempts += 1;
+        match call(died).await {
+            Err(ClientError::Lost(_) | ClientError::NotRunning { .. }) if died + 1 < ATTEMPTS => {
+                died += 1;
                 connect_or_start(settings).await?;
             }
             answer => return Ok(answer?),

@@ -9,7 +9,7 @@ use hyper::Method;
 use super::args::{ImageCommand, ImageMountArguments};
 use super::settings::{Settings, absolute};
 use super::{connect, image_write, output, pull};
-use crate::api::{ApiClient, ClientError, ImageRequest, MountRequest, PinAnswer};
+use crate::api::{ApiClient, ErrorKind, ImageRequest, MountRequest, PinAnswer};
 use crate::rootfs;
 use crate::supervise::report::{MountableImage, PruneReport};
 use crate::sys;
@@ -38,8 +38,18 @@ pub(super) fn main(settings: &Settings, command: ImageCommand) -> anyhow::Result
 fn remove(settings: &Settings, images: &[String]) -> anyhow::Result<ExitCode> {
     each(settings, images, async |client, image| {
         let request = ImageRequest { image: image.clone(), pin: false };
-        let report: PruneReport = client.call(Method::DELETE, "/v1/images", &request).await?;
+        let remove = async |died| match client.call(Method::DELETE, "/v1/images", &request).await {
+            // By the one that died.
+            Err(error) if died > 0 && error.is_kind(ErrorKind::NotFound) => {
+                Ok(PruneReport::default())
+            }
+            answer => answer,
+        };
+        let report: PruneReport = connect::again(settings, remove).await?;
         output::line(&format!("{image}: removed, {} freed", output::bytes(report.bytes)));
+        for reason in &report.kept_because {
+            output::warning(&format!("something stays: {reason}"));
+        }
         Ok(())
     })
 }
@@ -47,7 +57,8 @@ fn remove(settings: &Settings, images: &[String]) -> anyhow::Result<ExitCode> {
 fn pin(settings: &Settings, images: &[String], pin: bool) -> anyhow::Result<ExitCode> {
     each(settings, images, async |client, image| {
         let request = ImageRequest { image: image.clone(), pin };
-        let answer: PinAnswer = client.call(Method::POST, "/v1/images/pin", &request).await?;
+        let path = "/v1/images/pin";
+        let answer: PinAnswer = connect::call_again(settings, client, path, &request).await?;
         output::line(&match (pin, answer.changed) {
             (true, true) => format!("{image}: pinned"),
             (true, false) => format!("{image}: was pinned already"),
@@ -62,7 +73,7 @@ fn pin(settings: &Settings, images: &[String], pin: bool) -> anyhow::Result<Exit
 fn each(
     settings: &Settings,
     images: &[String],
-    work: impl AsyncFn(&ApiClient, &String) -> Result<(), ClientError>,
+    work: impl AsyncFn(&ApiClient, &String) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let images = images.iter().map(|image| pull::absolute(image));
     let images = images.collect::<anyhow::Result<Vec<_>>>()?;
@@ -71,7 +82,7 @@ fn each(
         let mut code = ExitCode::SUCCESS;
         for image in &images {
             if let Err(error) = work(&client, image).await {
-                output::error(&error.into());
+                output::error(&error);
                 code = ExitCode::FAILURE;
             }
         }

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use hyper::Method;
 use serde_json::json;
 
 use super::args::ListFormat;
@@ -36,7 +35,7 @@ pub(super) fn run(settings: &Settings, arguments: &PruneArguments) -> anyhow::Re
     let request = PruneRequest { dry_run: arguments.dry_run, all: arguments.all };
     let report: PruneReport = connect::runtime()?.block_on(async {
         let client = connect::connect_or_start(settings).await?;
-        client.call(Method::POST, "/v1/prune", &request).await.map_err(anyhow::Error::from)
+        connect::call_again(settings, &client, "/v1/prune", &request).await
     })?;
     match arguments.format {
         ListFormat::Json => {

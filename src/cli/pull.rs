@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::args::PullArguments;
 use super::settings::Settings;
 use super::{connect, output, project};
-use crate::api::{ApiClient, PullRequest};
+use crate::api::{ApiClient, ClientError, PullRequest};
 use crate::image::{Digest, ImageRef};
 use crate::spec::{Interpolation, Service};
 use crate::supervise::report::PullProgress;
@@ -25,7 +25,9 @@ pub(super) fn run(settings: &Settings, arguments: &PullArguments) -> anyhow::Res
         let mut code = ExitCode::SUCCESS;
         for image in images {
             let request = PullRequest { image, full: arguments.full, complete: arguments.complete };
-            if !pull(&client, &request, arguments.quiet).await? {
+            // What a control that died has brought is here; the next one goes on with it.
+            let pull = async |_| pull(&client, &request, arguments.quiet).await;
+            if !connect::again(settings, pull).await? {
                 code = ExitCode::FAILURE;
             }
         }
@@ -53,7 +55,7 @@ pub(super) fn absolute(image: &str) -> anyhow::Result<String> {
 }
 
 /// Pulls one image and shows how. False when it failed; that has been printed then.
-async fn pull(client: &ApiClient, request: &PullRequest, quiet: bool) -> anyhow::Result<bool> {
+async fn pull(client: &ApiClient, request: &PullRequest, quiet: bool) -> Result<bool, ClientError> {
     let mut steps = client.lines(Method::POST, "/v1/pull", request).await?;
     let mut display = Display::new(quiet);
     while let Some(step) = steps.next::<PullProgress>().await? {
@@ -75,7 +77,8 @@ async fn pull(client: &ApiClient, request: &PullRequest, quiet: bool) -> anyhow:
             other => display.show(other),
         }
     }
-    anyhow::bail!("the supervisor ended while it pulled `{}`", request.image)
+    let ended = format!("the supervisor ended while it pulled `{}`", request.image);
+    Err(ClientError::Lost(ended.into()))
 }
 
 /// Bars on a terminal, a line per layer elsewhere.

@@ -29,13 +29,20 @@ impl Images {
             if self.store().layer(digest).is_full() {
                 continue;
             }
-            let _mounting = self.mounting.read().await;
-            if self.mount_layer(&wanted).await?.is_lazy {
-                self.lazy.background(digest).await;
+            if self.mount_one(image, &wanted).await? {
                 pending.insert(digest, (0, Instant::now()));
             } else {
                 teller.complete(digest, false, None).await;
             }
+        }
+        let mut needed = 0;
+        for digest in pending.keys() {
+            let status = self.lazy.layer_status(*digest).await;
+            needed += status.map_or(0, |status| status.total_bytes);
+        }
+        self.has_room_for_content(&image.reference, needed)?;
+        for digest in pending.keys() {
+            self.lazy.background(*digest).await;
         }
         while !pending.is_empty() {
             for digest in pending.keys().copied().collect::<Vec<Digest>>() {

@@ -156,8 +156,12 @@ impl Control {
         );
         let (requests, queue) = mpsc::channel(REQUEST_QUEUE);
         let mut images = Images::new(client, layers, lazy, events.clone());
-        images.room =
-            Room::new(options.disk, options.features.fuse.is_present(), requests.downgrade());
+        images.room = Room::new(
+            options.disk,
+            options.disk.content(options.lazy_cache_bytes),
+            options.features.fuse.is_present(),
+            requests.downgrade(),
+        );
         let images = Arc::new(images);
         let handle = ControlHandle {
             requests,

@@ -128,7 +128,8 @@ impl Driver {
     /// Nothing runs and nothing should.
     fn is_idle(&self) -> bool {
         let wanted = self.projects.values().any(|project| project.record.wish != Wish::Stop);
-        !wanted && !self.any_runs() && !self.host.images.is_working()
+        let may_ask = !self.runs.unanswered.is_empty();
+        !wanted && !may_ask && !self.any_runs() && !self.host.images.is_working()
     }
 
     /// Several outcomes often come together; one pass is enough for them.

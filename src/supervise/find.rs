@@ -161,6 +161,9 @@ impl Driver {
             // Control may have died before these were kept.
             self.host.exits.keep(held.record.key(), held.record.exits.clone());
         }
+        if ours {
+            self.note_found_run(&key, &held.record);
+        }
         self.containers.insert(key.clone(), held);
         // How it ended while nobody was there is worth keeping.
         if ours {

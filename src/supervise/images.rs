@@ -36,6 +36,7 @@ pub enum Extent {
 /// An image that is here: every layer indexed or unpacked.
 #[derive(Debug, Clone)]
 pub(super) struct LocalImage {
+    pub(super) reference: ImageRef,
     pub(super) manifest_digest: Digest,
     pub(super) manifest: Manifest,
     pub(super) config: ImageConfig,
@@ -151,8 +152,14 @@ impl Images {
         });
         let source = BlobSource::of(reference);
         let leases = Arc::new([of_manifest, of_parts]);
-        let image =
-            LocalImage { manifest_digest: digest, manifest, config, source, _leases: leases };
+        let image = LocalImage {
+            reference: reference.clone(),
+            manifest_digest: digest,
+            manifest,
+            config,
+            source,
+            _leases: leases,
+        };
         Ok(here.then_some(image))
     }
 
@@ -233,6 +240,7 @@ impl Images {
         let (config, _) = tokio::try_join!(config, try_join_all(layers))?;
         drop(promise);
         let local = LocalImage {
+            reference: reference.clone(),
             manifest_digest: located.manifest_digest,
             manifest: located.manifest,
             config,

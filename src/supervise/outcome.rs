@@ -201,6 +201,7 @@ impl Driver {
                     format!("{container} removed"),
                 );
                 self.run_removed(container);
+                self.runs.unanswered.remove(container);
                 self.containers.remove(container);
                 self.release_slots();
                 self.begin_postponed(container);

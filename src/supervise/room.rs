@@ -68,6 +68,8 @@ pub enum Bound {
     Disk,
     /// The budget.
     Budget,
+    /// What of it is for content of lazy layers.
+    Content,
 }
 
 impl std::fmt::Display for Bound {
@@ -75,6 +77,7 @@ impl std::fmt::Display for Bound {
         f.write_str(match self {
             Self::Disk => "the disk",
             Self::Budget => "the disk budget",
+            Self::Content => "the part of the disk budget that is for content of lazy layers",
         })
     }
 }
@@ -83,6 +86,7 @@ impl Bound {
     pub(super) fn hint(self) -> &'static str {
         match self {
             Self::Disk => "free some space: `supervisor prune --all --dry-run` shows what could go",
+            Self::Content => "raise `--disk-budget`, or pull the image with `--full`",
             Self::Budget => {
                 "raise `--disk-budget`, or remove images: `supervisor prune --all --dry-run` shows what could go"
             }
@@ -97,6 +101,8 @@ const MOST_ROUNDS: u32 = 3;
 #[derive(Debug, Default)]
 pub(super) struct Room {
     limits: Option<DiskLimits>,
+    /// What content of lazy layers may occupy.
+    content: Option<u64>,
     may_be_lazy: bool,
     /// Whom to ask what is wanted. He must not live for the sake of this.
     driver: Option<mpsc::WeakSender<Request>>,
@@ -106,11 +112,12 @@ pub(super) struct Room {
 impl Room {
     pub(super) fn new(
         limits: DiskLimits,
+        content: Option<u64>,
         may_be_lazy: bool,
         driver: mpsc::WeakSender<Request>,
     ) -> Self {
         let (limits, driver) = (Some(limits), Some(driver));
-        Self { limits, may_be_lazy, driver, promises: Promises::default() }
+        Self { limits, content, may_be_lazy, driver, promises: Promises::default() }
     }
 
     /// Whom to ask what is wanted, while there is somebody.
@@ -136,6 +143,16 @@ impl Images {
     ) -> Result<Promise<'_>, PullError> {
         let is_lazy = self.room.may_be_lazy && extent != Extent::Full;
         self.room_for(reference, needs(self.store(), manifest, is_lazy)).await
+    }
+
+    /// The same for one layer of it that is unpacked after all.
+    pub(super) async fn make_room_for_layer(
+        &self,
+        reference: &ImageRef,
+        layer: &Descriptor,
+    ) -> Result<Promise<'_>, PullError> {
+        let needs = Needs::from([(layer.digest, needed(self.store(), layer, false))]);
+        self.room_for(reference, needs).await
     }
 
     async fn room_for(&self, reference: &ImageRef, needs: Needs) -> Result<Promise<'_>, PullError> {
@@ -171,6 +188,21 @@ impl Images {
         }
     }
 
+    /// Whether all content of an image's lazy layers can be here at once.
+    pub(super) fn has_room_for_content(
+        &self,
+        reference: &ImageRef,
+        needed: u64,
+    ) -> Result<(), PullError> {
+        match self.room.content {
+            Some(room) if needed > room => {
+                let (image, bound) = (reference.to_string(), Bound::Content);
+                Err(PullError::NoRoom { image, needed, room, bound, kept_because: None })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What may be brought here, and who bounds it.
     async fn there(&self, limits: DiskLimits) -> There {
         // What cannot be told is found out by writing.
@@ -196,7 +228,7 @@ impl Images {
         let idle = match there.bound {
             Bound::Disk => self.idle_content().await,
             // It has a half of its own, which this would not be taken from.
-            Bound::Budget => 0,
+            Bound::Budget | Bound::Content => 0,
         };
         let rest = missing.saturating_sub(idle);
         let reach = || Reach::Room { image: reference.clone(), bytes: rest };

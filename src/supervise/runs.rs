@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::driver::Driver;
 use super::execute::{Host, Outcome, Start, Synced};
-use super::handle::{ControlHandle, Reply, Request, RequestError, RequestErrorKind};
+use super::handle::{Reply, RequestError, RequestErrorKind};
 use super::held::{ContainerRecord, Held, ImpliedNetwork, OneOff};
 use super::images::{Extent, LocalImage};
 use super::membership;
@@ -40,6 +40,16 @@ pub(super) struct Runs {
     /// Asked for while what is in their way is removed: a run of the same name that has ended, or what an earlier
     /// control left of the same run, which never began.
     postponed: Vec<(ContainerKey, ReadyRun)>,
+    /// Of an earlier control, which may have died before it answered, and until when who asked for them may ask again.
+    pub(super) unanswered: BTreeMap<ContainerKey, crate::reconcile::Millis>,
+}
+
+impl Runs {
+    /// What runs are made of that were asked for, as far as these have not begun.
+    pub(super) fn settings(&self) -> impl Iterator<Item = &Service> {
+        let asked = self.asked.values().map(|asked| &*asked.settings);
+        asked.chain(self.postponed.iter().map(|(_, run)| &*run.settings))
+    }
 }
 
 /// A run whose image is here.
@@ -84,9 +94,15 @@ impl Driver {
 
     /// Its image is here, or cannot be had.
     pub(super) fn run_ready(&mut self, run: ReadyRun) {
+        if run.reply.is_closed() {
+            // Whoever asked has gone before anything ran.
+            return;
+        }
         let Some(run) = self.is_new(run) else { return };
         let named = run.options.name.as_deref().map(ContainerKey::new);
         if let Some(key) = named.filter(|key| self.is_leaving(key)) {
+            // Who asks for the name has seen the end of the one before.
+            self.runs.unanswered.remove(&key);
             return self.runs.postponed.push((key, run));
         }
         let ReadyRun { service, settings, options, images, reply } = run;
@@ -106,7 +122,10 @@ impl Driver {
         let key = ContainerKey::new(id.as_str());
         if self.containers.contains_key(&key) {
             let message = format!("there is a container `{id}` already");
-            return drop(reply.send(Err(RequestError::new(RequestErrorKind::Conflict, message))));
+            let error = RequestError::new(RequestErrorKind::Conflict, message);
+            let hint =
+                "choose another name; a run without `--rm` stays until its project is taken down";
+            return drop(reply.send(Err(error.with_hint(Some(hint.to_owned())))));
         }
         let mut record = ContainerRecord::unknown(
             self.host.instance.to_string(),
@@ -143,19 +162,28 @@ impl Driver {
     /// Gives a run back that was not asked for before. Of another one the caller is told how far that is.
     fn is_new(&mut self, run: ReadyRun) -> Option<ReadyRun> {
         let Some(asked) = &run.options.idempotency_key else { return Some(run) };
+        // Another one may have chosen the same key for what it runs.
         let same = |its: Option<&String>| its == Some(asked);
-        if let Some(ended) = self.runs.ended.iter().find(|e| same(e.idempotency_key.as_ref())) {
+        let ServiceKey { project, service } = &run.service;
+        let is_same = |ended: &&Ended| {
+            let is_of = ended.project == *project && ended.service == *service;
+            is_of && same(ended.idempotency_key.as_ref())
+        };
+        if let Some(ended) = self.runs.ended.iter().find(is_same) {
+            self.runs.unanswered.remove(&ended.container);
             let _ = run.reply.send(Ok(ended.container.to_string()));
             return None;
         }
         let is_it = |held: &Held| {
             let one_off = held.record.one_off.as_ref();
-            one_off.is_some_and(|one_off| same(one_off.idempotency_key.as_ref()))
+            let is_of = held.record.project == *project && held.record.service == *service;
+            is_of && one_off.is_some_and(|one_off| same(one_off.idempotency_key.as_ref()))
         };
         let Some((key, held)) = self.containers.iter().find(|(_, held)| is_it(held)) else {
             return Some(run);
         };
         let key = key.clone();
+        self.runs.unanswered.remove(&key);
         if let Some((_, failure)) = held.failed.as_ref().filter(|_| held.failed_to_go()) {
             let message = failure.reason.clone();
             let _ = run.reply.send(Err(RequestError::new(RequestErrorKind::Failed, message)));
@@ -233,6 +261,9 @@ impl Driver {
             self.note_run_end(key, RunEnd::default());
         }
         let failed_before = self.containers.get(key).is_some_and(|held| held.failed.is_some());
+        if has_ended && self.may_be_asked_for(key) {
+            return;
+        }
         // What never ran is of no use to anybody.
         if (remove || !has_ended && !was_started || failed_before && !has_ended)
             && self.is_due(key, Operation::Remove)
@@ -300,42 +331,6 @@ impl Driver {
     fn new_run_id(&self, service: &ServiceKey) -> ContainerId {
         let name = format!("{}-run", service.service);
         self.new_id(service.project.as_str(), &name)
-    }
-}
-
-impl ControlHandle {
-    /// Runs a container like a service of `request`, once and beside it. Returns its name when it has begun.
-    ///
-    /// # Errors
-    /// When the request is not valid, the image cannot be had, or the container cannot be made.
-    pub async fn run(
-        &self,
-        request: super::report::UpRequest,
-        service: String,
-        options: RunOptions,
-    ) -> Result<String, RequestError> {
-        let (request, options) = (Box::new(request), Box::new(options));
-        self.ask(|reply| Request::Run { request, service, options, reply }).await
-    }
-
-    /// Waits until a run has ended.
-    ///
-    /// # Errors
-    /// When there is none of that name, or none any more.
-    pub async fn run_end(
-        &self,
-        project: String,
-        container: String,
-    ) -> Result<RunEnd, RequestError> {
-        self.ask(|reply| Request::RunEnd { project, container, reply }).await
-    }
-
-    /// Asks a run to stop.
-    ///
-    /// # Errors
-    /// As [`Self::run_end`].
-    pub async fn stop_run(&self, project: String, container: String) -> Result<(), RequestError> {
-        self.ask(|reply| Request::StopRun { project, container, reply }).await
     }
 }
 

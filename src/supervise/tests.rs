@@ -14,7 +14,7 @@ use super::driver::Driver;
 use super::events::EventLog;
 use super::execute::Host;
 use super::handle::{Reply, Request, RequestError, RequestErrorKind, StopOptions};
-use super::held::{ContainerRecord, Held};
+use super::held::{ContainerRecord, Held, OneOff};
 use super::images::Images;
 use super::lazy_link::{Generations, Users};
 use super::lazy_mounts::LazyMounts;
@@ -34,6 +34,13 @@ const INSTANCE: &str = "00c0ffee";
 
 /// Long enough for anything that comes at all.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+fn exited(code: i32) -> ExitRecord {
+    let some = r#"{"version":2,"id":"a","started_at":null,"ended_at":"2026-01-02T03:04:05Z",
+        "outcome":{"outcome":"unknown"}}"#;
+    let outcome = RunOutcome::Exited { code };
+    ExitRecord { outcome, ..serde_json::from_str(some).unwrap() }
+}
 
 struct Fixture {
     driver: Driver,
@@ -239,14 +246,7 @@ async fn what_is_in_a_secret_is_never_told() {
 #[tokio::test]
 async fn a_job_that_failed_before_its_connection_was_known_does_not_run_again_for_its_loss() {
     let mut fixture = Fixture::new();
-    let exit = ExitRecord {
-        outcome: RunOutcome::Exited { code: 1 },
-        ..serde_json::from_str(
-            r#"{"version":2,"id":"a","started_at":null,"ended_at":"2026-01-02T03:04:05Z",
-            "outcome":{"outcome":"unknown"}}"#,
-        )
-        .unwrap()
-    };
+    let exit = exited(1);
     let ended = fixture.holds("shop");
     ended.busy = None;
     ended.record.set_connections(Generations { main: Some(5), ..Generations::default() });
@@ -416,4 +416,38 @@ async fn what_a_project_or_container_wants_is_unknown_while_its_record_cannot_be
         let unknown = images.of_containers().unwrap_err();
         assert!(unknown.contains("container `shop-web-1-abc`"), "{unknown}");
     }
+}
+
+#[tokio::test]
+async fn a_run_of_an_earlier_control_that_has_ended_is_there_until_who_asked_for_it_asks_again() {
+    let mut fixture = Fixture::new();
+    let host = Arc::clone(&fixture.driver.host);
+    let found = async |fixture: &mut Fixture, key: Option<&str>| {
+        let id: container::ContainerId = "shop-job-run-1-abcdef".parse().unwrap();
+        let (project, service) = ("shop".parse().unwrap(), "job".parse().unwrap());
+        let (image, boot) = ("example.com/job:1".parse().unwrap(), boot_id().ok());
+        let mut record =
+            ContainerRecord::unknown(INSTANCE.to_owned(), project, service, image, boot);
+        record.exit = Some(exited(0));
+        let idempotency_key = key.map(str::to_owned);
+        record.one_off = Some(OneOff { remove: true, streams: None, idempotency_key });
+        host.store.container_dir(id.as_str()).unwrap();
+        record::save(&host.container_record(&id), &record).unwrap();
+        fixture.driver.containers.clear();
+        fixture.driver.find_what_is_there().await;
+        fixture.driver.look_after_runs();
+        ContainerKey::new(id.as_str())
+    };
+    let key = found(&mut fixture, Some("key")).await;
+    assert_eq!(fixture.driver.containers[&key].busy, None, "somebody may ask for it");
+    let end = {
+        let (reply, end) = oneshot::channel();
+        fixture.driver.wait_run("shop", key.to_string(), reply);
+        end.await.unwrap().unwrap()
+    };
+    assert_eq!(end.code, Some(0));
+    fixture.driver.look_after_runs();
+    assert_eq!(fixture.driver.containers[&key].busy, Some(Operation::Remove));
+    found(&mut fixture, None).await;
+    assert_eq!(fixture.driver.containers[&key].busy, Some(Operation::Remove), "nobody can");
 }

@@ -33,6 +33,9 @@ impl Driver {
             .flat_map(|service| service.named_volumes.iter())
             .map(|named| named.volume.clone())
             .collect();
+        // Of a run that is being made there may be no launch record yet.
+        let asked = self.runs.settings().flat_map(|service| service.named_volumes.iter());
+        used.extend(asked.map(|named| named.volume.clone()));
         for held in self.containers.values().filter(|held| held.may_run() || held.busy.is_some()) {
             let launch = launch_record(&self.host.run_dir, &held.id).map_err(|error| {
                 let message = format!("it cannot be told which volumes `{}` has: {error}", held.id);
