@@ -1,5 +1,6 @@
 //! From a compressed member to verified content.
 
+use std::borrow::Cow;
 use std::io::Read;
 
 use super::footer::Flavour;
@@ -73,13 +74,45 @@ pub fn decode_many(
     member: &[u8],
     pieces: &[Piece],
 ) -> Vec<Result<Vec<u8>, ChunkError>> {
-    if let Some(content) = inflate_whole(flavour, member, pieces) {
+    let mut content = Vec::new();
+    if inflate_whole(flavour, member, pieces, &mut content).is_some() {
         return match pieces {
             // The usual one, and large: not copied.
             [piece] if piece.inner_offset == 0 => vec![cut(content, piece)],
-            _ => pieces.iter().map(|piece| cut(copied(&content, piece), piece)).collect(),
+            _ => pieces.iter().map(|piece| cut(part(&content, piece).to_vec(), piece)).collect(),
         };
     }
+    stream_many(flavour, member, pieces)
+}
+
+/// The same for somebody who only looks at the content: it is in `buffer`, which need not be made for each member. New
+/// memory costs a fault for each page of it, which made a fifth of the time of inflating.
+///
+/// # Errors
+/// Each chunk has its own result: one that is wrong does not spoil the others.
+pub fn decode_into<'b>(
+    flavour: Flavour,
+    member: &[u8],
+    pieces: &[Piece],
+    buffer: &'b mut Vec<u8>,
+) -> Vec<Result<Cow<'b, [u8]>, ChunkError>> {
+    if inflate_whole(flavour, member, pieces, buffer).is_none() {
+        let streamed = stream_many(flavour, member, pieces);
+        return streamed.into_iter().map(|result| result.map(Cow::Owned)).collect();
+    }
+    let buffer = &*buffer;
+    let checked = |piece: &Piece| {
+        let content = part(buffer, piece);
+        check(content, piece).map(|()| Cow::Borrowed(content))
+    };
+    pieces.iter().map(checked).collect()
+}
+
+fn stream_many(
+    flavour: Flavour,
+    member: &[u8],
+    pieces: &[Piece],
+) -> Vec<Result<Vec<u8>, ChunkError>> {
     let mut order: Vec<usize> = (0..pieces.len()).collect();
     order.sort_by_key(|n| pieces[*n].inner_offset);
     let mut results: Vec<_> = pieces.iter().map(|_| None).collect();
@@ -109,10 +142,15 @@ pub fn decode_many(
 /// What a member may hold behind its last piece, in bytes: padding, and the headers of entries without content.
 const BEHIND: u64 = 256 << 10;
 
-/// The whole member at once, if it is all that the range holds and ends as it should; `None` leaves it to the stream,
+/// The whole member at once into the beginning of `buffer`, and how much that is, if it is all that the range holds and ends as it should; `None` leaves it to the stream,
 /// which also finds out what is wrong. Measured on a Python image's members of 4 KiB to 4 MiB: 1.7 to 2 times the
 /// stream's speed. The size is the trailer's (RFC 1952), believed only where it is close to what the pieces need.
-fn inflate_whole(flavour: Flavour, member: &[u8], pieces: &[Piece]) -> Option<Vec<u8>> {
+fn inflate_whole(
+    flavour: Flavour,
+    member: &[u8],
+    pieces: &[Piece],
+    buffer: &mut Vec<u8>,
+) -> Option<usize> {
     let needed = pieces.iter().map(|piece| u64::from(piece.inner_offset) + u64::from(piece.size));
     let needed = needed.max().filter(|needed| *needed <= limit::CHUNK_SIZE)?;
     if flavour != Flavour::Gzip {
@@ -122,22 +160,33 @@ fn inflate_whole(flavour: Flavour, member: &[u8], pieces: &[Piece]) -> Option<Ve
     if size < needed || size > needed + BEHIND {
         return None;
     }
-    let mut content = vec![0; usize::try_from(size).ok()?];
-    let inflated = libdeflater::Decompressor::new().gzip_decompress(member, &mut content);
-    (inflated == Ok(content.len())).then_some(content)
+    let size = usize::try_from(size).ok()?;
+    if buffer.capacity() < size {
+        // Not what is in it, which nobody needs.
+        *buffer = vec![0; size];
+    } else if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    let content = &mut buffer[..size];
+    let inflated = libdeflater::Decompressor::new().gzip_decompress(member, content);
+    (inflated == Ok(size)).then_some(size)
 }
 
-fn copied(content: &[u8], piece: &Piece) -> Vec<u8> {
+fn part<'c>(content: &'c [u8], piece: &Piece) -> &'c [u8] {
     let start = piece.inner_offset as usize;
-    content[start..start + piece.size as usize].to_vec()
+    &content[start..start + piece.size as usize]
 }
 
 /// The piece, whose content `content` begins with.
 fn cut(mut content: Vec<u8>, piece: &Piece) -> Result<Vec<u8>, ChunkError> {
     content.truncate(piece.size as usize);
-    let found = Digest::of(&content);
+    check(&content, piece).map(|()| content)
+}
+
+fn check(content: &[u8], piece: &Piece) -> Result<(), ChunkError> {
+    let found = Digest::of(content);
     if found == piece.digest {
-        Ok(content)
+        Ok(())
     } else {
         Err(ChunkError::Digest { expected: piece.digest, found })
     }
@@ -254,7 +303,7 @@ mod tests {
             piece(&content, 0, 10),
             Piece { digest: Digest::of(b"other"), ..piece(&content, 40, 100) },
         ];
-        assert!(inflate_whole(Flavour::Gzip, &member, &pieces).is_some());
+        assert!(inflate_whole(Flavour::Gzip, &member, &pieces, &mut Vec::new()).is_some());
         let results = decode_many(Flavour::Gzip, &member, &pieces);
         assert_eq!(results[0].as_deref().unwrap(), &content[300_000..]);
         assert_eq!(results[1].as_deref().unwrap(), &content[..10]);
@@ -264,7 +313,7 @@ mod tests {
             let mut lying = member.clone();
             let end = lying.len() - 4;
             lying[end..].copy_from_slice(&size.to_le_bytes());
-            assert!(inflate_whole(Flavour::Gzip, &lying, &pieces).is_none());
+            assert!(inflate_whole(Flavour::Gzip, &lying, &pieces, &mut Vec::new()).is_none());
         }
     }
 
@@ -283,6 +332,28 @@ mod tests {
                 if let Ok(read) = decode(flavour, &bad, 0, 5000, digest) {
                     assert_eq!(read, content);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_used_again_for_the_next_member() {
+        let mut buffer = Vec::new();
+        for flavour in [Flavour::Gzip, Flavour::Zstd] {
+            for length in [3000_u32, 10, 100_000, 500] {
+                let content: Vec<u8> = (0..length).map(|n| n.to_le_bytes()[0] ^ 0x5a).collect();
+                let pieces = [
+                    piece(&content, 4, 6),
+                    Piece { digest: Digest::of(b"other"), ..piece(&content, 0, 3) },
+                    piece(&content, 0, length),
+                ];
+                let member = member(flavour, &content);
+                let results = decode_into(flavour, &member, &pieces, &mut buffer);
+                assert_eq!(results[0].as_deref().unwrap(), &content[4..10]);
+                assert!(matches!(results[1], Err(ChunkError::Digest { .. })));
+                assert_eq!(results[2].as_deref().unwrap(), &content[..]);
+                let damaged = decode_into(flavour, &member[..8], &pieces, &mut buffer);
+                assert!(damaged.iter().all(Result::is_err));
             }
         }
     }

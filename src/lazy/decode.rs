@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::buffers::Buffers;
 use super::cache::{Finished, Verify};
 use super::error::ReadError;
 use super::event::LazyEvent;
 use super::extent::Extent;
-use super::flight::Flight;
+use super::flight::{Came, Flight};
 use super::layer::{LazyLayer, piece};
 use super::scheduler::Memory;
 use crate::estargz::{ChunkError, chunk};
@@ -26,9 +27,18 @@ impl LazyLayer {
         &self,
         flight: &Flight,
         batch: &Extent,
-        bytes: &Bytes,
+        bytes: &[Bytes],
         mut memory: Memory,
     ) -> Suspects {
+        let Buffers { mut joined, mut content } = self.shared.buffers.take();
+        let bytes: &[u8] = match bytes {
+            [bytes] => bytes,
+            several => {
+                joined.clear();
+                several.iter().for_each(|piece| joined.extend_from_slice(piece));
+                &joined
+            }
+        };
         let is_awaited = |member: &Extent| member.numbers.iter().any(|n| flight.is_wanted(*n));
         let (mut members, later): (Vec<Extent>, Vec<Extent>) =
             self.members_in(batch).into_iter().partition(is_awaited);
@@ -42,9 +52,10 @@ impl LazyLayer {
             };
             let compressed = &bytes[inside(member.range.start)..inside(member.range.end)];
             let mut sound = Vec::with_capacity(member.numbers.len());
-            for (number, result) in self.decode_member(&member, compressed) {
+            let lent = (!is_awaited(&member)).then_some(&mut content);
+            for (number, result) in self.decode_member(&member, compressed, lent) {
                 match result {
-                    Ok(bytes) => sound.push((number, Ok(bytes))),
+                    Ok(came) => sound.push((number, Ok(came))),
                     Err(error) => wrong.push((number, error)),
                 }
             }
@@ -54,21 +65,33 @@ impl LazyLayer {
                 flight.deliver(sound, Some(share));
             }
         }
+        self.shared.buffers.give_back(Buffers { joined, content });
         wrong
     }
 
-    fn decode_member(
+    /// With a buffer, the content of a member that nobody waits for is only lent.
+    fn decode_member<'b>(
         &self,
         member: &Extent,
         compressed: &[u8],
-    ) -> Vec<(u32, Result<Bytes, ChunkError>)> {
+        buffer: Option<&'b mut Vec<u8>>,
+    ) -> Vec<(u32, Result<Came<'b>, ChunkError>)> {
         let chunks: Vec<_> =
             member.numbers.iter().filter_map(|n| Some((*n, self.chunk_of(*n)?))).collect();
         let pieces: Vec<_> =
             chunks.iter().map(|(_, (chunk, _, _))| chunk::Piece::from(chunk)).collect();
-        let results = chunk::decode_many(self.index.flavour(), compressed, &pieces);
+        let flavour = self.index.flavour();
+        let results: Vec<Result<Came<'b>, ChunkError>> = match buffer {
+            Some(buffer) => chunk::decode_into(flavour, compressed, &pieces, buffer)
+                .into_iter()
+                .map(|result| result.map(Came::from))
+                .collect(),
+            None => chunk::decode_many(flavour, compressed, &pieces)
+                .into_iter()
+                .map(|result| result.map(|bytes| Came::Kept(bytes.into())))
+                .collect(),
+        };
         let kept = chunks.into_iter().zip(results).map(|((number, (chunk, entry, n)), result)| {
-            let result = result.map(Bytes::from);
             if let Ok(bytes) = &result
                 && let Ok(place) = self.place(entry)
                 && let Some(_landing) = self.shared.cache.keep(&place, &piece(&chunk, n), bytes)
@@ -90,7 +113,7 @@ impl LazyLayer {
             for number in &member.numbers {
                 if flight.is_wanted(*number) {
                     match self.local_chunk(*number) {
-                        Some(bytes) => local.push((*number, Ok(bytes))),
+                        Some(bytes) => local.push((*number, Ok(Came::Kept(bytes)))),
                         None => is_whole = false,
                     }
                 } else {

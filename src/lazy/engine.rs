@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use super::buffers::Pool;
 use super::cache::FileCache;
 use super::error::OpenError;
 use super::event::EventSink;
@@ -78,6 +79,7 @@ pub(super) struct Shared {
     pub(super) table: OpenTable,
     pub(super) counters: Traffic,
     pub(super) ledger: Ledger,
+    pub(super) buffers: Arc<Pool>,
     pub(super) eviction: Eviction,
     layers: Mutex<HashMap<Digest, Weak<LazyLayer>>>,
     next_lane: AtomicU64,
@@ -112,6 +114,7 @@ impl Engine {
             table,
             counters: Traffic::default(),
             ledger: Ledger::default(),
+            buffers: Arc::default(),
             eviction: Eviction::default(),
             layers: Mutex::default(),
             next_lane: AtomicU64::new(1),

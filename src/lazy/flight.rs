@@ -6,7 +6,9 @@
 //! range. A member that is in a flight is in no other; once it has landed it is in none, and whoever still misses it
 //! looks into the cache.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -55,6 +57,43 @@ pub(super) enum FlightEnd {
     Abandoned,
     /// What had not landed will not.
     Failed(ReadError),
+}
+
+/// The content of a chunk that came.
+#[derive(Debug)]
+pub(super) enum Came<'a> {
+    Kept(Bytes),
+    /// In a buffer that is used again: nobody waited when it was inflated, so it is seldom copied.
+    Lent(&'a [u8]),
+}
+
+impl<'a> From<Cow<'a, [u8]>> for Came<'a> {
+    fn from(content: Cow<'a, [u8]>) -> Self {
+        match content {
+            Cow::Borrowed(content) => Self::Lent(content),
+            Cow::Owned(content) => Self::Kept(content.into()),
+        }
+    }
+}
+
+impl From<Came<'_>> for Bytes {
+    fn from(came: Came<'_>) -> Self {
+        match came {
+            Came::Kept(bytes) => bytes,
+            Came::Lent(content) => Self::copy_from_slice(content),
+        }
+    }
+}
+
+impl Deref for Came<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Kept(bytes) => bytes,
+            Self::Lent(content) => content,
+        }
+    }
 }
 
 /// Counts one who waits for a flight.
@@ -153,14 +192,14 @@ impl Flight {
     /// Hands results to those who wait for them, of a member that is still in flight.
     pub(super) fn deliver(
         &self,
-        results: Vec<(u32, Result<Bytes, ReadError>)>,
+        results: Vec<(u32, Result<Came<'_>, ReadError>)>,
         memory: Option<Memory>,
     ) {
         let memory = memory.map(Arc::new);
         let mut landed = self.lock();
         for (number, result) in results {
             if landed.wanted.contains(&number) {
-                landed.chunks.insert(number, (result, memory.clone()));
+                landed.chunks.insert(number, (result.map(Bytes::from), memory.clone()));
             }
         }
         drop(landed);
@@ -230,7 +269,7 @@ impl LazyLayer {
         &self,
         flight: &Flight,
         member: &Extent,
-        results: Vec<(u32, Result<Bytes, ReadError>)>,
+        results: Vec<(u32, Result<Came<'_>, ReadError>)>,
         memory: Option<Memory>,
     ) {
         let mut flights = self.flights.lock();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 
 use super::extent::Extent;
 
@@ -13,8 +13,11 @@ const BATCH: u64 = 256 << 10;
 pub(super) struct Intake {
     /// Members that are not complete yet, in the order of the blob.
     members: VecDeque<Extent>,
-    buffer: BytesMut,
-    /// Where in the blob the buffer begins.
+    /// As they came, so that nothing is copied that is inflated by another thread anyway.
+    pieces: VecDeque<Bytes>,
+    /// Bytes in all pieces.
+    held: usize,
+    /// Where in the blob the first piece begins.
     from: u64,
     end: u64,
 }
@@ -24,12 +27,12 @@ impl Intake {
     pub(super) fn new(members: VecDeque<Extent>) -> Self {
         let from = members.front().map_or(0, |member| member.range.start);
         let end = members.iter().map(|member| member.range.end).max().unwrap_or(from);
-        Self { members, buffer: BytesMut::new(), from, end }
+        Self { members, pieces: VecDeque::new(), held: 0, from, end }
     }
 
     /// The next byte of the blob that is missing.
     pub(super) fn position(&self) -> u64 {
-        self.from + self.buffer.len() as u64
+        self.from + self.held as u64
     }
 
     /// The end of the range.
@@ -39,7 +42,7 @@ impl Intake {
 
     /// Bytes that came and were not handed on.
     pub(super) fn held(&self) -> usize {
-        self.buffer.len()
+        self.held
     }
 
     /// Whether nothing is missing.
@@ -54,28 +57,39 @@ impl Intake {
     }
 
     /// Takes what came; false if it is more than was missing.
-    pub(super) fn push(&mut self, piece: &[u8]) -> bool {
+    pub(super) fn push(&mut self, piece: Bytes) -> bool {
         let is_wanted = piece.len() as u64 <= self.end - self.position();
-        if is_wanted {
-            if self.buffer.capacity() == self.buffer.len()
-                && let Some(next) = self.members.front()
-            {
-                let missing = next.range.end.saturating_sub(self.position());
-                self.buffer.reserve(usize::try_from(missing).unwrap_or_default().max(piece.len()));
-            }
-            self.buffer.extend_from_slice(piece);
+        if is_wanted && !piece.is_empty() {
+            self.held += piece.len();
+            self.pieces.push_back(piece);
         }
         is_wanted
     }
 
+    /// Takes so many bytes from the front, or all.
+    fn take(&mut self, mut length: usize) -> Vec<Bytes> {
+        let mut taken = Vec::new();
+        while length > 0 {
+            let Some(piece) = self.pieces.front_mut() else { break };
+            let part = piece.split_to(length.min(piece.len()));
+            if !piece.has_remaining() {
+                self.pieces.pop_front();
+            }
+            length -= part.len();
+            self.held -= part.len();
+            taken.push(part);
+        }
+        taken
+    }
+
     /// Forgets the bytes of members that are not complete.
     pub(super) fn rewind(&mut self) {
-        self.buffer = BytesMut::new();
+        (self.pieces, self.held) = (VecDeque::new(), 0);
         self.from = self.members.front().map_or(self.end, |member| member.range.start);
     }
 
     /// The next members that are complete, and their bytes.
-    pub(super) fn batch(&mut self) -> Option<(Extent, Bytes)> {
+    pub(super) fn batch(&mut self) -> Option<(Extent, Vec<Bytes>)> {
         let position = self.position();
         let mut batch: Option<Extent> = None;
         while let Some(member) = self.members.front()
@@ -90,9 +104,8 @@ impl Intake {
         }
         let batch = batch?;
         let skipped = usize::try_from(batch.range.start.saturating_sub(self.from)).ok()?;
-        self.buffer.advance(skipped.min(self.buffer.len()));
-        let length = usize::try_from(batch.length()).ok()?;
-        let bytes = self.buffer.split_to(length.min(self.buffer.len())).freeze();
+        drop(self.take(skipped));
+        let bytes = self.take(usize::try_from(batch.length()).ok()?);
         self.from = batch.range.end;
         Some((batch, bytes))
     }
@@ -111,30 +124,31 @@ mod tests {
         let members = [member(10..20), member(20..25), member(30..40)];
         let mut intake = Intake::new(members.into());
         assert_eq!((intake.position(), intake.end(), intake.memory()), (10, 40, 60));
-        assert!(intake.push(&[1; 9]));
+        assert!(intake.push(Bytes::from_static(&[1; 9])));
         assert!(intake.batch().is_none());
-        assert!(intake.push(&[2; 7]));
+        assert!(intake.push(Bytes::from_static(&[2; 7])));
         let (batch, bytes) = intake.batch().unwrap();
+        let bytes = bytes.concat();
         assert_eq!((batch.range, bytes.len(), &bytes[8..10]), (10..25, 15, &[1, 2][..]));
         // One byte of the gap has come.
         assert_eq!(intake.position(), 26);
-        assert!(intake.push(&[3; 6]));
+        assert!(intake.push(Bytes::from_static(&[3; 6])));
         intake.rewind();
         assert_eq!((intake.position(), intake.memory()), (30, 20));
-        assert!(intake.push(&[4; 10]));
-        assert!(!intake.push(&[5]));
+        assert!(intake.push(Bytes::from_static(&[4; 10])));
+        assert!(!intake.push(Bytes::from_static(&[5])));
         let (batch, bytes) = intake.batch().unwrap();
-        assert_eq!((batch.range, &bytes[..]), (30..40, &[4; 10][..]));
+        assert_eq!((batch.range, &bytes.concat()[..]), (30..40, &[4; 10][..]));
         assert_eq!(intake.position(), intake.end());
     }
 
     #[test]
     fn what_lies_between_members_is_left_out() {
         let mut intake = Intake::new([member(10..20), member(30..40)].into());
-        assert!(intake.push(&[1; 12]));
+        assert!(intake.push(Bytes::from_static(&[1; 12])));
         assert_eq!(intake.batch().unwrap().0.range, 10..20);
-        assert!(intake.push(&[2; 18]));
+        assert!(intake.push(Bytes::from_static(&[2; 18])));
         let (batch, bytes) = intake.batch().unwrap();
-        assert_eq!((batch.range, &bytes[..]), (30..40, &[2; 10][..]));
+        assert_eq!((batch.range, &bytes.concat()[..]), (30..40, &[2; 10][..]));
     }
 }

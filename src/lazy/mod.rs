@@ -24,6 +24,7 @@
 //! read-ahead, and those before background fill; no layer holds more than its share of connections and memory, and
 //! each has a read that is let through whatever the others hold (`scheduler`).
 
+mod buffers;
 mod cache;
 mod decode;
 mod engine;

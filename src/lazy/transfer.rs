@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use tokio::task::{JoinError, JoinSet};
 
+use super::buffers::AtWork;
 use super::decode::Suspects;
 use super::error::ReadError;
 use super::extent::Extent;
@@ -45,11 +46,21 @@ pub(super) struct Transfer<'a> {
     /// Members that arrived and are being inflated.
     jobs: JoinSet<Result<Suspects, ReadError>>,
     pub(super) suspects: Suspects,
+    /// Buffers for inflating are kept meanwhile.
+    _at_work: AtWork,
 }
 
 impl<'a> Transfer<'a> {
     pub(super) fn new(layer: &'a Arc<LazyLayer>, flight: &'a Flight, intake: Intake) -> Self {
-        Self { layer, flight, intake, jobs: JoinSet::new(), suspects: Suspects::new() }
+        let at_work = layer.shared.buffers.at_work();
+        Self {
+            layer,
+            flight,
+            intake,
+            jobs: JoinSet::new(),
+            suspects: Suspects::new(),
+            _at_work: at_work,
+        }
     }
 
     /// Takes what is missing, which `memory` is for.
@@ -120,7 +131,7 @@ impl<'a> Transfer<'a> {
                 None => receiving = Some(link.receiving()),
                 Some(receiving) => receiving.came(bytes.len()),
             }
-            if !self.intake.push(&bytes) {
+            if !self.intake.push(bytes) {
                 return Err(refused("more bytes came than were asked for"));
             }
         }
@@ -163,7 +174,7 @@ async fn inflate(
     layer: Arc<LazyLayer>,
     flight: Flight,
     batch: Extent,
-    bytes: Bytes,
+    bytes: Vec<Bytes>,
     memory: Memory,
 ) -> Result<Suspects, ReadError> {
     let Ok(_turn) = layer.shared.decoders.acquire().await else {

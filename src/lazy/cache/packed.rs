@@ -11,8 +11,6 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use bytes::Bytes;
-
 use super::files::has_whole_file_up_to;
 use super::partial::{Missing, Partial, Shape, is_linked};
 use super::{Content, FileCache, Piece};
@@ -132,12 +130,7 @@ impl FileCache {
     }
 
     /// Keeps the verified content of a small file. False if it was there. To be called behind the gate.
-    pub(super) fn keep_packed(
-        &self,
-        slot: &Slot,
-        piece: &Piece,
-        bytes: &Bytes,
-    ) -> io::Result<bool> {
+    pub(super) fn keep_packed(&self, slot: &Slot, piece: &Piece, bytes: &[u8]) -> io::Result<bool> {
         self.budget.touch(&slot.segment.id);
         self.writable()?;
         let segment = self.segment(&slot.segment, Missing::Create)?;

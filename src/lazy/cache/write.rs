@@ -28,7 +28,7 @@ impl FileCache {
         &self,
         place: &Place,
         piece: &Piece,
-        bytes: &Bytes,
+        bytes: &[u8],
     ) -> Option<Landing<'_>> {
         self.budget.relieve();
         let landing = self.landing();
@@ -61,7 +61,7 @@ impl FileCache {
                 Some(landing)
             }
             Err(error) => {
-                self.memory.insert(piece.digest, bytes.clone());
+                self.memory.insert(piece.digest, Bytes::copy_from_slice(bytes));
                 self.degrade(&error);
                 None
             }
