@@ -19,6 +19,7 @@ use super::limits::Limits;
 use super::link::Link;
 use super::pace::{Counters, Traffic};
 use super::scheduler::Scheduler;
+use super::sequence::Walked;
 use super::source::RangeSource;
 use super::table::OpenTable;
 use crate::estargz::Index;
@@ -79,6 +80,7 @@ pub(super) struct Shared {
     pub(super) table: OpenTable,
     pub(super) counters: Traffic,
     pub(super) ledger: Ledger,
+    pub(super) walked: Walked,
     pub(super) buffers: Arc<Pool>,
     pub(super) eviction: Eviction,
     layers: Mutex<HashMap<Digest, Weak<LazyLayer>>>,
@@ -114,6 +116,7 @@ impl Engine {
             table,
             counters: Traffic::default(),
             ledger: Ledger::default(),
+            walked: Walked::default(),
             buffers: Arc::default(),
             eviction: Eviction::default(),
             layers: Mutex::default(),

@@ -3,10 +3,12 @@
 //! Reads that follow each other in the blob, within a file or through a directory, are run ahead of with a window that
 //! grows with them: the reader finds what it wants, over several connections. When most of a large file or of a
 //! layer has been read, the rest is fetched in large ranges: a workload that reads everything is then no
-//! slower than a full pull. What only looks like one costs no more than what was read before.
+//! slower than a full pull. So it is when half as much as is left of a layer has just been read from one file to the
+//! next, of this layer and of others: who walks through an image is believed sooner in each further layer. What only
+//! looks like one costs no more than what was read before, and such a walk no more than twice that.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::layer::{LazyLayer, first_from};
 use super::learned::Learned;
@@ -22,10 +24,50 @@ const LARGE_LAYER: u64 = 4 << 20;
 /// Five eighths: a Python program reads close to one half of its standard library and never the rest.
 const BULK: (u64, u64) = (5, 8);
 
+/// And when a sequence that has crossed from one file to the next has this share of it.
+const BELIEVED: u64 = 64;
+/// A walk is over when so much was read that does not follow what was read before; half of what does follow is forgiven.
+const ASTRAY: u64 = 4 << 20;
+
+/// What was read lately from one file to the next, of all layers.
+#[derive(Debug, Default)]
+pub(super) struct Walked(Mutex<Walk>);
+
+#[derive(Debug, Default)]
+struct Walk {
+    /// Compressed bytes.
+    bytes: u64,
+    astray: u64,
+}
+
+impl Walked {
+    /// So much was read in order; gives the length of the walk.
+    fn goes_on(&self, length: u64) -> u64 {
+        let mut walk = self.lock();
+        walk.bytes += length;
+        walk.astray = walk.astray.saturating_sub(length / 2);
+        walk.bytes
+    }
+
+    fn goes_astray(&self, length: u64) {
+        let mut walk = self.lock();
+        walk.astray += length;
+        if walk.astray > ASTRAY {
+            *walk = Walk::default();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Walk> {
+        // Counts that are a little off do no harm.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl LazyLayer {
     /// Notes that the chunks `wanted` of a file are read; runs ahead where that looks worth it.
     pub(super) fn touch(&self, entry: EntryNo, wanted: Range<u32>) {
-        if self.is_complete() {
+        // Who walks through a layer goes on when the fetching has ended.
+        if self.is_complete() && !self.learned.lock().is_bulk {
             return;
         }
         for n in wanted {
@@ -61,8 +103,11 @@ impl LazyLayer {
         let length = member.end.saturating_sub(member.start);
         let mut learned = self.learned.lock();
         learned.touched += length;
+        let (content, touched) = (self.index.toc_offset(), learned.touched);
         let most = self.most_is_read(&mut learned, entry);
+        let walked = &self.shared.walked;
         if learned.is_bulk {
+            walked.goes_on(length);
             return [None, most];
         }
         let count = self.index.chunk_count(entry);
@@ -70,6 +115,19 @@ impl LazyLayer {
             self.index.chunk(entry, count.saturating_sub(1)).map_or(number, |chunk| chunk.number.0);
         let sequence = learned.follow(number, entry, length);
         let begins_large = count > 1 && n == 0;
+        if sequence.chunks == 1 {
+            walked.goes_astray(length);
+        }
+        // What the maker of a layer put in front is read in its order by everybody.
+        let is_marked = self.landmark.is_some_and(|landmark| number < landmark);
+        if sequence.is_crossing && !is_marked {
+            let walked = walked.goes_on(length);
+            let is_walk = sequence.length >= SEQUENCE.max(content / BELIEVED);
+            if is_walk && content >= LARGE_LAYER && walked >= content.saturating_sub(touched) / 2 {
+                learned.is_bulk = true;
+                return [None, Some(0..self.index.chunks())];
+            }
+        }
         if !begins_large && (sequence.chunks < 2 || sequence.length < SEQUENCE) {
             return [None, most];
         }

@@ -160,6 +160,55 @@ async fn when_most_of_a_layer_is_read_the_rest_is_fetched() {
     assert!(source.requests().len() < 100, "{}", source.requests().len());
 }
 
+/// 300 files of 20 kB, 6 MB in all; no two of these have content in common.
+fn shelf(number: u32) -> BuiltLayer {
+    let files = 0..300_u32;
+    let builder = files.fold(LayerBuilder::new(), |builder, n| {
+        let path = format!("d{}/f{n:03}", n / 50);
+        builder.file(&path, &content(20_000, 1000 * number + n), 1 << 20)
+    });
+    builder.build()
+}
+
+async fn read_files(layer: &LazyLayer, numbers: impl Iterator<Item = u32>) {
+    for n in numbers {
+        let file = entry(layer, &format!("d{}/f{n:03}", n / 50));
+        assert_eq!(complete_content(layer, file).await.len(), 20_000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_walks_through_one_layer_is_believed_soon_in_the_next() {
+    let (bed, layers) = (Bed::new(), [shelf(1), shelf(2)]);
+    let sources = layers.each_ref().map(source);
+    let running = bed.engine_with("boot", Limits { widen_bytes: 0, ..wide() });
+    let first = running.open(&layers[0], &sources[0]);
+    let second = running.open(&layers[1], &sources[1]);
+    read_files(&first, 0..80).await;
+    assert!(!first.learned.lock().is_bulk, "a fourth could be all");
+    read_files(&first, 80..120).await;
+    assert!(first.learned.lock().is_bulk);
+    read_files(&first, 120..300).await;
+    read_files(&second, 0..5).await;
+    assert!(!second.learned.lock().is_bulk, "so few may be a coincidence");
+    read_files(&second, 5..20).await;
+    assert!(second.learned.lock().is_bulk);
+    eventually("the layer is complete", || second.is_complete()).await;
+    assert!(sources[1].requests().len() <= 30, "{:?}", sources[1].requests());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_here_and_there_walks_nowhere() {
+    let (bed, layers) = (Bed::new(), [shelf(1), shelf(2)]);
+    let sources = layers.each_ref().map(source);
+    let running = bed.engine_with("boot", Limits { widen_bytes: 0, ..wide() });
+    let first = running.open(&layers[0], &sources[0]);
+    let second = running.open(&layers[1], &sources[1]);
+    read_files(&first, (0..150).map(|n| n * 37 % 300)).await;
+    read_files(&second, 0..30).await;
+    assert!(!second.learned.lock().is_bulk);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_half_of_a_large_file_is_read_the_rest_is_fetched() {
     let bed = Bed::new();
