@@ -63,6 +63,10 @@ impl Layer for LazyLayer {
             .boxed()
     }
 
+    fn first_content(&self, entry: u32) -> Option<Bytes> {
+        self.first_content(EntryNo(entry))
+    }
+
     fn read_local(&self, entry: u32, offset: u64, length: u32) -> Result<Option<Bytes>, Refusal> {
         self.read_local(EntryNo(entry), offset, length).map_err(|error| refuse(&error))
     }

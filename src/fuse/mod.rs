@@ -87,6 +87,7 @@ mod layer_view;
 mod options;
 mod protocol;
 mod rescue;
+mod served;
 mod session;
 mod translator;
 mod tree;

@@ -6,11 +6,10 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -23,34 +22,16 @@ use tokio::runtime;
 use super::backing;
 use super::connect::Negotiation;
 use super::errno::Refusal;
-use super::handles::{Handle, Handles, Mode, Wanted};
-use super::tree::{ROOT, Tree};
+use super::handles::{Handle, Mode};
+use super::served::Served;
+use super::tree::ROOT;
 use crate::estargz::{Entry, EntryKind};
-use crate::lazy::Opened;
 
 /// Below a layer's directory nothing ever changes. The kernel counts in jiffies, so no larger number is longer.
 const FOREVER: Duration = Duration::from_secs(1 << 31);
 /// At the root layers come and go.
 const NOW: Duration = Duration::ZERO;
 const BLOCK: u64 = 4096;
-
-/// What the translator works on, shared with the worker's socket.
-pub(super) struct Served {
-    pub(super) tree: Tree,
-    pub(super) handles: Handles,
-    /// Whether files may be opened in passthrough mode.
-    pub(super) passthrough: AtomicBool,
-    /// Requests that were taken from the kernel: whoever watches sees whether that goes on.
-    pub(super) taken: AtomicU64,
-    /// Told once when the kernel refuses passthrough.
-    pub(super) on_degraded: Box<dyn Fn(&io::Error) + Send + Sync>,
-}
-
-impl std::fmt::Debug for Served {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Served").field("handles", &self.handles).finish_non_exhaustive()
-    }
-}
 
 /// The file system that fuser drives.
 pub(super) struct Translator {
@@ -126,46 +107,6 @@ impl Served {
         let attributes = self.tree.attributes(ino)?;
         let ttl = if ino == ROOT { NOW } else { FOREVER };
         Ok((file_attr(ino, &attributes), ttl))
-    }
-
-    /// Opens `ino` in the mode of its open handles, or in the best one when there is none. `None` when content has to
-    /// be fetched first.
-    fn open_local(&self, ino: u64, unique: u64) -> Result<Option<Handle>, Refusal> {
-        let (layer, entry, attributes) = self.tree.entry(ino)?;
-        if attributes.kind != EntryKind::Regular {
-            return Err(Refusal::NotFile);
-        }
-        if !self.passthrough.load(Ordering::Relaxed) || self.handles.mode_of(ino).is_some() {
-            return self.record_open(ino, unique, &Opened::Partial).map(Some);
-        }
-        match layer.open_local(entry)? {
-            Some(opened) => self.record_open(ino, unique, &opened).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    async fn open(&self, ino: u64, unique: u64) -> Result<Handle, Refusal> {
-        let (layer, entry, _) = self.tree.entry(ino)?;
-        let opened = layer.open(entry).await?;
-        self.record_open(ino, unique, &opened)
-    }
-
-    fn record_open(&self, ino: u64, unique: u64, opened: &Opened) -> Result<Handle, Refusal> {
-        let wanted = match opened {
-            Opened::Complete(file) => Wanted::Passthrough(file.as_fd()),
-            Opened::Partial => Wanted::Cached,
-        };
-        let recorded = self.handles.open(ino, unique, wanted).map_err(|error| {
-            tracing::error!(%error, "could not record an open file");
-            Refusal::TooManyOpen
-        });
-        let (handle, refused) = recorded?;
-        if let Some(error) = refused
-            && self.passthrough.swap(false, Ordering::Relaxed)
-        {
-            (self.on_degraded)(&error);
-        }
-        Ok(handle)
     }
 }
 

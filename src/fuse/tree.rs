@@ -37,6 +37,8 @@ pub(super) trait Layer: Send + Sync + 'static {
     fn open_local(&self, entry: u32) -> Result<Option<Opened>, Refusal>;
     /// How the file can be served; may fetch it first.
     fn open(self: Arc<Self>, entry: u32) -> BoxFuture<'static, Result<Opened, Refusal>>;
+    /// All content of a small file, if it is local and is opened for the first time.
+    fn first_content(&self, entry: u32) -> Option<Bytes>;
     /// Content as of `read`, if it is local.
     fn read_local(&self, entry: u32, offset: u64, length: u32) -> Result<Option<Bytes>, Refusal>;
     /// Content from `offset`, short only at the end of the file.

@@ -65,6 +65,10 @@ impl Layer for Small {
         async { Ok(Opened::Partial) }.boxed()
     }
 
+    fn first_content(&self, _: u32) -> Option<Bytes> {
+        None
+    }
+
     fn read_local(&self, _: u32, _: u64, _: u32) -> Result<Option<Bytes>, Refusal> {
         Ok(None)
     }

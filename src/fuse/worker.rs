@@ -10,16 +10,17 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, OnceLock};
 
 use super::connect::{self, ConnectError, Granted, Negotiation};
 use super::handles::{DeviceBacking, Handles};
 use super::keeper_worker::{CONNECTION_ENDED, DEVICE_FD, LEASH_FD, WORKER_LOCK, lock};
 use super::options::{Place, RoleConfig};
 use super::protocol::{ConnectionEvent, Leash, WORKER_SOCKET, decode, encode};
+use super::served::{Served, Stripes};
 use super::session::{Session, SessionError, SlotState};
-use super::translator::{Served, Translator};
+use super::translator::Translator;
 use super::tree::Tree;
 use super::worker_layers::{Layers, LayersError, Prepared};
 use super::worker_socket;
@@ -134,6 +135,8 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
         handles,
         passthrough: AtomicBool::new(false),
         taken: AtomicU64::new(0),
+        notifier: OnceLock::new(),
+        opening: Stripes::default(),
         on_degraded: Box::new(move |error| {
             tracing::warn!(%error, "the kernel refuses passthrough");
             let reason = error.to_string();
@@ -154,6 +157,7 @@ fn serve(config: &RoleConfig, device: &OwnedFd, leash: &OwnedFd) -> Result<(), W
             let may_pass = granted.passthrough && config.passthrough.is_wanted();
             served.passthrough.store(may_pass, std::sync::atomic::Ordering::Relaxed);
         })?;
+    let _ = served.notifier.set(fuse.notifier());
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("fuse".to_owned())

@@ -9,8 +9,8 @@ use tokio::sync::broadcast;
 
 use super::options::Xattrs;
 use super::protocol::{ConnectionEvent, LayerStatus, STATUS_PAGE};
+use super::served::Served;
 use super::session::{LayerMount, Session, SessionError, Slot};
-use super::translator::Served;
 use super::tree::{Layer, directory_name};
 use crate::estargz::{IndexError, index};
 use crate::image::Digest;

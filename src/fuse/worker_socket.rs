@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::channel::{Channel, Listener};
 use super::connect::Granted;
 use super::protocol::{Answer, ConnectionEvent, FailureKind, Request, WorkerStatus, hello_answer};
-use super::translator::Served;
+use super::served::Served;
 use super::worker_layers::{Layers, LayersError};
 use crate::lazy::{LazyEvent, LazyLayer};
 use crate::sys::process::ProcessIdentity;

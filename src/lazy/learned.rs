@@ -85,6 +85,11 @@ impl Bits {
         })
     }
 
+    pub(super) fn is_set(&self, number: u32) -> bool {
+        let word = self.0.get(number as usize / 64);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (number % 64)) != 0)
+    }
+
     /// Clears the bit of `number`; true if it was set.
     pub(super) fn clear(&self, number: u32) -> bool {
         let bit = 1 << (number % 64);

@@ -22,6 +22,24 @@ impl LazyLayer {
         self.read_cached(entry, offset, len, Verify::Later)
     }
 
+    /// All of a small file that is local and is opened for the first time: whoever opens it reads it next, mostly. `None`
+    /// for every other. Blocks on the disk.
+    #[must_use]
+    pub fn first_content(&self, entry: EntryNo) -> Option<Bytes> {
+        let size = self.index.entry(entry).filter(|found| found.kind == EntryKind::Regular)?.size;
+        let chunk = self.index.chunk(entry, 0)?.number.0;
+        if !self.is_packed(size, self.index.chunk_count(entry))
+            || !self.progress.is_set(chunk)
+            || self.touched.is_set(chunk)
+        {
+            return None;
+        }
+        let content = self.read_cached(entry, 0, u32::try_from(size).ok()?, Verify::Later);
+        // Of a complete layer nobody else notes it.
+        self.touched.set(chunk);
+        content.ok().flatten().filter(|content| content.len() as u64 == size)
+    }
+
     /// Content of a file: up to `len` bytes at `offset`, fewer only at the end of the file. Missing chunks are
     /// fetched, once for all who want them; may wait for the network. Dropping the future cancels nothing but the
     /// wait.

@@ -210,6 +210,25 @@ async fn who_reads_here_and_there_walks_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_file_that_is_here_is_given_as_a_whole_once() {
+    let (bed, layer) = (Bed::new(), package(3));
+    let source = source(&layer);
+    let running = bed.engine_with("boot", Limits { packed_file_bytes: 32 << 10, ..wide() });
+    let opened = running.open(&layer, &source);
+    let [first, second] =
+        ["lib/package/m000.pyc", "lib/package/m001.pyc"].map(|path| entry(&opened, path));
+    assert_eq!(opened.first_content(second), None, "it is not here");
+    assert_eq!(opened.read(first, 0, 2000).await.unwrap(), content(1000, 0));
+    eventually("its neighbours have come along", || opened.local_bytes() >= 3000).await;
+    assert_eq!(opened.first_content(first), None, "it was read");
+    assert_eq!(opened.first_content(second).as_deref(), Some(&content(1000, 1)[..]));
+    assert_eq!(opened.first_content(second), None, "that counts as a read");
+    assert_eq!(opened.read(second, 0, 2000).await.unwrap(), content(1000, 1));
+    assert_eq!(opened.first_content(entry(&opened, "opt/large.bin")), None);
+    assert_eq!(opened.first_content(entry(&opened, "lib/package")), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_half_of_a_large_file_is_read_the_rest_is_fetched() {
     let bed = Bed::new();
     let bytes = content(1 << 20, 3);
