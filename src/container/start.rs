@@ -99,7 +99,15 @@ impl StartError {
     fn into_failure(self) -> NotExecuted {
         match self {
             Self::NotExecuted(failure) => failure,
-            other => NotExecuted { reason: Chain(&other).to_string(), code: 125 },
+            other => {
+                let mut reason = Chain(&other).to_string();
+                // What is left of the group and the runtime's files is removed when the container is finished, and the
+                // group has this process in it until then.
+                if let Some(at) = reason.find(". error during cleanup: ") {
+                    reason.truncate(at);
+                }
+                NotExecuted { reason, code: 125 }
+            }
         }
     }
 }
@@ -282,5 +290,18 @@ fn detach_foreign_mounts(launch: &Launch, paths: &RunPaths) {
         if !is_needed {
             let _ = mount::detach(point);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_tells_its_reason_and_not_what_the_runtime_could_not_remove() {
+        let error = LibcontainerError::Other("no. error during cleanup: busy".to_owned());
+        let failure = StartError::Create(error).into_failure();
+        assert_eq!(failure.reason, "the runtime could not create the container: no");
+        assert_eq!(failure.code, 125);
     }
 }
