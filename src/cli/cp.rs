@@ -68,17 +68,20 @@ pub(super) fn run(settings: &Settings, arguments: &CpArguments) -> anyhow::Resul
         (Side::Service(service, path), Side::Host(to)) => {
             let from = container(settings, arguments, &service)?;
             let host = Root::open(Path::new("/"))?;
-            copy(&from, &path, (&host, "this host"), &absolute(&to)?, links, owners)?
+            let whose = format!("service `{service}`");
+            copy((&from, &whose), &path, (&host, "this host"), &absolute(&to)?, links, owners)?
         }
         (Side::Host(from), Side::Service(service, path)) => {
             let to = container(settings, arguments, &service)?;
             let (host, whose) = (Root::open(Path::new("/"))?, format!("service `{service}`"));
-            copy(&host, &absolute(&from)?, (&to, &whose), &path, links, owners)?
+            let from = absolute(&from)?;
+            copy((&host, "this host"), &from, (&to, &whose), &path, links, owners)?
         }
         (Side::Service(service, path), Side::Stream) => {
             let from = container(settings, arguments, &service)?;
             let name = PathBuf::from(path.file_name().unwrap_or_default());
-            from.pack(&path, &name, links, io::stdout().lock())?
+            let packed = from.pack(&path, &name, links, io::stdout().lock());
+            packed.with_context(|| format!("could not copy from service `{service}`"))?
         }
         (Side::Stream, Side::Service(service, path)) => {
             let to = container(settings, arguments, &service)?;
@@ -130,7 +133,7 @@ fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn copy(
-    from: &Root,
+    (from, whose_source): (&Root, &str),
     source: &Path,
     (to, whose): (&Root, &str),
     destination: &Path,
@@ -154,7 +157,10 @@ fn copy(
         // Of the two one finds only that the other has ended; what that one says is why.
         let (mut left_out, more) = match (packed, unpacked) {
             (_, Err(error)) if !matches!(error, CopyError::Stream(_)) => return Err(error.into()),
-            (packed, unpacked) => (packed?, unpacked?),
+            (packed, unpacked) => {
+                let packed = packed.with_context(|| format!("could not copy from {whose_source}"));
+                (packed?, unpacked?)
+            }
         };
         left_out.extend(more);
         Ok(left_out)

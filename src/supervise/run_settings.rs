@@ -93,8 +93,34 @@ fn volumes(request: &UpRequest, options: &RunOptions) -> Result<Service, Request
         ..request.clone()
     };
     let invalid = |error: RequestError| {
-        RequestError::new(RequestErrorKind::Invalid, format!("`--volume`: {}", error.message))
+        let message = of_options(&error.message, &options.volumes);
+        RequestError::new(RequestErrorKind::Invalid, message)
     };
     let mut desired = super::project::parse(&request).map_err(invalid)?;
     Ok(desired.services.remove("run").expect("the text has this service"))
+}
+
+/// What is said of places in a text that nobody wrote, said of the options that it was made of.
+fn of_options(message: &str, volumes: &[String]) -> String {
+    let of_option = |line: &str| {
+        let (number, rest) = line.split_once(" run.volumes[")?.1.split_once(']')?;
+        let volume = volumes.get(number.parse::<usize>().ok()?)?;
+        Some(format!("`--volume {volume}`: {}", rest.split_once(": ")?.1))
+    };
+    let lines = message.lines();
+    let lines = lines.map(|line| of_option(line).unwrap_or_else(|| format!("`--volume`: {line}")));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_volume_that_is_not_valid_is_told_by_its_option() {
+        let told =
+            |message| super::of_options(message, &["/a:/b".to_owned(), "a:b:c:d".to_owned()]);
+        let option = "`--volume a:b:c:d`: too many parts";
+        assert_eq!(told("services.yaml:4:15: run.volumes[1]: too many parts"), option);
+        assert_eq!(told("services.yaml:4:15: run.volumes[1].mode: too many parts"), option);
+        assert_eq!(told("something else"), "`--volume`: something else");
+    }
 }
