@@ -144,7 +144,10 @@ fn files_are_copied_in_and_out_as_cp_does() {
     assert!(unpack.wait().unwrap().success());
     assert_eq!(shown("cat /copied/deep/page"), "page");
     for (arguments, why) in [
-        (["cp", "web:/nothing", "x"], "could not copy from service `web`: could not open `/nothing`"),
+        (
+            ["cp", "web:/nothing", "x"],
+            "could not copy from service `web`: could not open `/nothing`",
+        ),
         (["cp", "nothing:/etc", "x"], "no such service"),
         (["cp", "one", "two"], "one of the two is SERVICE:PATH"),
         (["cp", "site", "web:/etc/hostname"], "is a folder and"),
