@@ -1,7 +1,10 @@
-//! Micro benchmarks of the lazy path: parsing a table of contents, opening an index, decoding and reading chunks.
+//! Micro benchmarks of the lazy path: parsing a table of contents, opening an index, decoding and reading chunks; and of the
+//! planner ([`planner`]).
 //! `cargo bench --features testing`; processor and page cache only, no network, no FUSE.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run ends")]
+
+mod planner;
 
 use std::sync::{Arc, OnceLock};
 
