@@ -72,7 +72,10 @@ impl Bench {
             env: Vec::new(),
             cwd: None,
             user: None,
+            groups: Vec::new(),
             no_new_privileges: false,
+            first: Default::default(),
+            input: Default::default(),
         };
         let rootfs = Rootfs {
             layers: vec![self.layer()],

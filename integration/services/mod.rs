@@ -15,6 +15,7 @@ mod health;
 pub(crate) mod image;
 mod instances;
 mod jobs;
+mod kernel;
 mod lifecycle;
 mod networks;
 mod plan;

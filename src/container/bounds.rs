@@ -1,8 +1,11 @@
 //! What a container may use of the host and what it is allowed to do, as parts of the runtime configuration. Pure.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::PassedDevice;
 use super::capability::{CgroupLayout, granted};
 
 /// Length of the period that processor time is counted in, in microseconds; the kernel's default.
@@ -50,6 +53,15 @@ pub struct Bounds {
     /// Which system calls are let through.
     #[serde(default, skip_serializing_if = "Filter::is_default")]
     pub filter: Filter,
+    /// It may do what root of the host may: all capabilities and devices, and nothing of the kernel is hidden.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub privileged: bool,
+    /// Devices of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<PassedDevice>,
+    /// Settings of the kernel, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// A limit of setrlimit(2).
@@ -85,11 +97,16 @@ impl Bounds {
         *self == Self::default()
     }
 
-    /// The capabilities on such a host. One that is asked for by name is granted whatever guards the host has.
-    pub(super) fn capabilities(&self, layout: CgroupLayout) -> Vec<String> {
+    /// The capabilities on such a host, where we have `ours` ourselves. One that is asked for by name is granted
+    /// whatever guards the host has; *all* are those that there are to be had.
+    pub(super) fn capabilities(&self, layout: CgroupLayout, ours: &[String]) -> Vec<String> {
         let has = |list: &[String], name: &str| list.iter().any(|other| other == name);
-        let mut set: Vec<String> = match (has(&self.cap_add, "ALL"), has(&self.cap_drop, "ALL")) {
-            (true, _) => crate::spec::Privileges::all().into_iter().collect(),
+        let adds_all = self.privileged || has(&self.cap_add, "ALL");
+        let mut set: Vec<String> = match (adds_all, has(&self.cap_drop, "ALL")) {
+            (true, _) => {
+                let all = crate::spec::Privileges::all().into_iter();
+                all.filter(|name| has(ours, name)).collect()
+            }
             (false, true) => Vec::new(),
             (false, false) => granted(layout).into_iter().map(str::to_owned).collect(),
         };
@@ -151,7 +168,11 @@ mod tests {
     fn names(add: &[&str], drop: &[&str]) -> Vec<String> {
         let texts = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect();
         let bounds = Bounds { cap_add: texts(add), cap_drop: texts(drop), ..Bounds::default() };
-        bounds.capabilities(CgroupLayout::Unified)
+        let ours: Vec<String> = crate::spec::Privileges::all().into_iter().collect();
+        let same = bounds.capabilities(CgroupLayout::Unified, &ours);
+        let fewer = bounds.capabilities(CgroupLayout::Unified, &ours[1..]);
+        assert!(fewer == same || add.contains(&"ALL") && fewer.len() < same.len(), "{fewer:?}");
+        same
     }
 
     #[test]

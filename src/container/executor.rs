@@ -17,6 +17,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use serde::{Deserialize, Serialize};
 
+use super::{FirstProcess, init};
 use crate::sys::confine;
 
 /// Capabilities that loading a filter and giving up capabilities take, unless no program can gain privileges anyway.
@@ -39,6 +40,8 @@ pub(super) struct Program {
     pub(super) restriction: Restriction,
     /// Its standard input is a terminal, which becomes that of its session.
     pub(super) terminal: bool,
+    /// What comes before it.
+    pub(super) first: FirstProcess,
 }
 
 /// What a program may do.
@@ -57,11 +60,18 @@ impl Executor for Program {
             // Without it there is no control of jobs, and nothing else is lost.
             let _ = rustix::process::ioctl_tiocsctty(io::stdin());
         }
-        let failure = self
-            .restrict()
-            .map_or_else(|reason| NotExecuted { reason, code: 125 }, |()| execute(spec));
-        let text = serde_json::to_vec(&failure).unwrap_or_default();
-        let _ = (&*self.report).write_all(&text);
+        let failure = match self.first {
+            FirstProcess::Program => self.execute(spec),
+            FirstProcess::Init => {
+                let program = || {
+                    let failure = self.execute(spec);
+                    self.report(&failure);
+                    u8::try_from(failure.code).unwrap_or(125)
+                };
+                NotExecuted { reason: init::run(program, || self.restrict()), code: 125 }
+            }
+        };
+        self.report(&failure);
         Err(ExecutorError::Execution(failure.reason.into()))
     }
 
@@ -71,6 +81,16 @@ impl Executor for Program {
 }
 
 impl Program {
+    /// Returns only when that fails.
+    fn execute(&self, spec: &Spec) -> NotExecuted {
+        self.restrict().map_or_else(|reason| NotExecuted { reason, code: 125 }, |()| execute(spec))
+    }
+
+    fn report(&self, failure: &NotExecuted) {
+        let text = serde_json::to_vec(failure).unwrap_or_default();
+        let _ = (&*self.report).write_all(&text);
+    }
+
     fn restrict(&self) -> Result<(), String> {
         if let Some(filter) = &self.restriction.filter {
             confine::load_filter(filter)

@@ -143,7 +143,12 @@ fn build(
     let capabilities = Some(oci::capabilities(container));
     let (mut report, writer) = io::pipe().map_err(JoinError::Prepare)?;
     let restriction = Restriction { filter, capabilities };
-    let program = Program { report: Arc::new(writer), restriction, terminal: false };
+    let program = Program {
+        report: Arc::new(writer),
+        restriction,
+        terminal: false,
+        first: super::FirstProcess::Program,
+    };
     let mut builder = ContainerBuilder::new(launch.id.to_string(), SyscallType::default())
         .with_root_path(launch.paths().runtime)
         .map_err(JoinError::Runtime)?

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bounds, CallerStreams, ContainerId, Content, HealthCheck, Network, RunPaths, Signal};
+use super::{
+    Bounds, CallerStreams, ContainerId, Content, HealthCheck, Network, Process, RunPaths, Signal,
+};
 
 /// The version of [`Launch`] that this program writes. Fields are only added, with a default, and kinds of mounts and
 /// networks, which an earlier program keeps as they are; a change of meaning raises it.
@@ -111,25 +113,6 @@ pub enum Writable {
     Volatile,
     /// Kept across crashes of the host too, at the price of syncs.
     Durable,
-}
-
-/// The program and its surroundings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Process {
-    /// Program and arguments; at least one. Looked up in the container's `PATH`.
-    pub args: Vec<String>,
-    /// `NAME=value`. `PATH`, `HOME` and `HOSTNAME` are added where absent.
-    #[serde(default)]
-    pub env: Vec<String>,
-    /// Working directory; made where absent. `None` is `/`.
-    #[serde(default)]
-    pub cwd: Option<String>,
-    /// `user`, `uid`, `user:group` …, looked up in the image. `None` is root.
-    #[serde(default)]
-    pub user: Option<String>,
-    /// No program may gain privileges by being executed.
-    #[serde(default)]
-    pub no_new_privileges: bool,
 }
 
 /// One line of `/etc/hosts`.
@@ -415,7 +398,10 @@ mod tests {
             env: Vec::new(),
             cwd: None,
             user: None,
+            groups: Vec::new(),
             no_new_privileges: false,
+            first: Default::default(),
+            input: Default::default(),
         };
         let rootfs = Rootfs {
             layers: vec![PathBuf::from("/layers/1")],

@@ -15,6 +15,7 @@ mod caller;
 mod capability;
 mod connection;
 mod content;
+mod devices;
 pub mod exec;
 mod executor;
 mod filter;
@@ -25,6 +26,7 @@ mod health;
 mod id;
 mod image_root;
 mod image_volume;
+mod init;
 mod join;
 mod launch;
 mod monitor;
@@ -32,6 +34,7 @@ mod network;
 mod oci;
 mod prepare;
 mod probe;
+mod process;
 mod record;
 mod remove;
 mod run_paths;
@@ -47,6 +50,7 @@ pub use crate::spec::{Signal, SignalError};
 pub use bounds::{Bounds, Filter, Rlimit};
 pub use caller::{CallerStreams, CallerTerminal};
 pub use content::Content;
+pub use devices::PassedDevice;
 pub use exec::{ExecError, ExecRequest, ExecStreams, TerminalSize};
 pub use handle::{
     Link, MonitorError, MonitorHandle, Seen, WaitingMonitor, exit_record, launch_record, list,
@@ -56,10 +60,11 @@ pub use health::{HealthCheck, HealthState, HealthStatus, Probe};
 pub use id::{ContainerId, ContainerIdError, MAX_ID_LENGTH};
 pub use launch::{
     HostEntry, LAUNCH_VERSION, Lack, Launch, LaunchProblem, LogKept, LogOverflow, LogTarget, Mount,
-    MountKind, Process, Rootfs, StopPolicy, Writable, cgroup_of,
+    MountKind, Rootfs, StopPolicy, Writable, cgroup_of,
 };
 pub(crate) use monitor::monitor_main;
 pub use network::{Attached, Network};
+pub use process::{FirstProcess, Input, Process};
 pub use record::{ExitRecord, Outcome, Phase, RECORD_VERSION, Status, WritableState};
 pub use remove::{RemoveError, remove};
 pub use run_paths::RunPaths;

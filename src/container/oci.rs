@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::capability::CgroupLayout;
+use super::devices::Node;
 use super::user::ResolvedUser;
 use super::{
     Bounds, ExecRequest, Filter, Lack, Launch, Mount, MountKind, Network, RunPaths, content,
@@ -38,6 +39,10 @@ const READ_ONLY: [&str; 5] =
 pub(super) struct Facts {
     pub(super) user: ResolvedUser,
     pub(super) layout: CgroupLayout,
+    /// What can be given: the capabilities that we have ourselves.
+    pub(super) capabilities: Vec<String>,
+    /// Devices of the host that it is given.
+    pub(super) devices: Vec<Node>,
     /// Its host name.
     pub(super) hostname: String,
     /// For [`Network::None`] and [`Network::Attached`]: a namespace that is set up already. Relative to
@@ -53,22 +58,33 @@ pub(super) struct Facts {
 
 /// The configuration of the container.
 pub(super) fn spec(launch: &Launch, facts: &Facts) -> Value {
-    let capabilities = launch.bounds.capabilities(facts.layout);
+    let (bounds, layout) = (&launch.bounds, facts.layout);
+    let capabilities = bounds.capabilities(layout, &facts.capabilities);
     let capabilities: Vec<&str> = capabilities.iter().map(String::as_str).collect();
     let mut linux = json!({
         "cgroupsPath": launch.cgroup,
         "namespaces": namespaces(launch, facts),
-        "maskedPaths": MASKED,
-        "readonlyPaths": READ_ONLY,
     });
+    if !bounds.privileged {
+        linux["maskedPaths"] = json!(MASKED);
+        linux["readonlyPaths"] = json!(READ_ONLY);
+    }
+    if !facts.devices.is_empty() {
+        linux["devices"] = facts.devices.iter().map(Node::device).collect();
+    }
     // Without groups there is nobody to enforce rules for devices, and the runtime refuses to start with some.
-    if facts.layout != CgroupLayout::Absent {
-        let mut resources = launch.bounds.resources();
-        let nothing = json!([{ "allow": false, "access": "rwm" }]);
-        resources.insert("devices".to_owned(), nothing);
+    if layout != CgroupLayout::Absent {
+        let mut resources = bounds.resources();
+        // Everything, or nothing but what follows and what every container has.
+        let mut rules = vec![json!({ "allow": bounds.privileged, "access": "rwm" })];
+        if !bounds.privileged {
+            rules.extend(facts.devices.iter().map(Node::rule));
+        }
+        resources.insert("devices".to_owned(), rules.into());
         linux["resources"] = resources.into();
     }
-    if !launch.lacks(Lack::Seccomp) && launch.bounds.filter == Filter::Default {
+    let is_filtered = bounds.filter == Filter::Default && !bounds.privileged;
+    if !launch.lacks(Lack::Seccomp) && is_filtered {
         linux["seccomp"] = super::seccomp::profile(&capabilities, std::env::consts::ARCH);
     }
     if launch.network != Network::Host {
@@ -77,6 +93,9 @@ pub(super) fn spec(launch: &Launch, facts: &Facts) -> Value {
             "net.ipv4.ip_unprivileged_port_start": "0",
             "net.ipv4.ping_group_range": "0 2147483647",
         });
+    }
+    for (name, value) in &bounds.sysctls {
+        linux["sysctl"][name] = json!(value);
     }
     let cwd = launch.process.cwd.as_deref().unwrap_or("/");
     let env = environment(&launch.process.env, &facts.user.home, &facts.hostname);
@@ -286,6 +305,11 @@ fn mounts(launch: &Launch, facts: &Facts) -> Value {
             json!({ "destination": target, "type": typ, "source": source, "options": options })
         })
         .collect();
+    if launch.bounds.privileged {
+        for mount in list.iter_mut().filter(|mount| mount["type"] == "sysfs") {
+            mount["options"] = json!(["nosuid", "noexec", "nodev"]);
+        }
+    }
     if let Some(groups) = &facts.groups
         && let Some(mount) = list.iter_mut().find(|mount| mount["type"] == "cgroup")
     {

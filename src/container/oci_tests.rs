@@ -11,7 +11,10 @@ fn launch() -> Launch {
         env: vec!["A=1".to_owned(), "B=2".to_owned(), "A=3".to_owned(), "junk".to_owned()],
         cwd: Some("/srv".to_owned()),
         user: None,
+        groups: Vec::new(),
         no_new_privileges: false,
+        first: Default::default(),
+        input: Default::default(),
     };
     let rootfs = Rootfs {
         layers: vec![PathBuf::from("/l")],
@@ -37,6 +40,11 @@ fn facts(layout: CgroupLayout) -> Facts {
         hostname: "web".to_owned(),
         network: Some(PathBuf::from("/proc/self/fd/9")),
         groups: None,
+        capabilities: crate::spec::Privileges::all()
+            .into_iter()
+            .filter(|c| c != "CAP_SYS_RESOURCE")
+            .collect(),
+        devices: Vec::new(),
         images: BTreeMap::from([("/code".into(), "/run/images/1".into())]),
         files: vec![("/etc/hosts", PathBuf::from("/run/s/containers/web-1/hosts"))],
     }

@@ -4,18 +4,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::pipe::PipeFlags;
 
+use super::devices::{self, Node};
 use super::image_root::ImageRoot;
 use super::record::WritableState;
 use super::start::StartError;
 use super::user::{self, ResolvedUser};
 use super::writable::{self, WritableLayer};
-use super::{Launch, MountKind, Network, RunPaths, content, image_volume, volume};
+use super::{Input, Launch, MountKind, Network, RunPaths, content, image_volume, volume};
 use crate::boundary::Boundary;
 use crate::logs::Stream;
 
@@ -28,6 +30,8 @@ pub(super) struct Prepared {
     pub(super) files: Vec<(&'static str, PathBuf)>,
     /// See [`super::oci::Facts`].
     pub(super) images: BTreeMap<PathBuf, PathBuf>,
+    /// Devices of the host.
+    pub(super) devices: Vec<Node>,
 }
 
 /// The standard streams of the container's first process.
@@ -60,12 +64,19 @@ pub(super) fn prepare(
     let streams = streams(launch, paths, &user)?;
     let images = make_sources(launch, paths)?;
     let files = write_files(launch, paths)?;
-    Ok(Prepared { user, writable, streams, files, images })
+    let mut devices = if launch.bounds.privileged { devices::all() } else { Vec::new() };
+    let named = devices::find(&launch.bounds.devices);
+    devices.extend(named.map_err(|(path, error)| StartError::Device(path, error))?);
+    Ok(Prepared { user, writable, streams, files, images, devices })
 }
 
 fn look_into_image(launch: &Launch, paths: &RunPaths) -> Result<ResolvedUser, StartError> {
     let root = ImageRoot::open(&paths.rootfs).map_err(StartError::ReadUsers)?;
-    let user = resolve_user(&root, launch.process.user.as_deref().unwrap_or(""))?;
+    let mut user = resolve_user(&root, launch.process.user.as_deref().unwrap_or(""))?;
+    if !launch.process.groups.is_empty() {
+        let group = root.read_text("/etc/group").map_err(StartError::ReadUsers)?;
+        user.join(&launch.process.groups, &group)?;
+    }
     if let Some(cwd) = &launch.process.cwd {
         root.make_dir_all(Path::new(cwd))
             .map_err(|error| StartError::WorkingDir(cwd.clone(), error))?;
@@ -84,7 +95,11 @@ pub(super) fn resolve_user(root: &ImageRoot, user: &str) -> Result<ResolvedUser,
 fn streams(launch: &Launch, paths: &RunPaths, user: &ResolvedUser) -> Result<Streams, StartError> {
     let Some(caller) = &launch.caller else {
         let [stdout, stderr] = Stream::ALL.map(|stream| open_output(&paths.fifo(stream), user));
-        return Ok(Streams { stdin: None, stdout: stdout?, stderr: stderr?, terminal: false });
+        let stdin = match launch.process.input {
+            Input::Empty => None,
+            Input::Open => Some(open_input(user).map_err(StartError::Streams)?),
+        };
+        return Ok(Streams { stdin, stdout: stdout?, stderr: stderr?, terminal: false });
     };
     let [stdin, stdout, stderr] = caller.take(user).map_err(StartError::Streams)?;
     Ok(Streams { stdin: Some(stdin), stdout, stderr, terminal: caller.terminal })
@@ -97,6 +112,14 @@ fn open_output(fifo: &Path, user: &ResolvedUser) -> Result<OwnedFd, StartError> 
         Ok(rustix::fs::openat(CWD, fifo, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     };
     open().map_err(|error| StartError::Prepare(fifo.to_owned(), error))
+}
+
+/// An input that never ends: a pipe of which the container has the other end too, so that nobody has to keep it.
+fn open_input(user: &ResolvedUser) -> io::Result<OwnedFd> {
+    let (reader, _writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fchown(&reader, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    Ok(rustix::fs::openat(CWD, path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Makes what is mounted in the container. Returns where the images are, by their place in the container.

@@ -69,6 +69,8 @@ pub(super) enum StartError {
     Volume(PathBuf, #[source] io::Error),
     #[error("could not mount the image at `{0}`")]
     ImageVolume(PathBuf, #[source] io::Error),
+    #[error("could not find the device `{0}`")]
+    Device(PathBuf, #[source] io::Error),
     #[error("volume source `{0}` does not exist")]
     NoSource(PathBuf),
     #[error("could not take over the standard streams of the caller")]
@@ -143,7 +145,7 @@ fn start(launch: &Launch, monitor: i32, tell: &dyn Fn(&Progress)) -> Result<(), 
         let prepared = prepare::prepare(launch, &paths, &|state| tell(&Progress::Mounted(state)));
         (prepared, making.join())
     });
-    let Prepared { user, writable, streams, files, images } = prepared?;
+    let Prepared { user, writable, streams, files, images, devices } = prepared?;
     let died = |_| Err(StartError::Network(io::ErrorKind::Other.into()));
     // Stays open until the container has joined it.
     let network = network.unwrap_or_else(died)?;
@@ -159,6 +161,8 @@ fn start(launch: &Launch, monitor: i32, tell: &dyn Fn(&Progress)) -> Result<(), 
         hostname: prepare::hostname(launch),
         files,
         images,
+        devices,
+        capabilities: our_capabilities(),
         layout,
         groups,
         user,
@@ -173,7 +177,12 @@ fn start(launch: &Launch, monitor: i32, tell: &dyn Fn(&Progress)) -> Result<(), 
     Boundary::CONFIGURED.reach(&launch.run_dir);
 
     let (mut report, writer) = io::pipe().map_err(StartError::Report)?;
-    let program = Program { report: Arc::new(writer), restriction, terminal: streams.terminal };
+    let program = Program {
+        report: Arc::new(writer),
+        restriction,
+        terminal: streams.terminal,
+        first: launch.process.first,
+    };
     let mut container = create(launch, &paths, program, streams).map_err(StartError::Create)?;
     let pid = container.pid().map_or(0, |pid| pid.as_raw());
     Boundary::PROCESS_MADE.reach(&launch.run_dir);
@@ -227,6 +236,12 @@ fn create(
     let stdin = streams.stdin.into_iter();
     let builder = stdin.fold(builder, |builder, stdin| builder.with_stdin(stdin));
     builder.as_init(&paths.bundle).with_systemd(false).with_detach(true).build()
+}
+
+/// Those that can be given at all.
+fn our_capabilities() -> Vec<String> {
+    let ours = caps::read(None, caps::CapSet::Permitted).unwrap_or_default();
+    ours.iter().map(ToString::to_string).collect()
 }
 
 fn make_bundle(paths: &RunPaths, config: &Path, given: &Value) -> Result<(), StartError> {

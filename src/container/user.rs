@@ -22,6 +22,19 @@ pub(crate) enum UserError {
     NoGroup(String),
 }
 
+impl ResolvedUser {
+    /// Adds further groups, by name or number.
+    pub(crate) fn join(&mut self, groups: &[String], file: &str) -> Result<(), UserError> {
+        for named in groups {
+            let gid = resolve_group(named, file)?;
+            if !self.groups.contains(&gid) {
+                self.groups.push(gid);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Resolves `user`, `uid`, `user:group`, `uid:gid` … against the two files, with the rules that Docker has: a number
 /// need not be in the files, its group is 0 then; a group that is named excludes the user's other groups.
 pub(crate) fn resolve(spec: &str, passwd: &str, group: &str) -> Result<ResolvedUser, UserError> {
@@ -111,6 +124,16 @@ mod tests {
         for (spec, expected) in table {
             assert_eq!(&ids(spec), expected, "{spec}");
         }
+    }
+
+    #[test]
+    fn groups_are_added_once() {
+        let mut user = resolve("www", PASSWD, GROUP).unwrap();
+        let named = ["disk", "77", "log"].map(str::to_owned);
+        user.join(&named, GROUP).unwrap();
+        assert_eq!(user.groups, [4, 5, 6, 77]);
+        let error = user.join(&["nogroup".to_owned()], GROUP).unwrap_err();
+        assert_eq!(error, UserError::NoGroup("nogroup".to_owned()));
     }
 
     #[test]

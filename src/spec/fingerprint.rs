@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    Access, Bind, CopyUp, Dns, ExtraHost, Grant, GrantContent, GrantKind, HealthTest, Healthcheck,
-    HostAddress, ImageVolume, Limits, NamedVolume, Port, Privileges, Probe, ProbeTarget, Service,
-    Swap, SystemCalls, Tmpfs,
+    Access, Bind, CopyUp, Device, Dns, ExtraHost, FirstProcess, Grant, GrantContent, GrantKind,
+    HealthTest, Healthcheck, HostAddress, ImageVolume, Kernel, Limits, NamedVolume, Port,
+    Privileges, Probe, ProbeTarget, Service, Swap, SystemCalls, Tmpfs,
 };
 use crate::image::{Digest, Hasher};
 
@@ -99,6 +99,8 @@ impl Service {
             dns,
             limits,
             privileges,
+            kernel,
+            first,
             ports,
             // The planner's, not the container's: it applies at once.
             depends_on: _,
@@ -145,6 +147,9 @@ impl Service {
             add(&name, Some(value));
         }
         add("privileges", privileges_json(privileges));
+        for (name, value) in kernel_json(kernel, first, privileges) {
+            add(&name, Some(value));
+        }
         add("ports", some(ports).map(ports_json));
         add("healthcheck", healthcheck.as_ref().and_then(healthcheck_json));
         add("x-supervisor.probe", extensions.probe.as_ref().map(probe_json));
@@ -280,11 +285,46 @@ fn limits_json(limits: &Limits) -> Vec<(String, Value)> {
 }
 
 fn privileges_json(privileges: &Privileges) -> Option<Value> {
-    if *privileges == Privileges::default() {
+    // A field of its own.
+    let others = Privileges { privileged: None, ..privileges.clone() };
+    if others == Privileges::default() {
         return None;
     }
-    let Privileges { cap_add, cap_drop, no_new_privileges, system_calls } = privileges;
-    Some(json!([cap_add, cap_drop, no_new_privileges, *system_calls == SystemCalls::Unconfined]))
+    let Privileges { cap_add, cap_drop, no_new_privileges, system_calls, privileged: _ } = others;
+    Some(json!([cap_add, cap_drop, no_new_privileges, system_calls == SystemCalls::Unconfined]))
+}
+
+fn kernel_json(
+    kernel: &Kernel,
+    first: &FirstProcess,
+    privileges: &Privileges,
+) -> Vec<(String, Value)> {
+    // Every field is named, so that a new one cannot be forgotten here.
+    let Kernel { devices, sysctls, domainname } = kernel;
+    let FirstProcess { groups, init, stdin_open } = first;
+    // `false` is what older versions took and kept nothing of.
+    let is_true = |value: &Option<bool>| (*value == Some(true)).then_some(json!(true));
+    let mut fields: Vec<(String, Value)> = [
+        ("privileged", is_true(&privileges.privileged)),
+        ("init", is_true(init)),
+        ("stdin_open", is_true(stdin_open)),
+        ("group_add", some(groups).map(|groups| json!(groups))),
+        ("devices", some(devices).map(devices_json)),
+        ("domainname", domainname.as_ref().map(|name| json!(name))),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+    .collect();
+    fields.extend(sysctls.iter().map(|(name, value)| (format!("sysctls.{name}"), json!(value))));
+    fields
+}
+
+fn devices_json(devices: &[Device]) -> Value {
+    let one = |device: &Device| {
+        let source = device.source.as_os_str().as_encoded_bytes();
+        json!([source, device.target, device.permissions])
+    };
+    devices.iter().map(one).collect()
 }
 
 fn ports_json(ports: &[Port]) -> Value {

@@ -17,6 +17,7 @@
 mod composition;
 mod depends;
 mod deploy;
+mod device;
 mod dotenv;
 mod duration;
 mod emit;
@@ -71,6 +72,7 @@ use std::path::Path;
 
 pub use composition::{Composition, Interpolation, LoadInput, compose};
 pub use depends::{Condition, Dependency};
+pub use device::{Device, FirstProcess, Kernel};
 pub use fingerprint::Fingerprint;
 pub use grants::{Grant, GrantContent, GrantKind};
 pub use health::{HealthTest, Healthcheck};

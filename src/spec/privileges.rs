@@ -61,6 +61,8 @@ pub struct Privileges {
     pub no_new_privileges: Option<bool>,
     /// Which system calls are let through.
     pub system_calls: SystemCalls,
+    /// Whether it may do what root of the host may, and has its devices.
+    pub privileged: Option<bool>,
 }
 
 /// Which system calls are let through.

@@ -53,7 +53,7 @@ pub(super) fn read(checker: &mut Checker<'_>, name: ServiceName, node: &Node) ->
             }
             // With the network that holds, which any key before or after it may say.
             "ports" => service.ports = checker.ports(path, value, service.network_mode.as_ref()),
-            "init" | "tty" | "stdin_open" | "privileged" => {
+            "tty" => {
                 if checker.boolean(path, value).is_some() {
                     checker.only(&found, &["false"]);
                 }
@@ -101,6 +101,8 @@ fn bare(name: ServiceName) -> Service {
         dns: Default::default(),
         limits: Default::default(),
         privileges: Default::default(),
+        kernel: Default::default(),
+        first: Default::default(),
         ports: Vec::new(),
         depends_on: Default::default(),
         healthcheck: None,
@@ -130,6 +132,12 @@ fn container(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Service
         "read_only" => service.read_only = checker.boolean(path, value),
         "cap_add" => service.privileges.cap_add = checker.capabilities(path, value),
         "cap_drop" => service.privileges.cap_drop = checker.capabilities(path, value),
+        "privileged" => service.privileges.privileged = checker.boolean(path, value),
+        "devices" => service.kernel.devices = checker.devices(path, value),
+        "sysctls" => service.kernel.sysctls = checker.sysctls(path, value),
+        "group_add" => service.first.groups = checker.groups(path, value),
+        "init" => service.first.init = checker.boolean(path, value),
+        "stdin_open" => service.first.stdin_open = checker.boolean(path, value),
         "security_opt" => checker.security_opt(path, value, &mut service.privileges),
         "stop_signal" => service.stop_signal = checker.signal(path, value),
         "stop_grace_period" => service.stop_grace_period = checker.duration(path, value),
@@ -146,6 +154,7 @@ fn surroundings(checker: &mut Checker<'_>, found: &Found<'_>, service: &mut Serv
         "network_mode" => service.network_mode = checker.network_mode(path, value),
         "networks" => service.networks = checker.service_networks(path, value),
         "container_name" => service.container_name = checker.hostname(path, value),
+        "domainname" => service.kernel.domainname = checker.hostname(path, value),
         "hostname" => service.hostname = checker.hostname(path, value),
         "extra_hosts" => service.extra_hosts = checker.extra_hosts(path, value),
         "dns" => service.dns.servers = checker.dns_servers(path, value),
@@ -214,6 +223,7 @@ fn check(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
     let name = service.name.to_string();
     checker.check_limits(node.at, &name, &service.limits);
     networks(checker, node, service);
+    settings(checker, node, service);
     let dns = &service.dns;
     if service.network_mode == Some(NetworkMode::Host)
         && dns.servers.is_empty()
@@ -237,6 +247,24 @@ fn check(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
         let message = format!("`dns` {reason}");
         checker.problem(Some(at), &format!("{name}.dns"), message);
     }
+}
+
+/// Settings of a network are of whoever it is.
+fn settings(checker: &mut Checker<'_>, node: &Node, service: &mut Service) {
+    let of_others = match &service.network_mode {
+        Some(NetworkMode::Host) => "with the host's network it is a setting of the host",
+        Some(NetworkMode::Service(_) | NetworkMode::Container(_)) => {
+            "it is said by the service that the network is of"
+        }
+        _ => return,
+    };
+    let name = service.name.to_string();
+    let Some(setting) = service.kernel.sysctls.keys().find(|name| name.starts_with("net.")) else {
+        return;
+    };
+    let at = node.get("sysctls").map_or(node.at, |node| node.at);
+    checker.unsupported(at, &format!("{name}.sysctls.{setting}"), of_others);
+    service.kernel.sysctls.retain(|name, _| !name.starts_with("net."));
 }
 
 /// The networks that hold, and what is at odds with them.

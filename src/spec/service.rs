@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Dependency, Dns, Extensions, ExtraHost, Grant, Healthcheck, Limits, Logging, Port, Privileges,
-    ProjectName, ServiceName, ServiceNetwork, Signal,
+    Dependency, Dns, Extensions, ExtraHost, FirstProcess, Grant, Healthcheck, Kernel, Limits,
+    Logging, Port, Privileges, ProjectName, ServiceName, ServiceNetwork, Signal,
 };
 use crate::image::ImageRef;
 
@@ -80,6 +80,10 @@ pub struct Service {
     pub limits: Limits,
     /// What its processes are allowed to do.
     pub privileges: Privileges,
+    /// What of the host's kernel it is given.
+    pub kernel: Kernel,
+    /// How its first process begins.
+    pub first: FirstProcess,
     /// Ports that can be reached from outside.
     pub ports: Vec<Port>,
     /// Which services come first; not part of the fingerprint, since it is the planner's and not the container's.

@@ -80,7 +80,10 @@ mod tests {
             env: owned(env),
             cwd: cwd.map(str::to_owned),
             user: None,
+            groups: Vec::new(),
             no_new_privileges: false,
+            first: Default::default(),
+            input: Default::default(),
         }
     }
 

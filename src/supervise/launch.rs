@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::bridges::Joined;
 use crate::container::{
-    Bounds, Content, Filter, HostEntry, Lack, Launch, LogKept, LogOverflow, LogTarget, Mount,
-    MountKind, Network, Process, Rlimit, Rootfs, Signal, StopPolicy, Writable,
+    Bounds, Content, Filter, FirstProcess, HostEntry, Input, Lack, Launch, LogKept, LogOverflow,
+    LogTarget, Mount, MountKind, Network, PassedDevice, Process, Rlimit, Rootfs, Signal,
+    StopPolicy, Writable,
 };
 use crate::host::Features;
 use crate::image::{ImageConfig, ImageRef};
@@ -78,7 +79,16 @@ pub(super) fn launch(
         env: environment(service, image),
         cwd: service.working_dir.clone().or_else(|| image.working_dir.clone()),
         user: service.user.clone().or_else(|| image.user.clone()),
+        groups: service.first.groups.clone(),
         no_new_privileges: service.privileges.no_new_privileges.unwrap_or(false),
+        first: match service.first.init {
+            Some(true) => FirstProcess::Init,
+            Some(false) | None => FirstProcess::Program,
+        },
+        input: match service.first.stdin_open {
+            Some(true) => Input::Open,
+            Some(false) | None => Input::Empty,
+        },
     };
     let name = place.id.to_string();
     let volumes = place.volumes;
@@ -219,7 +229,25 @@ fn bounds(service: &Service) -> Bounds {
             SystemCalls::Default => Filter::Default,
             SystemCalls::Unconfined => Filter::None,
         },
+        privileged: privileges.privileged == Some(true),
+        devices: service.kernel.devices.iter().map(device).collect(),
+        sysctls: sysctls(service),
     }
+}
+
+fn device(device: &spec::Device) -> PassedDevice {
+    PassedDevice {
+        source: device.source.clone(),
+        target: PathBuf::from(&device.target),
+        permissions: device.permissions.clone(),
+    }
+}
+
+/// The domain name of NIS is such a setting too.
+fn sysctls(service: &Service) -> BTreeMap<String, String> {
+    let domain =
+        service.kernel.domainname.iter().map(|name| ("kernel.domainname".to_owned(), name.clone()));
+    service.kernel.sysctls.clone().into_iter().chain(domain).collect()
 }
 
 /// Bytes that wait for a log before lines are dropped, where that is asked for; Docker's default.

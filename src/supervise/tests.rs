@@ -226,7 +226,10 @@ async fn what_is_in_a_secret_is_never_told() {
         env: Vec::new(),
         cwd: None,
         user: None,
+        groups: Vec::new(),
         no_new_privileges: false,
+        first: Default::default(),
+        input: Default::default(),
     };
     let state_dir = fixture.folder.path().join("state");
     let mut launch = Launch::new(id, INSTANCE, run_dir, state_dir, rootfs, process);

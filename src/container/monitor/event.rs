@@ -47,9 +47,14 @@ impl Monitor {
             init.ended = Some(ended.into());
             self.ended_at = Some(Timestamp::now());
         }
-        if self.starting.as_ref().is_some_and(|child| child.pid == pid) {
-            self.starting = None;
-            let reason = "it did not start in time".to_owned();
+        if let Some(child) = self.starting.take_if(|child| child.pid == pid) {
+            // A runtime that fails ends everybody in the container's group, the one that would tell of it too.
+            let reason = if Instant::now() < child.deadline {
+                "the runtime could not make it, or its start was killed"
+            } else {
+                "it did not start in time"
+            };
+            let reason = reason.to_owned();
             self.end_with(Outcome::NotStarted { reason, code: 125 });
         }
         if self.finishing.as_ref().is_some_and(|child| child.pid == pid) {

@@ -53,11 +53,19 @@ pub(in super::super) const SERVICE: &[Key] = &[
     done("deploy", Object(DEPLOY), "see below"),
     accepted("develop", Any, "only `watch` of a build tool reads it"),
     rejected("device_cgroup_rules", "use of devices is not granted"),
-    rejected("devices", "devices of the host are not passed through"),
+    done(
+        "devices",
+        Items,
+        "`HOST[:CONTAINER[:rwm]]`, or mappings of `source`, `target`, `permissions`: devices of the host, or folders of them",
+    ),
     done("dns", Texts, "addresses of name servers, instead of the host's"),
     done("dns_opt", List, "options of the resolver; with the host's network together with `dns`"),
     done("dns_search", Texts, "domains to search; with the host's network together with `dns`"),
-    rejected("domainname", "write the whole name in `hostname`"),
+    done(
+        "domainname",
+        Text,
+        "NIS domain name in the container; the domain of a host name is part of `hostname`",
+    ),
     rejected("driver_opts", "bridges are set up by the supervisor"),
     done(
         "entrypoint",
@@ -83,7 +91,7 @@ pub(in super::super) const SERVICE: &[Key] = &[
         "lines for `/etc/hosts`: list of `NAME=ADDRESS` or `NAME:ADDRESS`, or mapping; `host-gateway` is this host",
     ),
     rejected("gpus", "devices of the host are not passed through"),
-    rejected("group_add", "name the group in `user`"),
+    done("group_add", List, "further groups of the process, by name in the image or by number"),
     done(
         "healthcheck",
         Object(HEALTHCHECK),
@@ -95,7 +103,11 @@ pub(in super::super) const SERVICE: &[Key] = &[
         Text,
         "`name[:tag][@digest]`, `host[:port]/name…`, or `oci:FOLDER[:TAG]` for an image layout of this host; required",
     ),
-    done("init", Bool, "only `false`: no process is put before the service's"),
+    done(
+        "init",
+        Bool,
+        "`true`: the first process passes signals on to the service's and takes in what it leaves behind",
+    ),
     rejected("ipc", "each container has its own"),
     rejected("isolation", NO_WINDOWS),
     rejected("label_file", "nothing reads labels"),
@@ -144,7 +156,11 @@ pub(in super::super) const SERVICE: &[Key] = &[
     rejected("post_start", "hooks are not run"),
     rejected("pre_start", "hooks are not run"),
     rejected("pre_stop", "hooks are not run"),
-    done("privileged", Bool, "only `false`; use `cap_add`"),
+    done(
+        "privileged",
+        Bool,
+        "`true`: all capabilities and devices of the host, no filter of system calls, nothing of the kernel hidden",
+    ),
     done("profiles", List, "it runs when one of them is active, or when it is named"),
     rejected("provider", "what is no container is not run"),
     done(
@@ -171,7 +187,7 @@ pub(in super::super) const SERVICE: &[Key] = &[
         "`no-new-privileges`, `seccomp=unconfined`; `apparmor=unconfined` and `label=disable` are what is so anyway",
     ),
     done("shm_size", Number, "size of `/dev/shm`, `64m` where absent"),
-    done("stdin_open", Bool, "only `false`: services have no input"),
+    done("stdin_open", Bool, "`true`: its input stays open, and nobody writes to it"),
     done(
         "stop_grace_period",
         Text,
@@ -179,7 +195,11 @@ pub(in super::super) const SERVICE: &[Key] = &[
     ),
     done("stop_signal", Text, "name or number; the image's, else `SIGTERM`, where absent"),
     rejected("storage_opt", "disk space of containers is not limited"),
-    rejected("sysctls", "settings of the kernel are not changed"),
+    done(
+        "sysctls",
+        Pairs,
+        "settings of the kernel that a container has for itself: `net.…` (not with the host's network), `kernel.msg…`, `kernel.shm…`, `kernel.sem`, `fs.mqueue.…`",
+    ),
     done("tmpfs", Texts, "`PATH[:size=64m,mode=1777,ro]`: memory that is a folder"),
     done("tty", Bool, "only `false`: services have no terminal"),
     done(
