@@ -6,7 +6,8 @@
 
 use std::process::{Child, Stdio};
 
-use rustix::process::{Pid, Signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use supervisor::boundary::Boundary;
 use supervisor::sys::process::ProcessIdentity;
 
@@ -94,7 +95,11 @@ impl Scene {
                 find()
             };
             if let Some(pid) = found {
-                signal(pid, Signal::KILL);
+                match kill_process(pid, Signal::KILL) {
+                    // Nobody holds it up, and it was on its way out.
+                    Err(Errno::SRCH) if !role.is_played(boundary) => {}
+                    other => other.unwrap(),
+                }
             }
         }
         release(&self.program);
