@@ -106,6 +106,15 @@ pub fn ensure_forwarding(ipv6: Ipv6) -> Result<Vec<String>, SettingError> {
     Ok(changed)
 }
 
+/// Whether what bridges pass on is given to the packet filter (br_netfilter), in the network namespace of the calling
+/// thread. A container's packet to a published port is then turned around in the bridge.
+#[must_use]
+pub fn is_bridged_filtered() -> bool {
+    ["iptables", "ip6tables"].iter().any(|program| {
+        read(&format!("net/bridge/bridge-nf-call-{program}")).is_ok_and(|value| value != "0")
+    })
+}
+
 /// Settings of one of our bridges: ports that are published at loopback addresses are translated on their way to it,
 /// and it takes part in no configuration of version 6.
 ///

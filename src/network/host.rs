@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
-use super::link::{self, LinkError};
+use super::link::{self, Apart, LinkError};
 use super::names::{self, EntryError, NameTable, NamesClient, NamesError};
 use super::rules::{Change, NftError, Rules, Ruleset};
 use super::{
@@ -43,6 +43,8 @@ pub struct HostNetwork {
     directory: PathBuf,
     rules: Rules,
     bridges: BTreeMap<NetworkKey, String>,
+    /// By whom those on the shared bridge are kept apart.
+    apart: Option<Apart>,
     /// The table that the resolver was told last.
     told: Option<NameTable>,
     /// What was written down last of published ports.
@@ -94,7 +96,15 @@ impl HostNetwork {
     #[must_use]
     pub fn new(owner: Owner, directory: PathBuf) -> Self {
         let rules = Rules::new(owner.clone());
-        Self { owner, directory, rules, bridges: BTreeMap::new(), told: None, published: None }
+        Self {
+            owner,
+            directory,
+            rules,
+            bridges: BTreeMap::new(),
+            apart: None,
+            told: None,
+            published: None,
+        }
     }
 
     /// Where the resolver's socket is.
@@ -144,6 +154,7 @@ impl HostNetwork {
         for name in self.bridges.values() {
             prepare_bridge(name)?;
         }
+        self.keep_apart()?;
         let settings = ensure_forwarding(ipv6)?;
         let wanted: BTreeSet<String> = state
             .containers()
@@ -155,6 +166,21 @@ impl HostNetwork {
             LinkKind::Port => link.what.as_ref().is_none_or(|what| wanted.contains(what)),
         })?;
         Ok(Applied { settings, rules, collected })
+    }
+
+    /// Looks by whom those on the shared bridge are to be kept apart: it is looked for each time, since whoever filters
+    /// bridged packets may come later.
+    fn keep_apart(&mut self) -> Result<(), LinkError> {
+        let Some(bridge) = self.bridges.get(&NetworkKey::shared()) else {
+            self.apart = None;
+            return Ok(());
+        };
+        let now = Apart::now();
+        if self.apart != Some(now) {
+            link::keep_apart(&self.owner, bridge, now)?;
+            self.apart = Some(now);
+        }
+        Ok(())
     }
 
     /// The interfaces of a container, once the state with it was applied.
@@ -235,6 +261,7 @@ impl HostNetwork {
     /// Without any network: no bridge, no rule, no resolver.
     fn leave_nothing(&mut self) -> Result<Applied, HostNetworkError> {
         self.bridges.clear();
+        self.apart = None;
         (self.told, self.published) = (None, None);
         // There may never have been one.
         let _ = fs::remove_file(self.directory.join(PORTS));

@@ -50,7 +50,9 @@ pub use attachment::{
     Attachment, HostAccess, Ipv6, Neighbours, NetworkKey, NetworkSpec, Publication, Published,
     Reach, Subnet, Transport,
 };
-pub use forwarding::{Closed, SettingError, ensure_forwarding, prepare_bridge};
+pub use forwarding::{
+    Closed, SettingError, ensure_forwarding, is_bridged_filtered, prepare_bridge,
+};
 pub use host::{Applied, HostNetwork, HostNetworkError, published};
 pub use owner::{LinkKind, Owner, OwnerError};
 pub use state::NetworkState;

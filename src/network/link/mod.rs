@@ -4,6 +4,7 @@
 //! descriptor. A container's end of a pair is made in its namespace, under its final name, so that no half of a pair is
 //! ever left over on the host: when the container's last process ends, the kernel removes both.
 
+mod apart;
 mod bridge;
 mod port;
 mod request;
@@ -14,6 +15,7 @@ mod tests;
 
 use std::io;
 
+pub use apart::{Apart, keep_apart};
 pub use bridge::{Bridge, ensure_bridge};
 pub use port::attach;
 pub use surroundings::{HostLinks, look_around};

@@ -9,7 +9,7 @@ use netlink_packet_route::link::{
 
 use super::super::netlink::Netlink;
 use super::super::{Attachment, LinkKind, Owner};
-use super::{LinkError, failed, name_for, request};
+use super::{LinkError, apart, failed, name_for, request};
 
 /// Connects the network namespace `container` to bridges: an interface for each attachment, with addresses and routes,
 /// and the loopback interface up. A pair that an earlier run of the same container left is replaced: its other end is
@@ -82,7 +82,11 @@ fn connect(
     let alias = vec![LinkAttribute::IfAlias(owner.alias(what))];
     let raised =
         request::raise(host, link.index, alias).map_err(failed("bring up", &name)).and_then(|()| {
-            request::set_port(host, link.index, attachment.neighbours)
+            request::let_port_send_back(host, link.index)
+                .and_then(|()| match apart::is_by_bridge(attachment.neighbours) {
+                    true => request::isolate_port(host, link.index, true),
+                    false => Ok(()),
+                })
                 .map_err(failed("set up", &name))
         });
     if let Err(error) = raised {

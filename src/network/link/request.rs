@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -15,7 +16,6 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
-use super::super::Neighbours;
 use super::super::netlink::Netlink;
 
 /// What is known of an interface.
@@ -25,15 +25,18 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) alias: Option<String>,
     pub(super) is_up: bool,
+    /// The bridge whose port it is.
+    pub(super) controller: Option<u32>,
 }
 
 impl Link {
     fn of(message: &LinkMessage) -> Option<Self> {
-        let (mut name, mut alias) = (None, None);
+        let (mut name, mut alias, mut controller) = (None, None, None);
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name = Some(text.clone()),
                 LinkAttribute::IfAlias(text) if !text.is_empty() => alias = Some(text.clone()),
+                LinkAttribute::Controller(index) => controller = Some(*index),
                 _ => {}
             }
         }
@@ -43,6 +46,7 @@ impl Link {
             name: name?,
             alias,
             is_up: header.flags.contains(LinkFlags::Up),
+            controller,
         })
     }
 }
@@ -100,23 +104,37 @@ pub(super) fn raise(
 }
 
 /// Lets a port of a bridge send back what it received: where bridged packets are given to the packet filter
-/// (br_netfilter), a container's packet to a published port of its own is turned around in the bridge. The bridge passes
-/// nothing between ports that do not see their neighbours: no packet of any kind, nor the question who has an address.
-pub(super) fn set_port(
-    netlink: &mut Netlink,
-    index: u32,
-    neighbours: Neighbours,
-) -> io::Result<()> {
-    let mut settings = vec![InfoBridgePort::HairpinMode(true)];
-    // Not said where it is not asked for: kernels before 4.18 do not know it.
-    if neighbours == Neighbours::Unseen {
-        settings.push(InfoBridgePort::Isolated(true));
-    }
+/// (br_netfilter), a container's packet to a published port of its own is turned around in the bridge.
+pub(super) fn let_port_send_back(netlink: &mut Netlink, index: u32) -> io::Result<()> {
+    set_port(netlink, index, InfoBridgePort::HairpinMode(true))
+}
+
+/// The bridge passes nothing between ports that are isolated: no packet of any kind, nor the question who has an address.
+/// Kernels before 4.18 do not know it.
+pub(super) fn isolate_port(netlink: &mut Netlink, index: u32, isolated: bool) -> io::Result<()> {
+    set_port(netlink, index, InfoBridgePort::Isolated(isolated))
+}
+
+fn set_port(netlink: &mut Netlink, index: u32, setting: InfoBridgePort) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(settings)),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![setting])),
+    ]));
+    netlink.change(RouteNetlinkMessage::NewLink(message), 0)
+}
+
+/// Gives all that a bridge passes on to the packet filter, of both versions, whatever the host's setting; or as that says.
+pub(super) fn filter_bridge(netlink: &mut Netlink, index: u32, all: bool) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Bridge),
+        LinkInfo::Data(InfoData::Bridge(vec![
+            InfoBridge::NfCallIpTables(all),
+            InfoBridge::NfCallIp6Tables(all),
+        ])),
     ]));
     netlink.change(RouteNetlinkMessage::NewLink(message), 0)
 }

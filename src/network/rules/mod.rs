@@ -31,7 +31,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Closed, HostAccess, Owner, Publication, Reach, Transport};
+use super::{Closed, HostAccess, Neighbours, Owner, Publication, Reach, Transport};
 pub use apply::{Change, NftError, Rules, apply_text, program_version};
 pub use watch::RulesWatch;
 
@@ -55,6 +55,8 @@ pub struct NetworkRules {
     pub subnets: Vec<IpNet>,
     /// Whether it leads outside.
     pub reach: Reach,
+    /// Whether its containers reach each other there.
+    pub neighbours: Neighbours,
     /// Addresses of its containers, and whether each may reach the host.
     pub containers: Vec<(IpAddr, HostAccess)>,
 }
@@ -148,13 +150,15 @@ impl Ruleset {
         let set = |name, of, flags, all| Elements { kind: "set", name, of, flags, all };
         let pair = |network| format!("{0} . {0}", quoted(network));
         let names = |all: &BTreeSet<String>| all.iter().map(|name| format!("\"{name}\"")).collect();
+        let is_familiar = |network: &&NetworkRules| network.neighbours == Neighbours::Seen;
+        let familiar = self.networks.iter().filter(is_familiar);
         let closed = [("closed4", &self.closed.v4), ("closed6", &self.closed.v6)];
         let closed = closed.into_iter().filter(|(_, all)| !all.is_empty());
         let closed = closed.map(|(name, all)| set(name, "ifname", "", names(all)));
         let ours = vec![
             set("bridges", "ifname", "", self.networks.iter().map(quoted).collect()),
             set("open", "ifname", "", open().map(quoted).collect()),
-            set("within", "ifname . ifname", "", self.networks.iter().map(pair).collect()),
+            set("within", "ifname . ifname", "", familiar.map(pair).collect()),
             set("open4", "ipv4_addr", "interval", subnets(false)),
             set("open6", "ipv6_addr", "interval", subnets(true)),
             set("host4", "ifname . ipv4_addr", "", granted(false)),

@@ -27,6 +27,7 @@ fn network(bridge: &str, subnet: u8, reach: Reach) -> NetworkRules {
         bridge: bridge.to_owned(),
         subnets: subnets.to_vec(),
         reach,
+        neighbours: crate::network::Neighbours::Seen,
         containers: Vec::new(),
     }
 }
@@ -321,4 +322,74 @@ fn many_networks_and_ports_are_one_transaction() {
         assert_eq!(rules.ensure(&ruleset).unwrap(), Change::Applied);
         assert_eq!(rules.ensure(&ruleset).unwrap(), Change::None);
     });
+}
+
+#[test]
+fn those_on_the_shared_bridge_reach_what_they_publish_and_nothing_else_of_each_other() {
+    use crate::network::Neighbours;
+    use crate::network::link::{Apart, keep_apart};
+    let [host, one, two] = std::array::from_fn(|_| netns::make().unwrap());
+    let filter = |program: &str, value: &str| {
+        std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{program}"), value)
+    };
+    let put = |container: &OwnedFd, bridge: &str, host: u8| {
+        let what = format!("{host}@bridge");
+        let attachment = Attachment {
+            mac: Attachment::mac_for(&what),
+            what,
+            bridge: bridge.to_owned(),
+            interface: "eth0".to_owned(),
+            v4: Some(([10, 213, 7, host].into(), 24)),
+            v6: Some((format!("fd00:7::{host}").parse().unwrap(), 64)),
+            gateway4: Some([10, 213, 7, 1].into()),
+            gateway6: Some("fd00:7::1".parse().unwrap()),
+            neighbours: Neighbours::Unseen,
+        };
+        attach(&owner(), container.as_fd(), &[attachment]).unwrap();
+    };
+    let (bridge, is_known) = within(&host, || {
+        let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        ensure_forwarding(Ipv6::Always).unwrap();
+        let v6 = Some(("fd00:7::1".parse().unwrap(), 64));
+        let v4 = ([10, 213, 7, 1].into(), 24);
+        let wanted = Bridge { network: NetworkKey::shared(), v4, v6 };
+        let bridge = ensure_bridge(&owner(), &wanted).unwrap();
+        // Absent where the kernel knows no such filter.
+        let is_known = filter("iptables", "0").and_then(|()| filter("ip6tables", "0")).is_ok();
+        put(&one, &bridge, 2);
+        put(&two, &bridge, 3);
+        prepare_bridge(&bridge).unwrap();
+        let shared = network(&bridge, 7, Reach::Outside);
+        let ruleset = Ruleset {
+            networks: vec![NetworkRules { neighbours: Neighbours::Unseen, ..shared }],
+            publications: vec![
+                publish("", 8080, Transport::Tcp, "10.213.7.2", 80),
+                publish("", 8080, Transport::Tcp, "fd00:7::2", 80),
+            ],
+            closed: Closed::default(),
+        };
+        Rules::new(owner()).ensure(&ruleset).unwrap();
+        (bridge, is_known)
+    });
+    // Nobody filters; then somebody comes who does, of one version only, as for containers that are there; and goes.
+    for (value, apart) in [("0", Apart::ByBridge), ("1", Apart::ByRules), ("0", Apart::ByBridge)] {
+        if value == "1" && !is_known {
+            continue;
+        }
+        within(&host, || {
+            let _ = filter("iptables", value);
+            assert_eq!(Apart::now(), apart);
+            keep_apart(&owner(), &bridge, apart).unwrap();
+        });
+        for client in [&one, &two] {
+            assert_eq!(
+                seen(&one, "0.0.0.0:80", client, "10.213.7.1:8080").to_string(),
+                "10.213.7.1"
+            );
+            assert_eq!(seen(&one, "[::]:80", client, "[fd00:7::1]:8080").to_string(), "fd00:7::1");
+        }
+        refused(&one, "0.0.0.0:80", &two, "10.213.7.2:80");
+        refused(&one, "[::]:80", &two, "[fd00:7::2]:80");
+        refused(&two, "0.0.0.0:7", &one, "10.213.7.3:7");
+    }
 }

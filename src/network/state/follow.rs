@@ -8,6 +8,14 @@ use crate::network::names::{NameClient, NameTable, NamedHost, NamedNetwork, Outs
 use crate::network::rules::{NetworkRules, Ruleset};
 use crate::network::{Addresses, Attachment, Closed, Neighbours, NetworkKey};
 
+/// Those of any project are on the shared one, and no file asks for the others.
+fn neighbours(network: &NetworkKey) -> Neighbours {
+    match *network == NetworkKey::shared() {
+        true => Neighbours::Unseen,
+        false => Neighbours::Seen,
+    }
+}
+
 impl NetworkState {
     /// The bridges of all networks.
     #[must_use]
@@ -65,11 +73,7 @@ impl NetworkState {
                 v6: addresses.v6.zip(v6),
                 gateway4,
                 gateway6,
-                // Those of any project are on it, and no file asks for the others.
-                neighbours: match membership.network == NetworkKey::shared() {
-                    true => Neighbours::Unseen,
-                    false => Neighbours::Seen,
-                },
+                neighbours: neighbours(&membership.network),
             })
         };
         member.memberships.iter().enumerate().filter_map(attachment).collect()
@@ -93,6 +97,7 @@ impl NetworkState {
                 bridge: bridge(key),
                 subnets: families.into_iter().flatten().map(|family| family.net).collect(),
                 reach: known.reach,
+                neighbours: neighbours(key),
                 containers: containers.collect(),
             })
         };
