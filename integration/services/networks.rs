@@ -395,6 +395,43 @@ fn nobody_joins_while_it_cannot_be_told_who_is_in_which_network() {
 }
 
 #[test]
+fn a_container_whose_networks_cannot_be_told_keeps_others_out_until_it_ends() {
+    on_a_host(|| {
+        let program = Program::new();
+        let [web, cache] =
+            ["web", "cache"].map(|name| service(name, IDLE).bridged().key("restart: always"));
+        program.services(&file(&[web.clone(), cache.clone()]));
+        let up = program.up_running();
+        let [old, kept] = ["web", "cache"].map(|name| program.running(name));
+        let container = program.service("web").unwrap()["ID"].as_str().unwrap().to_owned();
+        crash(up);
+        for name in ["networks", "networks.prev"] {
+            std::fs::write(program.folder().join("state").join(name), "{").unwrap();
+        }
+        let launched = program.run_dir().join("containers").join(&container).join("launch.json");
+        std::fs::write(&launched, "{").unwrap();
+        program.services(&file(&[web, cache, service("db", IDLE).bridged()]));
+        let up = program.up();
+        program.until("`db` is not let in, and it is said because of whom", || {
+            let shown = program.ps();
+            let db = shown.iter().find(|line| line["Service"] == "db")?;
+            let text = db.to_string();
+            (text.contains("cannot be made out") && text.contains(&container)).then_some(())
+        });
+        program.ok(["restart", "web"]);
+        let [web, db] = ["web", "db"].map(|name| program.running(name));
+        assert_ne!(web, old);
+        assert_eq!(program.running("cache"), kept, "it is the same container");
+        program.until("all find each other", || {
+            found(db, "web").and(found(kept, "db")).and(found(web, "cache"))
+        });
+        crash(up);
+        program.ok(["down"]);
+        until_nothing_is_left(&program);
+    });
+}
+
+#[test]
 fn a_network_that_cannot_be_made_keeps_nobody_else_from_theirs() {
     on_a_host(|| {
         // Whoever wants addresses of this family cannot have one.

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use super::bridges::{BridgesOptions, Command, Joined, Work};
+use super::bridge_record::{Loss, Written};
+use super::bridges::{BridgesOptions, Command, FoundMembers, Joined, Work};
 use super::events::{EventLog, Subject};
 use super::published::Published;
 use super::report::EventLevel;
@@ -15,9 +16,7 @@ use crate::container::{self, Attached};
 use crate::network::names::NamesError;
 use crate::network::port;
 use crate::network::rules::Change;
-use crate::network::{
-    HostNetwork, HostNetworkError, MemberWish, NetworkState, Owner, PortWish, Surroundings,
-};
+use crate::network::{HostNetwork, HostNetworkError, MemberWish, NetworkState, Owner, PortWish};
 use crate::store::{Record, record};
 use crate::sys::netns;
 use crate::telemetry::Chain;
@@ -55,18 +54,6 @@ pub(super) struct Task {
     published: Published,
 }
 
-/// What is written down of who is in which network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Written {
-    /// Nothing, as where nobody ever was in one.
-    Nothing,
-    /// All of it. What a crash left is looked for.
-    All,
-    /// It cannot be known, for this reason. Nobody joins: the host would be made like a state without those who are in
-    /// networks.
-    Lost(String),
-}
-
 /// Who waits for an answer to a wish.
 type Joining = (Box<MemberWish>, oneshot::Sender<Result<Joined, String>>);
 
@@ -87,7 +74,10 @@ impl Task {
         let (state, record) = match options.store.load::<NetworkState>(&path) {
             Ok(Some(state)) => (state, Written::All),
             Ok(None) => (NetworkState::default(), Written::Nothing),
-            Err(error) => (NetworkState::default(), Written::Lost(Chain(&error).to_string())),
+            Err(error) => {
+                let (reason, found) = (Chain(&error).to_string(), FoundMembers::default());
+                (NetworkState::default(), Written::Lost(Loss { reason, found }))
+            }
         };
         let network = HostNetwork::new(owner.clone(), options.run_dir.join("network"));
         published.set(&state);
@@ -153,7 +143,7 @@ impl Task {
                     let is_new = self.state.set_ready(&container, ready);
                     need = need.max(if is_new { Need::Names } else { Need::Nothing });
                 }
-                Command::Left(container) => need = need.max(self.take_out(&container)),
+                Command::Left(container) => need = need.max(self.leaves(&container)),
                 Command::Settle(running, members) => {
                     need = need.max(self.settle(&running, members))
                 }
@@ -218,11 +208,8 @@ impl Task {
     /// Notes that a container is in its networks, if it can have what it wants.
     fn admit(&mut self, wish: &MemberWish) -> Result<(), String> {
         let text = |error: &(dyn std::error::Error + 'static)| Chain(error).to_string();
-        if let Written::Lost(refusal) = &self.record {
-            return Err(format!(
-                "{refusal}; it says which containers are in which networks: put it right, or, when none of them \
-                 runs, remove it"
-            ));
+        if let Written::Lost(loss) = &self.record {
+            return Err(loss.to_string());
         }
         let surroundings = self.network.surroundings().map_err(|error| text(&error))?;
         let fixed: Vec<_> = wish.ports.iter().filter_map(PortWish::fixed).collect();
@@ -242,48 +229,47 @@ impl Task {
         Need::All
     }
 
-    /// Takes over what runs: `members` are in networks, where the record of that is lost.
-    fn settle(&mut self, running: &[String], members: Result<Vec<MemberWish>, String>) -> Need {
+    /// A container has ended.
+    fn leaves(&mut self, container: &str) -> Need {
+        let Written::Lost(loss) = &mut self.record else { return self.take_out(container) };
+        if !loss.is_settled_without(container) {
+            return Need::Nothing;
+        }
+        let loss = loss.clone();
+        self.rebuild(loss)
+    }
+
+    /// Takes over what runs: `found` are in networks, where the record of that is lost.
+    fn settle(&mut self, running: &[String], found: FoundMembers) -> Need {
         let reason = match &self.record {
             Written::All => {
                 self.state.keep(|known| running.iter().any(|id| id == known));
                 return Need::All;
             }
+            // One that cannot be used is set aside, and reads as if there had never been one.
+            Written::Nothing if found == FoundMembers::default() => return Need::Nothing,
             Written::Nothing => "the record of networks is lost".to_owned(),
-            Written::Lost(reason) => reason.clone(),
+            Written::Lost(loss) => loss.reason.clone(),
         };
-        let members = match members {
-            Ok(members) => members,
-            Err(reason) => return self.complain_of_loss(&reason),
-        };
-        // One that cannot be used is set aside, and reads as if there had never been one.
-        if members.is_empty() && self.record == Written::Nothing {
-            return Need::Nothing;
-        }
-        let mut state = NetworkState::default();
-        // They are there: nothing of the host is in their way.
-        let nothing = Surroundings::default();
-        for wish in &members {
-            if let Err(error) = state.join(wish, &nothing, |_| true) {
-                // Or its interfaces would be taken for left over.
-                return self.complain_of_loss(&format!("`{}`: {}", wish.container, Chain(&error)));
+        self.rebuild(Loss { reason, found })
+    }
+
+    /// Makes the record anew from those who are in networks, if all of them are known.
+    fn rebuild(&mut self, loss: Loss) -> Need {
+        let (reason, members) = (loss.reason.clone(), loss.found.members.len());
+        match loss.rebuild() {
+            Ok(state) => (self.state, self.record) = (state, Written::All),
+            Err(loss) => {
+                self.complain(&loss.to_string());
+                self.record = Written::Lost(loss);
+                return Need::Nothing;
             }
         }
-        (self.state, self.record) = (state, Written::All);
         let message = format!(
-            "{reason}; who is in which network was found out from {} running containers",
-            members.len()
+            "{reason}; who is in which network was found out from {members} running containers"
         );
         self.events().emit(Subject::Host, EventLevel::Warning, "networks-rebuilt", message, []);
         Need::All
-    }
-
-    /// `what` runs in networks, and it cannot be told in which.
-    fn complain_of_loss(&mut self, what: &str) -> Need {
-        let reason = format!("the networks of a running container cannot be made out: {what}");
-        self.record = Written::Lost(reason.clone());
-        self.complain(&reason);
-        Need::Nothing
     }
 
     fn save(&mut self) {

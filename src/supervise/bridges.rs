@@ -3,6 +3,7 @@
 //! One task does everything, in the order in which it is asked: a container that left is out before it joins again.
 //! What was asked meanwhile is done at once. As long as no service asks for a bridge nothing is run, read or changed.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +30,14 @@ const QUEUE: usize = 2048;
 /// How often the resolver is looked after.
 const BEAT: Duration = Duration::from_secs(2);
 
+/// Who is in which network, as far as what was launched tells.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct FoundMembers {
+    pub(super) members: Vec<MemberWish>,
+    /// Containers that run and may be in networks, and why it cannot be told.
+    pub(super) unknown: BTreeMap<String, String>,
+}
+
 /// What a container is launched with.
 #[derive(Debug)]
 pub(super) struct Joined {
@@ -46,7 +55,7 @@ pub(super) enum Command {
     Ready(String, Ready),
     Left(String),
     /// These run, and no others; some are in these networks.
-    Settle(Vec<String>, Result<Vec<MemberWish>, String>),
+    Settle(Vec<String>, FoundMembers),
     Flush(oneshot::Sender<()>),
 }
 
@@ -115,7 +124,7 @@ impl Bridges {
     }
 
     /// Which containers run, of all that were there before; and, if it is lost, which networks they are in.
-    pub(super) fn settle(&self, running: Vec<String>, members: Result<Vec<MemberWish>, String>) {
+    pub(super) fn settle(&self, running: Vec<String>, members: FoundMembers) {
         self.tell(Command::Settle(running, members));
     }
 

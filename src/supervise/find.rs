@@ -1,5 +1,6 @@
 //! What control finds when it starts: projects that are wanted, containers that run, and those that ended meanwhile.
 
+use super::bridges::FoundMembers;
 use super::driver::Driver;
 use super::events::Subject;
 use super::held::{ContainerRecord, Held};
@@ -45,7 +46,7 @@ impl Driver {
         let members = if self.host.bridges.is_lost {
             self.members_by_launch(&running)
         } else {
-            Ok(Vec::new())
+            FoundMembers::default()
         };
         self.host.bridges.settle(running, members);
         self.connection_changed();

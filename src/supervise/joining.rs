@@ -1,5 +1,8 @@
 //! Gives a container that is launched the network that its service asks for.
 
+use std::collections::BTreeMap;
+
+use super::bridges::FoundMembers;
 use super::driver::Driver;
 use super::execute::Host;
 use super::held::{ContainerRecord, Held};
@@ -49,14 +52,15 @@ impl Driver {
 impl Driver {
     /// Who is in which network, by what was launched: for when the record of that is lost. What runs and has no
     /// service any more is in its networks without a name.
-    ///
-    /// # Errors
-    /// When it cannot be told of one of them.
-    pub(super) fn members_by_launch(&self, running: &[String]) -> Result<Vec<MemberWish>, String> {
+    pub(super) fn members_by_launch(&self, running: &[String]) -> FoundMembers {
+        let mut unknown = BTreeMap::new();
         let member = |held: &Held| {
             let launched = match container::launch_record(&self.host.run_dir, &held.id) {
                 Ok(launched) => launched?,
-                Err(error) => return Some(Err(format!("`{}`: {}", held.id, Chain(&error)))),
+                Err(error) => {
+                    unknown.insert(held.id.to_string(), Chain(&error).to_string());
+                    return None;
+                }
             };
             let Network::Attached(attached) = launched.network else { return None };
             let record = &held.record;
@@ -80,10 +84,11 @@ impl Driver {
             if record.one_off.is_some() {
                 wish.ports.clear();
             }
-            Some(Ok(wish.as_it_runs(&attached.attachments)))
+            Some(wish.as_it_runs(&attached.attachments))
         };
         let runs = |held: &&Held| running.iter().any(|id| id == held.id.as_str());
-        self.containers.values().filter(runs).filter_map(member).collect()
+        let members = self.containers.values().filter(runs).filter_map(member).collect();
+        FoundMembers { members, unknown }
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod answer;
 mod begin;
+mod bridge_record;
 mod bridge_task;
 mod bridges;
 mod changes;
