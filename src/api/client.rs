@@ -156,7 +156,10 @@ impl ApiClient {
     async fn stream_to(&self) -> Result<UnixStream, ClientError> {
         let not_running = |source| self.not_running(source);
         let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => not_running(source),
+            // The last: it died before it took the connection.
+            io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset => not_running(source),
             _ => ClientError::Connect { path: self.run_dir.join(SOCKET_NAME), source },
         };
         // A member of the socket's group may search the directory and not read it.
